@@ -1,0 +1,181 @@
+"""The one table of cases that drives the tests, the error bars, and what the tests share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_invact.curves import CURVES, Curve
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+# No dimension, no element, and sizes on both sides of a byte of bits and of a small piece (SMALL_PIECE elements).
+SMALL_PIECE = 64
+SHAPES = ((), (0,), (3, 0, 2), (1,), (7,), (8,), (9,), (63,), (64,), (65,), (129,), (2, 3, 5), (2, 8, 3, 5))
+FOUR_DIMENSIONS = (2, 8, 3, 5)
+
+
+@dataclass(frozen=True)
+class ErrorBar:
+    """Bounds on the gradient's distance from the exact derivative, for ``dy = 1`` and ``x ~ N(0, 1)``.
+
+    ``rms`` bounds the derivative before it is rounded to the dtype, ``rounded_rms`` the gradient. ``max_away`` holds
+    where ``|x - x_min| > 0.05``: next to the turning point the rounding of ``y`` costs more than elsewhere.
+    """
+
+    max: float
+    max_away: float
+    rms: float
+    rounded_rms: float
+
+
+ERROR_BARS = {
+    torch.float32: ErrorBar(max=2e-4, max_away=2e-5, rms=5e-6, rounded_rms=5e-6),
+    torch.bfloat16: ErrorBar(max=0.016, max_away=0.016, rms=0.0018, rounded_rms=0.0022),
+    torch.float16: ErrorBar(max=0.0075, max_away=0.0075, rms=0.0005, rounded_rms=0.0005),
+    torch.float64: ErrorBar(max=1e-6, max_away=1e-6, rms=1e-6, rounded_rms=1e-6),
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """The same numbers in every dtype, but for rounding."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def _transposed(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return normal(*reversed(shape), dtype=dtype, seed=seed).permute(*reversed(range(len(shape))))
+
+
+def _channels_last(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return normal(*shape, dtype=dtype, seed=seed).contiguous(memory_format=torch.channels_last)
+
+
+def _half_of_a_row(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return normal(*shape[:-1], 2 * shape[-1], dtype=dtype, seed=seed).chunk(2, dim=-1)[1]
+
+
+def _every_second(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return normal(*shape[:-1], 2 * shape[-1], dtype=dtype, seed=seed)[..., ::2]
+
+
+def _expanded(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return normal(1, *shape[1:], dtype=dtype, seed=seed).expand(shape)
+
+
+def _offset(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return normal(math.prod(shape) + 3, dtype=dtype, seed=seed)[3:].view(shape)
+
+
+def _contiguous(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return normal(*shape, dtype=dtype, seed=seed)
+
+
+LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype, int], Tensor]] = {
+    "contiguous": _contiguous,
+    "transposed": _transposed,
+    "channels_last": _channels_last,
+    "half_of_a_row": _half_of_a_row,
+    "every_second": _every_second,
+    "expanded": _expanded,
+    "offset": _offset,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An activation and the tensor it is applied to."""
+
+    curve: Curve
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    layout: str = "contiguous"
+
+    def input(self, seed: int = 0) -> Tensor:
+        return LAYOUTS[self.layout](self.shape, self.dtype, seed)
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape)) or "scalar"
+        return f"{self.curve.name}-{dtype_name(self.dtype)}-{shape}-{self.layout}"
+
+
+def _arrangements() -> Iterator[tuple[tuple[int, ...], str]]:
+    yield from ((shape, "contiguous") for shape in SHAPES)
+    yield from ((FOUR_DIMENSIONS, layout) for layout in LAYOUTS if layout != "contiguous")
+
+
+CASES = [
+    Case(curve, dtype, shape, layout)
+    for curve in CURVES.values()
+    for dtype in DTYPES
+    for shape, layout in _arrangements()
+]
+
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_curve = pytest.mark.parametrize("curve", CURVES.values(), ids=lambda curve: curve.name)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+each_half_dtype = pytest.mark.parametrize("dtype", HALF_DTYPES, ids=dtype_name)
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def all_numbers(dtype: torch.dtype) -> Tensor:
+    """All 65,536 bit patterns of a half-precision dtype."""
+    return torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+
+
+def exact_derivative(curve: Curve, x: Tensor) -> Tensor:
+    """``f'(x)`` in float64."""
+    return curve.derivative(x.detach().double())
+
+
+def output_and_gradient(
+    function: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``function(x)`` and the gradient of `x`, a leaf of the same layout, for ``dy`` (ones where None)."""
+    leaf = x.detach().requires_grad_()
+    y = function(leaf)
+    (dx,) = torch.autograd.grad(y, leaf, torch.ones_like(y) if dy is None else dy)
+    return y.detach(), dx
+
+
+def assert_gradient_within(bar: ErrorBar, dx: Tensor, dy: Tensor, exact: Tensor) -> None:
+    """``dx`` is ``dy * exact`` within the bar, and the rounding of the product to its dtype."""
+    expected = dy.double() * exact
+    info = torch.finfo(dx.dtype)
+    tolerance = dy.double().abs() * bar.max + expected.abs() * info.eps / 2 + info.smallest_normal * info.eps
+    excess = (dx.double() - expected).abs() - tolerance
+    assert (excess <= 0).all(), f"off by {excess.max():.2g} more than {bar.max:g}"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Runs the block on this many CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def record_saved() -> Iterator[list[Tensor]]:
+    """The tensors that autograd saves inside the block."""
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
