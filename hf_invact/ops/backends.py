@@ -1,0 +1,39 @@
+"""The backends by name, and which of them serves a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from ..curves import Curve
+from . import eager
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How an activation and its gradient are computed. See `eager` for the arguments."""
+
+    name: str
+    forward: Callable[[Tensor, Curve], tuple[Tensor, Tensor]]
+    backward: Callable[[Tensor, Tensor, Tensor, Curve], Tensor]
+
+
+BACKENDS = MappingProxyType({"eager": Backend("eager", eager.forward, eager.backward)})
+
+
+def check_backend(name: str) -> None:
+    """Raise ValueError unless `name` is a backend's name or "auto"."""
+    if name != AUTO and name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; known: {', '.join([AUTO, *BACKENDS])}")
+
+
+def choose_backend(name: str, device: torch.device) -> Backend:
+    """The backend of this name; "auto" takes the best for tensors on `device`."""
+    check_backend(name)
+    return BACKENDS["eager" if name == AUTO else name]

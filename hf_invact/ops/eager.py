@@ -1,0 +1,154 @@
+"""The plain PyTorch backend: cache-sized pieces, and buffers that are reused from piece to piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..curves import Curve, Fit
+from .layout import flat, with_layout
+from .packing import BITS, pack, packed_size, unpack
+
+# Elements in a piece, a multiple of 8. On a CPU its buffers should stay in the cache, and every operation pays for
+# starting the threads; on other devices an operation costs a launch, so pieces only bound the temporary memory.
+CPU_PIECE = 1 << 18
+DEVICE_PIECE = 1 << 24
+
+
+def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
+    """Evaluate the activation and note which inputs lie left of its turning point.
+
+    Args:
+        x: any shape, layout and floating dtype.
+
+    Returns:
+        ``y``, shaped as ``x``, and the side bits in ``y``'s memory order, uint8, shape (ceil(numel / 8),).
+    """
+    y = curve.forward(x)
+    side = torch.empty(packed_size(x.numel()), dtype=torch.uint8, device=x.device)
+    inputs = flat(with_layout(x, y.size(), y.stride()))
+    threshold = curve.threshold(x.dtype)
+    flags: Tensor | None = None
+    for start, stop in _pieces(inputs):
+        padded = packed_size(stop - start) * BITS
+        if flags is None or flags.numel() != padded:
+            flags = torch.zeros(padded, dtype=torch.bool, device=x.device)
+        piece = inputs[start:stop]
+        torch.lt(piece, threshold, out=flags[: stop - start])
+        # An infinite input has no gradient (the formula in x gives NaN), but a finite one may overflow to the same
+        # output; on the left side an infinite output gives NaN.
+        flags[: stop - start].logical_or_(piece == math.inf)
+        pack(flags, out=side[start // BITS : packed_size(stop)])
+    return y, side
+
+
+def backward(dy: Tensor, y: Tensor, side: Tensor, curve: Curve) -> Tensor:
+    """``dy * f'(x)`` from the output and the side bits.
+
+    Args:
+        dy: gradient of ``y``, of its shape and dtype, any layout.
+        y: the output, dense.
+        side: as `forward` returned it.
+
+    Returns:
+        Gradient of ``x``, with the shape, dtype and layout of ``y``. Computed in float32 (float64 for float64) and
+        rounded once.
+    """
+    dx = torch.empty_strided(y.size(), y.stride(), dtype=y.dtype, device=y.device)
+    gradients, outputs, results = flat(with_layout(dy, y.size(), y.stride())), flat(y), flat(dx)
+    workspace: _Workspace | None = None
+    for start, stop in _pieces(outputs):
+        if workspace is None or workspace.size != stop - start:
+            workspace = _Workspace(stop - start, y, curve)
+        is_left = unpack(side[start // BITS : packed_size(stop)])[: stop - start]
+        slope = workspace.derivative(outputs[start:stop], is_left)
+        torch.mul(gradients[start:stop], slope, out=results[start:stop])
+    return dx
+
+
+class _Workspace:
+    """Evaluates a curve's fitted derivative on pieces of one size, in buffers that all of them share."""
+
+    def __init__(self, size: int, like: Tensor, curve: Curve) -> None:
+        self.size = size
+        self.dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        self.curve = curve
+        # Constants for fake tensors must not outlive their mode.
+        constants = _cached_constants if type(like) is Tensor else _Constants
+        self.constants = constants(curve.fit, like.device, self.dtype)
+        names = ("wide", "variable", "right", "left")
+        self.buffers = {name: torch.empty(size, dtype=self.dtype, device=like.device) for name in names}
+        self.bits_dtype = torch.int64 if self.dtype == torch.float64 else torch.int32
+        self.mask = torch.empty(size, dtype=self.bits_dtype, device=like.device)
+
+    def derivative(self, y: Tensor, is_left: Tensor) -> Tensor:
+        """``D(y, side)``, shape (size,), in a buffer that the next call overwrites."""
+        wide = self._widen(y)
+        right = self._right(wide)
+        left = self._left(wide)
+        return self._select(is_left, left, right)
+
+    def _select(self, condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+        """`torch.where`, written to `other`, on the bits of the numbers: nine times faster on a CPU."""
+        difference, result = chosen.view(self.bits_dtype), other.view(self.bits_dtype)
+        mask = self.mask.copy_(condition).neg_()
+        result.bitwise_xor_(difference.bitwise_xor_(result).bitwise_and_(mask))
+        return other
+
+    def _widen(self, y: Tensor) -> Tensor:
+        scaled = self.curve.scale != 1.0
+        wide = self.buffers["wide"].copy_(y) if scaled or y.dtype != self.dtype else y
+        return wide.mul_(self.curve.scale) if scaled else wide
+
+    def _right(self, y: Tensor) -> Tensor:
+        fit, constants = self.curve.fit, self.constants
+        u = torch.sub(y, constants.y_min_head, out=self.buffers["variable"])
+        u.sub_(constants.y_min_tail).clamp_(0.0, fit.s_max**2).sqrt_().sub_(fit.center)
+        ratio = _polynomial(constants.right_numerator, u, out=self.buffers["right"])
+        return ratio.div_(_polynomial(constants.right_denominator, u, out=self.buffers["left"]))
+
+    def _left(self, y: Tensor) -> Tensor:
+        fit, constants = self.curve.fit, self.constants
+        r = torch.mul(y, 1.0 / fit.y_min, out=self.buffers["variable"])
+        r.clamp_(math.exp(-(fit.r_max**2)), 1.0).log_().neg_().sqrt_()
+        slope = _polynomial(constants.left, r, out=self.buffers["left"]).mul_(y)
+        return slope.addcmul_(y, constants.zero)  # NaN where y is infinite
+
+
+class _Constants:
+    """A fit's numbers in the dtype of the evaluation. As tensors where an operation needs them so."""
+
+    def __init__(self, fit: Fit, device: torch.device, dtype: torch.dtype) -> None:
+        # Split, so that y - y_min keeps its digits next to the turning point although float32 cannot hold y_min.
+        self.y_min_head = torch.tensor(fit.y_min, dtype=dtype, device="cpu").item()
+        self.y_min_tail = fit.y_min - self.y_min_head
+
+        def tensors(values: Sequence[float]) -> tuple[Tensor, ...]:
+            return tuple(torch.tensor(value, dtype=dtype, device=device) for value in values)
+
+        self.zero = torch.zeros((), dtype=dtype, device=device)
+        self.right_numerator = tensors(fit.right_numerator)
+        self.right_denominator = tensors(fit.right_denominator)
+        self.left = tensors(fit.left)
+
+
+_cached_constants = lru_cache(maxsize=None)(_Constants)
+
+
+def _polynomial(coefficients: Sequence[Tensor], u: Tensor, *, out: Tensor) -> Tensor:
+    """Horner's scheme, one pass over memory for each coefficient."""
+    highest, *rest = reversed(coefficients)
+    out.copy_(highest)
+    for coefficient in rest:
+        torch.addcmul(coefficient, out, u, out=out)
+    return out
+
+
+def _pieces(flattened: Tensor) -> Iterator[tuple[int, int]]:
+    size = CPU_PIECE if flattened.device.type == "cpu" else DEVICE_PIECE
+    for start in range(0, flattened.numel(), size):
+        yield start, min(start + size, flattened.numel())

@@ -1,0 +1,104 @@
+"""The functions against those of `torch.nn.functional`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_invact import functional
+from hf_invact.curves import CURVES
+from tests.helpers import (
+    DTYPES,
+    Case,
+    all_numbers,
+    dtype_name,
+    each_case,
+    each_half_dtype,
+    normal,
+    output_and_gradient,
+    record_saved,
+)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """In float32 at least, rounded once."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.sigmoid(1.702 * wide)).to(x.dtype)
+
+
+# By the curve's name: ours and the one it stands for.
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "gelu": (functional.gelu, F.gelu),
+    "gelu_tanh": (lambda x: functional.gelu(x, approximate="tanh"), lambda x: F.gelu(x, approximate="tanh")),
+    "silu": (functional.silu, F.silu),
+    "quick_gelu": (functional.quick_gelu, quick_gelu),
+}
+each_function = pytest.mark.parametrize(("ours", "native"), FUNCTIONS.values(), ids=FUNCTIONS)
+
+
+def test_every_curve_has_a_function() -> None:
+    assert set(FUNCTIONS) == set(CURVES)
+
+
+@each_case
+def test_output_is_the_native_functions_bit_by_bit(case: Case) -> None:
+    ours, native = FUNCTIONS[case.curve.name]
+    x = case.input().requires_grad_()
+    y, expected = ours(x), native(x.detach())
+    assert y.requires_grad
+    assert (y.dtype, y.stride()) == (expected.dtype, expected.stride())
+    assert torch.equal(y, expected)
+
+
+@each_half_dtype
+@each_function
+def test_output_for_all_numbers_of_half_precision(
+    ours: Callable[[Tensor], Tensor], native: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    x = all_numbers(dtype)
+    torch.testing.assert_close(ours(x.clone().requires_grad_()), native(x), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@each_function
+def test_is_the_function_that_keeps_its_output(
+    ours: Callable[[Tensor], Tensor], native: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    x = normal(80, dtype=dtype).requires_grad_()
+    with record_saved() as saved:
+        y = ours(x)
+    assert [tensor.untyped_storage().nbytes() for tensor in saved] == [80 * x.element_size(), 10]
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    _, native_dx = output_and_gradient(native, x.double())
+    assert (dx.double() - native_dx).abs().max() < 0.02
+
+
+def test_gelu_defaults_to_the_exact_form() -> None:
+    x = normal(1000)
+    assert torch.equal(functional.gelu(x), functional.gelu(x, approximate="none"))
+    assert not torch.equal(functional.gelu(x), functional.gelu(x, approximate="tanh"))
+
+
+@pytest.mark.parametrize("backend", [None, "auto", "eager"])
+@pytest.mark.parametrize("function", [functional.gelu, functional.silu, functional.quick_gelu])
+def test_backend_by_name(function: Callable[..., Tensor], backend: str | None) -> None:
+    x = normal(100)
+    results = output_and_gradient(lambda leaf: function(leaf, backend=backend), x)
+    assert all(map(torch.equal, results, output_and_gradient(function, x)))
+
+
+@pytest.mark.parametrize("approximate", ["TANH", "erf", None])
+def test_an_unknown_approximation_is_refused_with_the_known_ones(approximate: Any) -> None:
+    with pytest.raises(ValueError, match=f"'none' or 'tanh', got {approximate!r}"):
+        functional.gelu(torch.ones(3), approximate=approximate)
+
+
+@pytest.mark.parametrize("function", [functional.gelu, functional.silu, functional.quick_gelu])
+def test_an_unknown_backend_is_refused_with_the_known_ones(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"unknown backend 'fast'.*auto, eager"):
+        function(torch.ones(3), backend="fast")
