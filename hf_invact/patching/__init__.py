@@ -1,0 +1,20 @@
+"""Finds the blocks of a model, decides what to do with each, does it, and undoes it."""
+
+from .activations import register_activation
+from .config import InvActConfig
+from .patch import PatchingError, activation_sites, inverted_activations, patch_model, unpatch_model
+from .registry import register_block
+from .report import PatchReport, Site
+
+__all__ = [
+    "InvActConfig",
+    "PatchReport",
+    "PatchingError",
+    "Site",
+    "activation_sites",
+    "inverted_activations",
+    "patch_model",
+    "register_activation",
+    "register_block",
+    "unpatch_model",
+]
