@@ -1,0 +1,62 @@
+"""The flag: two fields for any training arguments."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ..patching import InvActConfig
+
+
+@dataclass
+class InvActArgumentsMixin:
+    """Adds the fields to training arguments of your own: ``class Arguments(InvActArgumentsMixin, SFTConfig)``.
+
+    The class that uses it must be decorated with `dataclasses.dataclass`, as training arguments are.
+
+    Raises:
+        ValueError: `inverted_activations_config` is no JSON mapping, or holds an unknown key or value.
+    """
+
+    use_inverted_activations: bool = field(
+        default=False,
+        metadata={"help": "Keep the output of activations and one bit per element for the backward pass."},
+    )
+    inverted_activations_config: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Options for --use_inverted_activations, as JSON: \'{"include": ["*.mlp"]}\'.'},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inverted_activations_config, str):
+            try:
+                self.inverted_activations_config = json.loads(self.inverted_activations_config)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"inverted_activations_config is not valid JSON ({error}); got {self.inverted_activations_config!r}"
+                ) from error
+        self.inverted_activations()
+        after = getattr(super(), "__post_init__", None)
+        if after is not None:
+            after()
+
+    def inverted_activations(self) -> InvActConfig:
+        """The options as a config.
+
+        Raises:
+            ValueError: an unknown key or value.
+        """
+        options = self.inverted_activations_config or {}
+        if not isinstance(options, dict):
+            raise ValueError(
+                f"inverted_activations_config must be a mapping, got {type(options).__name__}: {options!r}"
+            )
+        return InvActConfig.from_dict(options)
+
+
+@dataclass
+class InvActTrainingArguments(InvActArgumentsMixin, TrainingArguments):
+    """`transformers.TrainingArguments` with `use_inverted_activations` and `inverted_activations_config`."""

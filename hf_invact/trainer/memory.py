@@ -1,0 +1,75 @@
+"""Adds memory figures to a Trainer's training logs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..memory import SavedActivations, peak_bytes, reset_peak
+
+logger = logging.getLogger(__name__)
+
+
+class MemoryCallback(TrainerCallback):
+    """Measures what the first training forward pass saves, and the peak CUDA memory of the run.
+
+    Each training log then carries ``saved_activation_bytes`` and, where there is CUDA, ``peak_cuda_allocated_bytes``
+    and ``peak_cuda_reserved_bytes``. From a callback they reach the console and ``state.log_history``; every reporter
+    (TensorBoard, W&B, ...) sees them with `InvActTrainerMixin`.
+
+    Attributes:
+        saved: the measurement of the first forward pass; None before it, or where it cannot be taken.
+    """
+
+    def __init__(self) -> None:
+        self.saved: SavedActivations | None = None
+
+    def figures(self) -> dict[str, int]:
+        """The memory figures that are known by now, in bytes."""
+        saved = {"saved_activation_bytes": self.saved.total_bytes} if self.saved else {}
+        return {**saved, **peak_bytes()}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.saved = None
+        reset_peak()
+        if args.torch_compile or args.n_gpu > 1:
+            logger.info("saved activation bytes are not measured under torch.compile or nn.DataParallel")
+        else:
+            self._measure_next_forward(kwargs["model"])
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            logs.update(self.figures())
+            state.log_history[-1].update(self.figures())
+
+    def _measure_next_forward(self, model: nn.Module) -> None:
+        """Meter the next forward pass that trains, and take the hooks away after it."""
+        running: list[SavedActivations] = []
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if module.training and torch.is_grad_enabled() and not running:
+                running.append(SavedActivations(module).__enter__())
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if running:
+                running[0].__exit__(None, None, None)
+                self.saved = running[0]
+                before.remove()
+                after.remove()
+
+        before = model.register_forward_pre_hook(enter)
+        # Called also when the forward pass raises, so that nothing stays installed.
+        after = model.register_forward_hook(leave, always_call=True)
