@@ -1,0 +1,222 @@
+"""What one fine-tuning run is told: the model, the data and the training arguments."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..trainer import InvActTrainingArguments
+from .errors import ConfigError
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained: pretrained weights, or fresh ones of a named architecture."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Hub name or local folder of pretrained weights. Without it the weights are fresh."},
+    )
+    model_type: str | None = field(
+        default=None,
+        metadata={"help": "Architecture of fresh weights, as Transformers names it: gpt2, bert, mistral, llama, ..."},
+    )
+    model_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Values of the model's config to set, as a mapping (JSON on the command line)."}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Hub name or local folder of a tokenizer. Default: the model's own, or one trained here."},
+    )
+    tokenizer_vocab_size: int = field(
+        default=4096, metadata={"help": "Vocabulary size of a tokenizer that is trained on the data."}
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Dtype of the weights."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention implementation: sdpa, eager, flash_attention_2, ..."}
+    )
+    lora: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Train LoRA adapters with these peft.LoraConfig values, as a mapping (JSON)."},
+    )
+
+    def __post_init__(self) -> None:
+        self.model_config = _as_mapping("model_config", self.model_config)
+        self.lora = _as_mapping("lora", self.lora)
+        if (self.model_name_or_path is None) == (self.model_type is None):
+            raise ConfigError(
+                "give exactly one of model_name_or_path (pretrained weights) and model_type (fresh weights); "
+                f"got model_name_or_path={self.model_name_or_path!r} and model_type={self.model_type!r}"
+            )
+
+
+@dataclass
+class DataArguments:
+    """Which task is trained, and on which text."""
+
+    task: Literal["causal-lm", "masked-lm", "sequence-classification"] = field(
+        metadata={"help": "The training objective."}
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub name of a data set, or one that needs no network: stdlib-prose (language modelling) or "
+            "stdlib-docstrings (classification), both read from Python's own standard library."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "Local training data (.txt, .csv, .json, .jsonl) instead of dataset_name."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "Local validation data of the same form."})
+    text_column: str = field(default="text", metadata={"help": "Column with the text (the first sentence of a pair)."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column with the second sentence of a pair."})
+    label_column: str = field(default="label", metadata={"help": "Column with the class, for classification."})
+    text_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "Build the text of each record from its columns, e.g. "
+            "'### Instruction:\\n{instruction}\\n### Response:\\n{output}'. Replaces text_column."
+        },
+    )
+    validation_fraction: float = field(
+        default=0.05, metadata={"help": "Share of the training records held out where there is no validation split."}
+    )
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens in a sequence."})
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens to mask, for masked-lm."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training sequences."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many validation sequences."})
+
+    def __post_init__(self) -> None:
+        if (self.dataset_name is None) == (self.train_file is None):
+            raise ConfigError(
+                "give exactly one of dataset_name and train_file; "
+                f"got dataset_name={self.dataset_name!r} and train_file={self.train_file!r}"
+            )
+        if not 0.0 < self.validation_fraction < 1.0:
+            raise ConfigError(f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
+        if not 0.0 < self.mlm_probability < 1.0:
+            raise ConfigError(f"mlm_probability must lie between 0 and 1, got {self.mlm_probability}")
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """All that defines one run."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: InvActTrainingArguments
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The values that decide the result, as plain data; not where it is written to."""
+        training = {key: value for key, value in self.training.to_dict().items() if key not in _PLACES}
+        return {"model": dataclasses.asdict(self.model), "data": dataclasses.asdict(self.data), "training": training}
+
+
+_PLACES = {"output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "disable_tqdm"}
+
+
+def parse_run(argv: Sequence[str]) -> RunArguments:
+    """Read ``[CONFIG.yaml] [--key value ...]``; what the command line says goes before what the file says.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown key, a value that is refused.
+    """
+    parser = _Parser((ModelArguments, DataArguments, InvActTrainingArguments), allow_abbrev=False)
+    rest = list(argv)
+    if rest and not rest[0].startswith("-"):
+        _set_defaults(parser, Path(rest.pop(0)))
+    try:
+        model, data, training, unknown = parser.parse_args_into_dataclasses(
+            rest, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ConfigError:
+        raise
+    except (ValueError, ImportError) as error:  # how the argument classes refuse a value, or miss an optional package
+        raise ConfigError(str(error)) from error
+    if unknown:
+        raise ConfigError(_unknown_key(unknown[0], "on the command line", [f"--{name}" for name in _names(parser)]))
+    return RunArguments(model, data, training)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the config {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"the config {path} must hold a mapping of names to values, got {type(values).__name__}")
+    return values
+
+
+def check_keys(values: dict[str, Any], known: Sequence[str], where: str) -> None:
+    """Raise ConfigError for the first key that is not known, naming the nearest one that is."""
+    for key in values:
+        if key not in known:
+            raise ConfigError(_unknown_key(str(key), where, known))
+
+
+class _Parser(HfArgumentParser):
+    """Raises instead of printing the two hundred options and leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _set_defaults(parser: _Parser, path: Path) -> None:
+    values = read_yaml(path)
+    check_keys(values, _names(parser), f"in the config {path}")
+    parser.set_defaults(**values)
+    for action in parser._actions:
+        if action.dest in values:
+            action.required = False
+            _check_default(action, values[action.dest], path)
+
+
+def _check_default(action: argparse.Action, value: Any, path: Path) -> None:
+    """What argparse checks of the command line, but not of defaults."""
+    if action.choices is not None and value is not None and value not in action.choices:
+        raise ConfigError(f"{action.dest} in the config {path} must be one of {list(action.choices)}, got {value!r}")
+    if action.type in (int, float) and isinstance(value, (list, dict)):
+        raise ConfigError(f"{action.dest} in the config {path} must be a number, got {value!r}")
+
+
+def _names(parser: _Parser) -> list[str]:
+    return [action.dest for action in parser._actions if action.dest != "help"]
+
+
+def _unknown_key(key: str, where: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "run the script with --help for all of them"
+    return f"unknown option {key!r} {where}; {hint}"
+
+
+def _as_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{name} is not valid JSON: {error}; got {value!r}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} must be a mapping of names to values, got {type(value).__name__}: {value!r}")
+    return value

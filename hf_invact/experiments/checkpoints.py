@@ -1,0 +1,75 @@
+"""Finds the checkpoint to resume from, and refuses one that belongs to another model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from .errors import ConfigError
+
+_STATE = "trainer_state.json"  # the Trainer writes it last
+_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+_INDEX = "model.safetensors.index.json"
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that was written to its end; None where there is none."""
+    steps = {}
+    for path in folder.glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        if match and _is_complete(path):
+            steps[int(match.group(1))] = path
+    return steps[max(steps)] if steps else None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
+    """Make sure that a checkpoint's weights are this model's, by name and shape.
+
+    Raises:
+        ConfigError: the folder is no complete checkpoint, or one of another model.
+    """
+    if not _is_complete(checkpoint):
+        raise ConfigError(f"{checkpoint} is no complete checkpoint: it has no readable {_STATE}")
+    saved = _saved_shapes(checkpoint)
+    shapes = {_saved_name(name): tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name, shape in saved.items():
+        if name not in shapes:
+            raise ConfigError(f"{checkpoint} is a checkpoint of another model: this one has no parameter {name}")
+        if shapes[name] != shape:
+            raise ConfigError(
+                f"{checkpoint} is a checkpoint of another model: its {name} has the shape {shape}, here {shapes[name]}"
+            )
+
+
+def _saved_name(name: str) -> str:
+    """The name under which a parameter is saved: peft leaves the adapter's own name out."""
+    return name.replace(".default.", ".")
+
+
+def _saved_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    files = [checkpoint / name for name in _WEIGHTS if (checkpoint / name).is_file()]
+    if (checkpoint / _INDEX).is_file():
+        index = json.loads((checkpoint / _INDEX).read_text(encoding="utf-8"))
+        files += [checkpoint / name for name in sorted(set(index["weight_map"].values()))]
+    if not files:
+        raise ConfigError(f"{checkpoint} holds no weights ({', '.join((*_WEIGHTS, _INDEX))})")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as weights:
+                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"the weights {file} cannot be read: {error}") from error
+    return shapes

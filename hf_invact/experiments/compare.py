@@ -1,0 +1,189 @@
+"""Runs each model with and without inverted activations, and reports both side by side."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..patching import PatchingError
+from .comparison import compare_model
+from .environment import describe_environment
+from .errors import ConfigError
+from .files import claim_folder, read_json, write_json
+from .finetune import RESULT
+from .plan import Experiment, Plan, PlannedRun, read_plan
+from .report import summary_table, write_report
+from .workers import RunFailed, run_in_process
+
+COMPARISON = "comparison.json"
+PLAN = "plan.json"  # marks the folder as ours
+
+
+def compare(plan: Plan, command: str, console: Console) -> Path:
+    """Run what is not finished yet, then write the report.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        ConfigError: something that the plan names cannot be used, or a finished run has other settings.
+        RunFailed: a run ended with an error; those before it are kept.
+    """
+    groups = [(experiment, plan.runs(experiment)) for experiment in plan.experiments]
+    claim_folder(plan.output_dir, PLAN)
+    finished = {run.folder for _, group in groups for run in group if _is_finished(run)}
+    write_json(plan.output_dir / PLAN, {"title": plan.title, "command": command})
+    models = []
+    with _progress(console) as progress:
+        for experiment, group in groups:
+            for run in group:
+                _train(run, run.folder in finished, progress)
+            step_time = _step_time(plan, experiment, group[0], progress)
+            models.append(_model(experiment, plan, group, step_time))
+    comparison = {
+        "title": plan.title,
+        "command": command,
+        "environment": describe_environment(),
+        "models": models,
+    }
+    write_json(plan.output_dir / COMPARISON, comparison)
+    report = write_report(comparison, plan.output_dir)
+    console.print(summary_table(comparison))
+    return report
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=console)
+
+
+def _is_finished(run: PlannedRun) -> bool:
+    """Whether the run needs not be run again.
+
+    Raises:
+        ConfigError: it was run with other settings.
+    """
+    result = read_json(run.folder / RESULT)
+    if result is None:
+        return False
+    wanted = run.arguments().settings()
+    for part, values in wanted.items():
+        for key, value in values.items():
+            if result["settings"][part].get(key) != value:
+                raise ConfigError(
+                    f"{run.folder} holds a finished run with {key}={result['settings'][part].get(key)!r}, asked for is "
+                    f"{value!r}; choose another --output_dir, or remove that folder to run it again"
+                )
+    return True
+
+
+def _train(run: PlannedRun, finished: bool, progress: Progress) -> None:
+    label = f"{run.experiment.title}, {run.variant}, seed {run.seed}"
+    task = progress.add_task(label, total=None, note="finished before" if finished else "starting")
+    if finished:
+        progress.update(task, total=1, completed=1)
+        return
+
+    def advance(done: int, total: int) -> None:
+        progress.update(task, completed=done, total=total, note="training" if done < total else "evaluating")
+
+    run_in_process("finetune", list(run.argv), _log(run.folder), advance)
+    progress.update(task, note="")
+
+
+def _step_time(plan: Plan, experiment: Experiment, plain: PlannedRun, progress: Progress) -> dict[str, Any]:
+    """Measured once and kept beside the runs, with the settings that it belongs to."""
+    path = plan.output_dir / "runs" / f"{experiment.name}-step-time.json"
+    settings = plain.arguments().settings()
+    known = read_json(path)
+    task = progress.add_task(f"{experiment.title}, step time", total=1, note="")
+    if known is None or known["settings"] != settings:
+        progress.update(task, note="alternating steps")
+        # A folder of its own, since a Trainer makes its output folder and the run's is finished.
+        folder = plan.output_dir / "runs" / f"{experiment.name}-step-time"
+        argv = [*plain.argv, "--output_dir", str(folder), "--save_strategy", "no"]
+        known = {**run_in_process("step time", argv, _log(folder), lambda done, total: None), "settings": settings}
+        write_json(path, known)
+    progress.update(task, completed=1, note="")
+    return {key: known[key] for key in ("ratio", "low", "high", "pairs")}
+
+
+def _log(folder: Path) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder.with_name(f"{folder.name}.log")
+
+
+def _model(experiment: Experiment, plan: Plan, group: list[PlannedRun], step_time: dict[str, Any]) -> dict[str, Any]:
+    results = [(run, read_json(run.folder / RESULT)) for run in group]
+    runs = [_row(run, result, plan) for run, result in results]
+    plain, inverted = (next(r for run, r in results if run.variant == variant) for variant in ("plain", "inverted"))
+    patched = [site for site in inverted["patched"] if site["curve"]]
+    return {
+        "name": experiment.name,
+        "title": experiment.title,
+        "task": plain["settings"]["data"]["task"],
+        "dtype": plain["dtype"],
+        "parameters": plain["parameters"],
+        "activation": patched[0]["activation"],
+        "seeds": list(plan.seeds),
+        "data": plain["data"],
+        "runs": runs,
+        "comparison": compare_model(runs),
+        "step_time": step_time,
+    }
+
+
+def _row(run: PlannedRun, result: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    copied = (
+        "loss",
+        "eval",
+        "train_seconds",
+        "step_seconds",
+        "saved_bytes",
+        "saved_parts",
+        "site_units",
+        "peak_cuda_allocated_bytes",
+        "peak_cuda_reserved_bytes",
+    )
+    folder = run.folder.relative_to(plan.output_dir).as_posix()
+    return {"variant": run.variant, "seed": run.seed, "folder": folder, **{key: result.get(key) for key in copied}}
+
+
+def main(argv: Sequence[str]) -> int:
+    """The script: exit code 2, and one line, for what the user can mend; 1 where a run failed."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/compare.py",
+        description="Fine-tune with and without inverted activations, and report both side by side. Other options "
+        "(--max_steps 20, ...) are passed on to every run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", type=Path, help="a comparison (configs/demo.yaml), or the config of one run")
+    parser.add_argument("--output_dir", type=Path, help="where the report and the runs are written")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds to run; the spread between them is the yardstick")
+    options, overrides = parser.parse_known_args(argv)
+    console, errors = Console(), Console(stderr=True, soft_wrap=True)
+    began = time.monotonic()
+    try:
+        plan = read_plan(options.config, options.output_dir, options.seeds, overrides)
+        report = compare(plan, shlex.join(["python", "scripts/compare.py", *argv]), console)
+    except (ConfigError, PatchingError) as error:
+        errors.print(f"error: {error}", markup=False, highlight=False)
+        return 2
+    except RunFailed as error:
+        errors.print(f"error: {error}\nRun the same command again to go on.", markup=False, highlight=False)
+        return 1
+    console.print(f"Took {time.monotonic() - began:.0f} s. The report: {report}", highlight=False)
+    return 0

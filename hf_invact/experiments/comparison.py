@@ -1,0 +1,51 @@
+"""Compares finished runs: pure functions from their results to the content of comparison.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+Run = Mapping[str, Any]
+Losses = Mapping[int, float]  # by step
+
+
+def compare_model(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How far the inverted runs' losses are from the plain ones', beside the spread between seeds.
+
+    Args:
+        runs: of one model, with ``variant``, ``seed`` and ``loss`` (a list of ``step`` and ``loss``).
+
+    Returns:
+        Differences are those of the same seed and step, absolute, the largest over the seeds. The spread at a step is
+        the largest difference between two seeds of the plain run; None where there is one seed.
+    """
+    plain = {run["seed"]: _losses(run) for run in runs if run["variant"] == "plain"}
+    inverted = {run["seed"]: _losses(run) for run in runs if run["variant"] == "inverted"}
+    difference = _largest_by_step([(plain[seed], inverted[seed]) for seed in plain if seed in inverted])
+    spread = _largest_by_step(list(combinations(plain.values(), 2)))
+    first, last = min(difference), max(difference)
+    shared = sorted(set(difference) & set(spread))
+    return {
+        "first_loss_difference": difference[first],
+        "first_loss_identical": difference[first] == 0.0,
+        "largest_difference": max(difference.values()),
+        "final_difference": difference[last],
+        "steps": len(difference),
+        "steps_within_spread": sum(difference[step] < spread[step] for step in shared) if spread else None,
+        "smallest_spread": min(spread.values()) if spread else None,
+        "largest_spread": max(spread.values()) if spread else None,
+        "final_spread": spread.get(last),
+    }
+
+
+def _losses(run: Run) -> Losses:
+    return {entry["step"]: entry["loss"] for entry in run["loss"]}
+
+
+def _largest_by_step(pairs: Sequence[tuple[Losses, Losses]]) -> dict[int, float]:
+    largest: dict[int, float] = {}
+    for one, other in pairs:
+        for step in one.keys() & other.keys():
+            largest[step] = max(largest.get(step, 0.0), abs(one[step] - other[step]))
+    return largest

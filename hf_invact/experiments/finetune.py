@@ -1,0 +1,237 @@
+"""One fine-tuning run, from its arguments to the results on disk."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from ..memory import by_part
+from ..patching import PatchingError, activation_sites
+from ..trainer import InvActTrainerMixin, InvertedActivationsCallback, MemoryCallback
+from .arguments import RunArguments, parse_run
+from .checkpoints import check_checkpoint, last_complete_checkpoint
+from .data import describe_records, load_records
+from .environment import describe_environment
+from .errors import ConfigError
+from .files import claim_folder, read_json, write_json
+from .metrics import perplexity
+from .models import build_model, load_tokenizer
+from .tasks import PreparedTask, prepare
+
+SETTINGS = "settings.json"  # written first: marks the folder as ours
+RESULT = "run.json"  # written last: the run is finished
+DATA_SEED = 0  # the split of the data does not change with the seed of the training
+
+logger = logging.getLogger(__name__)
+
+
+class FinetuneTrainer(InvActTrainerMixin, Trainer):
+    """The Trainer of Transformers, with the flag and with memory figures in its logs."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A model and its data, ready to be trained."""
+
+    model: PreTrainedModel
+    task: PreparedTask
+    tokenizer: Any
+    data: dict[str, Any]
+
+    def trainer(self, training: TrainingArguments, callbacks: list[TrainerCallback]) -> FinetuneTrainer:
+        """A Trainer for it."""
+        return FinetuneTrainer(
+            model=self.model,
+            args=training,
+            train_dataset=self.task.train_dataset,
+            eval_dataset=self.task.eval_dataset,
+            data_collator=self.task.data_collator,
+            processing_class=self.tokenizer,
+            compute_metrics=self.task.compute_metrics,
+            preprocess_logits_for_metrics=self.task.preprocess_logits_for_metrics,
+            callbacks=callbacks,
+        )
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of each training step, the first left out: it warms up, and the meter runs in it."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = 0.0
+        self._warm = False
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began = now()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._warm:
+            self.seconds.append(now() - self._began)
+        self._warm = True
+
+
+def now() -> float:
+    """Seconds, after all that was asked of the GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def build(run: RunArguments) -> Experiment:
+    """Load the data and build the model, with the run's seed.
+
+    Raises:
+        ConfigError: something that the run names cannot be used.
+    """
+    records = load_records(run.data, DATA_SEED)
+    tokenizer = load_tokenizer(run.model, run.data, records)
+    task = prepare(run.data, records, tokenizer)
+    set_seed(run.training.seed)
+    model = build_model(run.model, run.data, task, tokenizer)
+    info = describe_records(records)
+    data = {"name": run.data.dataset_name or run.data.train_file, "sha256": info.sha256, "python": info.python_version}
+    return Experiment(model, task, tokenizer, data)
+
+
+def finetune(run: RunArguments, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    """Train, evaluate and write the results into the training arguments' `output_dir`.
+
+    Writes what Transformers' example scripts write (train_results.json, eval_results.json, all_results.json,
+    trainer_state.json, a model card, and the weights unless `save_strategy` is "no"), and ``run.json``: the losses,
+    the memory figures and the settings that they belong to. An interrupted run goes on from its last checkpoint.
+
+    Raises:
+        ConfigError: before any training, where something that the run names cannot be used.
+    """
+    folder = Path(str(run.training.output_dir))
+    _claim(folder, run)
+    experiment = build(run)
+    checkpoint = _checkpoint(folder, run, experiment.model)
+    if run.model.model_name_or_path is None:
+        experiment.model.config._name_or_path = str(folder)  # else the model card names an empty base model
+    inversion, times = InvertedActivationsCallback(), StepTimes()
+    trainer = experiment.trainer(run.training, [inversion, times, *callbacks])
+    write_json(folder / SETTINGS, run.settings())
+    train_metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    trainer.log_metrics("train", train_metrics)
+    trainer.save_metrics("train", train_metrics)
+    trainer.save_state()
+    eval_metrics = trainer.evaluate()
+    if run.data.task != "sequence-classification":
+        eval_metrics["perplexity"] = perplexity(eval_metrics["eval_loss"])
+    trainer.log_metrics("eval", eval_metrics)
+    trainer.save_metrics("eval", eval_metrics)
+    if run.training.save_strategy != "no":
+        trainer.save_model()
+    trainer.create_model_card(**_card(run))
+    result = {
+        "settings": run.settings(),
+        "environment": describe_environment(),
+        "data": experiment.data,
+        **_model_facts(experiment.model, inversion),
+        **_memory_facts(experiment.model, inversion),
+        "loss": [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log],
+        "eval": {key: value for key, value in eval_metrics.items() if _is_score(key)},
+        "train_seconds": train_metrics["train_runtime"],
+        "step_seconds": statistics.median(times.seconds) if times.seconds else None,
+    }
+    if trainer.is_world_process_zero():
+        write_json(folder / RESULT, result)
+    return result
+
+
+def _claim(folder: Path, run: RunArguments) -> None:
+    claim_folder(folder, SETTINGS)
+    if (folder / RESULT).exists() and run.training.resume_from_checkpoint is None:
+        raise ConfigError(
+            f"{folder} holds a finished run; choose another --output_dir, or remove the folder to run it again"
+        )
+    before, now_asked = read_json(folder / SETTINGS), run.settings()
+    if before is None or last_complete_checkpoint(folder) is None:
+        return
+    for part in ("model", "data"):
+        for key, value in now_asked[part].items():
+            if before[part].get(key) != value:
+                raise ConfigError(
+                    f"{folder} holds checkpoints of another run: its {key} is {before[part].get(key)!r}, here "
+                    f"{value!r}; choose another --output_dir, or remove the folder to start over"
+                )
+
+
+def _checkpoint(folder: Path, run: RunArguments, model: PreTrainedModel) -> Path | None:
+    asked = run.training.resume_from_checkpoint
+    checkpoint = Path(asked) if asked and asked is not True else last_complete_checkpoint(folder)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, model)
+        logger.info("going on from %s", checkpoint)
+    return checkpoint
+
+
+def _model_facts(model: PreTrainedModel, inversion: InvertedActivationsCallback) -> dict[str, Any]:
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "patched": [vars(site) for site in inversion.report.sites] if inversion.report else [],
+    }
+
+
+def _memory_facts(model: PreTrainedModel, memory: MemoryCallback) -> dict[str, Any]:
+    figures = memory.figures()
+    facts: dict[str, Any] = {
+        "saved_bytes": figures.get("saved_activation_bytes"),
+        "peak_cuda_allocated_bytes": figures.get("peak_cuda_allocated_bytes"),
+        "peak_cuda_reserved_bytes": figures.get("peak_cuda_reserved_bytes"),
+    }
+    if (saved := memory.saved) is not None:
+        sites = set(activation_sites(model))
+        kept = sum(record.bytes for record in saved.records if {record.saved_by, record.output_of} & sites)
+        outputs = sum(saved.output_bytes[site] for site in sites)
+        facts |= {"saved_parts": by_part(saved, model), "site_units": kept / outputs if outputs else None}
+    return facts
+
+
+def _is_score(key: str) -> bool:
+    """Whether an evaluation metric says how good the model is, and not how fast the evaluation was."""
+    return key != "epoch" and not key.endswith(("runtime", "per_second", "preparation_time"))
+
+
+def _card(run: RunArguments) -> dict[str, Any]:
+    return {
+        "finetuned_from": run.model.model_name_or_path,
+        "tasks": {"causal-lm": "text-generation", "masked-lm": "fill-mask"}.get(run.data.task, "text-classification"),
+        "dataset": run.data.dataset_name or run.data.train_file,
+        "tags": ["inverted-activations"] if run.training.use_inverted_activations else None,
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """The script: exit code 2, and one line, for what the user can mend."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers.utils.logging.set_verbosity_warning()
+    try:
+        finetune(parse_run(argv))
+    except (ConfigError, PatchingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,120 @@
+"""Builds the tokenizer and the model of a run: pretrained, or fresh and small."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import datasets
+import torch
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .arguments import DataArguments, ModelArguments
+from .data import OFFLINE_CONFIGS, training_texts
+from .errors import ConfigError
+from .tasks import PreparedTask
+from .tokenizer import train_tokenizer
+
+TASK_TYPES = {"causal-lm": "CAUSAL_LM", "masked-lm": None, "sequence-classification": "SEQ_CLS"}
+
+
+def load_tokenizer(
+    model: ModelArguments, data: DataArguments, records: datasets.DatasetDict
+) -> PreTrainedTokenizerBase:
+    """The named tokenizer, the pretrained model's own, or one trained on the training texts.
+
+    Raises:
+        ConfigError: it is not found.
+    """
+    name = model.tokenizer_name or model.model_name_or_path
+    if name is None:
+        texts = training_texts(data, records)
+        return train_tokenizer(texts, str(model.model_type), model.tokenizer_vocab_size, data.max_seq_length)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise _not_found("tokenizer", name, error) from error
+
+
+def build_model(
+    model: ModelArguments, data: DataArguments, task: PreparedTask, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The model with the task's head, with adapters where they are asked for.
+
+    Raises:
+        ConfigError: an unknown architecture or config value, weights that are not found, or a missing package.
+    """
+    config = _config(model, task, tokenizer)
+    dtype = config.dtype or torch.float32 if model.dtype == "auto" else getattr(torch, model.dtype)
+    options = {"dtype": dtype}
+    if model.attn_implementation is not None:
+        options["attn_implementation"] = model.attn_implementation
+    if model.model_name_or_path is None:
+        built = task.auto_class.from_config(config, **options)
+    else:
+        try:
+            built = task.auto_class.from_pretrained(model.model_name_or_path, config=config, **options)
+        except (OSError, ValueError) as error:
+            raise _not_found("model", model.model_name_or_path, error) from error
+    return _with_adapters(built, model, data) if model.lora else built
+
+
+def _config(model: ModelArguments, task: PreparedTask, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    if model.model_name_or_path is not None:
+        try:
+            config = AutoConfig.from_pretrained(model.model_name_or_path)
+        except (OSError, ValueError) as error:
+            raise _not_found("model", model.model_name_or_path, error) from error
+    else:
+        try:
+            config = AutoConfig.for_model(str(model.model_type), **_token_ids(tokenizer))
+        except ValueError as error:
+            raise ConfigError(f"model_type {model.model_type!r} is no architecture of Transformers") from error
+    for key, value in _mapping(model.model_config).items():
+        if not hasattr(config, key):
+            near = difflib.get_close_matches(key, config.to_dict(), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"model_config: {type(config).__name__} has no value {key!r}{hint}")
+        setattr(config, key, value)
+    for key, value in task.model_config_updates.items():
+        setattr(config, key, value)
+    return config
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
+
+
+def _with_adapters(built: PreTrainedModel, model: ModelArguments, data: DataArguments) -> PreTrainedModel:
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError("lora needs the package peft: pip install peft") from error
+    try:
+        adapters = peft.LoraConfig(task_type=TASK_TYPES[data.task], **_mapping(model.lora))
+    except TypeError as error:
+        raise ConfigError(f"lora: {error}") from error
+    # Without this no gradient would reach a checkpointed block whose input comes from frozen embeddings.
+    built.enable_input_require_grads()
+    return peft.get_peft_model(built, adapters)
+
+
+def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """What `ModelArguments` has made of a mapping or its JSON."""
+    assert isinstance(value, dict)
+    return value
+
+
+def _not_found(what: str, name: str, error: Exception) -> ConfigError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return ConfigError(
+        f"the {what} {name!r} is neither a local folder nor in the cache, and the hub could not be asked ({reason}). "
+        f"These configs need no network: {', '.join(OFFLINE_CONFIGS)}"
+    )

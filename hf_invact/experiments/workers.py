@@ -1,0 +1,128 @@
+"""Runs functions in processes of their own, so that each run's peaks are its own, with progress reported to the parent.
+
+The processes are forked from a server that has imported the heavy packages already, where the system allows it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .arguments import parse_run
+from .errors import ConfigError
+from .finetune import finetune
+from .steptime import measure_step_time
+
+Progress = Callable[[int, int], None]
+
+
+class RunFailed(RuntimeError):
+    """A worker process ended with an error. The message says where its output is."""
+
+
+def run_in_process(job: str, argv: list[str], log: Path, progress: Progress) -> Any:
+    """Run a job of `JOBS` in a new process.
+
+    Args:
+        job: name of the job.
+        argv: the run's arguments, as `arguments.parse_run` takes them.
+        log: file that takes the process's output.
+        progress: called with steps done and steps in all.
+
+    Returns:
+        What the job returned.
+
+    Raises:
+        ConfigError: as the job.
+        RunFailed: the job raised something else, or the process was killed.
+    """
+    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    if os.name == "posix":
+        context.set_forkserver_preload([__name__])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(job, argv, log, sender), daemon=True)  # type: ignore[attr-defined]
+    process.start()
+    sender.close()
+    try:
+        outcome = _listen(receiver, progress, log)
+    except RunFailed:
+        process.join()  # it is ending by itself
+        raise
+    except BaseException:
+        process.terminate()
+        process.join()
+        raise
+    process.join()
+    return outcome
+
+
+def _listen(receiver: Connection, progress: Progress, log: Path) -> Any:
+    while True:
+        try:
+            kind, content = receiver.recv()
+        except EOFError:
+            raise RunFailed(f"the process was killed; its output is in {log}") from None
+        if kind == "progress":
+            progress(*content)
+        elif kind == "result":
+            return content
+        elif kind == "config error":
+            raise ConfigError(content)
+        else:
+            raise RunFailed(f"{content}; the whole output is in {log}")
+
+
+def _work(job: str, argv: list[str], log: Path, sender: Connection) -> None:
+    _die_with_parent()
+    with open(log, "wb", buffering=0) as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    try:
+        sender.send(("result", JOBS[job](argv, sender)))
+    except ConfigError as error:
+        sender.send(("config error", str(error)))
+    except Exception as error:
+        traceback.print_exc()
+        sender.send(("error", f"{type(error).__name__}: {error}"))
+        raise SystemExit(1) from error
+
+
+def _die_with_parent() -> None:
+    """Leave at once when the parent is killed, so that nothing goes on writing into its folders."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("a worker must be started by multiprocessing")
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class _ReportSteps(TrainerCallback):
+    def __init__(self, sender: Connection) -> None:
+        self.sender = sender
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.sender.send(("progress", (state.global_step, state.max_steps)))
+
+
+def _finetune(argv: list[str], sender: Connection) -> None:
+    finetune(parse_run(argv), callbacks=[_ReportSteps(sender)])
+
+
+def _step_time(argv: list[str], sender: Connection) -> dict[str, Any]:
+    return measure_step_time(parse_run(argv))
+
+
+JOBS: dict[str, Callable[[list[str], Connection], Any]] = {"finetune": _finetune, "step time": _step_time}
