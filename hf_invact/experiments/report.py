@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import plots
+from .files import write_atomically
 
 ABSENT = "n/a"
 
@@ -86,7 +86,7 @@ def write_report(comparison: dict[str, Any], folder: Path) -> Path:
     sections = [_section(number, model, row) for number, (model, row) in enumerate(zip(models, rows, strict=True), 1)]
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for image in (image for section in sections for image in section["images"]):
-        _replace(folder / "plots" / image.name, image.content)
+        write_atomically(folder / "plots" / image.name, image.content)
 
     loader, escape = jinja2.PackageLoader("hf_invact.experiments"), jinja2.select_autoescape(["html.j2"])
     templates = jinja2.Environment(loader=loader, autoescape=escape, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -102,7 +102,7 @@ def write_report(comparison: dict[str, Any], folder: Path) -> Path:
         "has_cuda": any(row.peak_bytes for row in rows),
     }
     for name in ("report.md", "report.html"):
-        _replace(folder / name, templates.get_template(f"{name}.j2").render(content).encode())
+        write_atomically(folder / name, templates.get_template(f"{name}.j2").render(content).encode())
     return folder / "report.html"
 
 
@@ -286,13 +286,3 @@ def _value(value: Any) -> str:
 def _escape_markdown(text: str) -> str:
     """Text as one line that means itself, in a table's cell too."""
     return re.sub(r"([\\`*_{}\[\]<>|#&])", r"\\\1", " ".join(text.split()))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file in one step: whoever reads meanwhile finds the old one or the new one, never a half."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from ..curves import CURVES, GELU, GELU_TANH, QUICK_GELU, SILU, Curve
 
 # Classes by their full name, so that nothing of Transformers is imported to look one up.
 _CURVE_OF_CLASS: dict[str, Curve] = {
+    "torch.nn.modules.activation.GELU": GELU,  # unless its `approximate` says otherwise
     "torch.nn.modules.activation.SiLU": SILU,
     "transformers.activations.SiLUActivation": SILU,
     "transformers.activations.GELUActivation": GELU,  # gelu and gelu_python
@@ -22,7 +23,7 @@ _CURVE_OF_CLASS: dict[str, Curve] = {
     "transformers.activations.AccurateGELUActivation": GELU_TANH,  # gelu_accurate
     "transformers.activations.QuickGELUActivation": QUICK_GELU,
 }
-_CURVE_OF_FUNCTION: dict[Callable[..., Any], Curve] = {F.silu: SILU}
+_CURVE_OF_FUNCTION: dict[Callable[..., Any], Curve] = {F.gelu: GELU, F.silu: SILU}
 _CURVE_OF_APPROXIMATION = {"none": GELU, "tanh": GELU_TANH}
 
 # PyTorch keeps the output of these for the backward pass anyway (or nothing at all).
@@ -42,14 +43,12 @@ def curve_of(activation: object) -> Curve | None:
     Args:
         activation: a module or a function. Only exact classes count: a subclass may compute something else.
     """
-    if isinstance(activation, nn.GELU):
-        return _CURVE_OF_APPROXIMATION.get(activation.approximate) if type(activation) is nn.GELU else None
+    if type(activation) is nn.GELU:
+        return _CURVE_OF_APPROXIMATION.get(activation.approximate)
     if isinstance(activation, nn.Module):
         return _CURVE_OF_CLASS.get(full_name(type(activation)))
     if isinstance(activation, functools.partial) and activation.func is F.gelu and not activation.args:
         return _CURVE_OF_APPROXIMATION.get(activation.keywords.get("approximate", "none"))
-    if activation is F.gelu:
-        return GELU
     return _CURVE_OF_FUNCTION.get(activation) if callable(activation) else None
 
 
@@ -90,4 +89,4 @@ def describe(activation: object) -> str:
 def supported_activations() -> tuple[str, ...]:
     """Short names of what `curve_of` knows, for messages."""
     functions = [getattr(function, "__name__", repr(function)) for function in _CURVE_OF_FUNCTION]
-    return tuple(sorted({"GELU", *(name.rpartition(".")[2] for name in _CURVE_OF_CLASS), "gelu", *functions}))
+    return tuple(sorted({*(name.rpartition(".")[2] for name in _CURVE_OF_CLASS), *functions}))

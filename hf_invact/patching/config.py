@@ -34,7 +34,8 @@ class InvActConfig:
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
             patterns = getattr(self, name)
-            if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+            is_list = isinstance(patterns, (list, tuple))
+            if not is_list or not all(isinstance(pattern, str) for pattern in patterns):
                 raise ValueError(f"{name} must be a list of patterns such as ['*.mlp'], got {patterns!r}")
             object.__setattr__(self, name, tuple(patterns))
         check_backend(self.backend)

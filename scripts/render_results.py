@@ -1,0 +1,78 @@
+"""Render the README's tables from the committed results alone.
+
+Usage: python scripts/render_results.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from hf_invact.experiments.report import SummaryRow, summary_rows
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+COMPARISON = ROOT / "results" / "small-models" / "comparison.json"
+SECTION = re.compile(r"(<!-- begin small-models.*? -->\n).*?(<!-- end small-models -->)", re.DOTALL)
+
+
+def render() -> str:
+    """The README with its results replaced."""
+    comparison = json.loads(COMPARISON.read_text(encoding="utf-8"))
+    rows = [
+        "| small model, CPU, float32 | kept per activation | kept for backward, whole model | largest loss difference at "
+        "any step | spread between two seeds | step time |",
+        "| :-- | --: | --: | --: | --: | --: |",
+        *map(_row, summary_rows(comparison)),
+    ]
+    where = comparison["environment"]
+    source = (
+        f"Measured on {where['processor']}, {where['threads']} threads, torch {where['torch']}, transformers "
+        f"{where['transformers']}, seeds {', '.join(map(str, comparison['models'][0]['seeds']))}, by "
+        f"`{comparison['command']}`. Peak GPU memory and time: not yet measured on a GPU."
+    )
+    section = "\n".join([*rows, "", source, ""])
+    text, count = SECTION.subn(lambda match: match.group(1) + section + match.group(2), README.read_text("utf-8"))
+    if count != 1:
+        raise SystemExit(f"{README} must hold the markers of the results once, found {count}")
+    return text
+
+
+def _row(row: SummaryRow) -> str:
+    units = " → ".join(f"{row.site_units[name]:.2f} I" for name in ("plain", "inverted"))
+    saved = " → ".join(f"{row.saved_bytes[name] / 2**20:.1f}" for name in ("plain", "inverted"))
+    change = row.saved_bytes["inverted"] / row.saved_bytes["plain"] - 1
+    if "fused" in row.saved_bytes:
+        units += f" (fused: {row.site_units['fused']:.2f} I)"
+        change_fused = row.saved_bytes["inverted"] / row.saved_bytes["fused"] - 1
+        saved_change = f"{change:+.1%}; fused: {change_fused:+.1%}"
+    else:
+        saved_change = f"{change:+.1%}"
+    first = ", first loss identical" if row.first_loss_identical else ""
+    time = f"{row.step_time['ratio']:.2f}×" if row.step_time else "not measured"
+    spread = f"{row.smallest_spread:.2g} to {row.largest_spread:.2g}" if row.largest_spread else "one seed"
+    cells = (row.title, units, f"{saved} MiB ({saved_change})", f"{row.largest_difference:.2g}{first}", spread, time)
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README would change")
+    check = parser.parse_args().check
+    text = render()
+    if text == README.read_text(encoding="utf-8"):
+        print("README.md is up to date")
+        return 0
+    if check:
+        print("README.md differs from the results: run scripts/render_results.py", file=sys.stderr)
+        return 1
+    README.write_text(text, encoding="utf-8")
+    print("wrote README.md")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

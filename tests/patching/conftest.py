@@ -1,0 +1,37 @@
+"""What the tests of patching share: registries that forget, and a backend that counts its calls."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from hf_invact.ops import backends
+from hf_invact.patching import activations, registry
+
+
+@pytest.fixture(autouse=True)
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(registry, "_BLOCKS", dict(registry._BLOCKS))
+    monkeypatch.setattr(activations, "_CURVE_OF_CLASS", dict(activations._CURVE_OF_CLASS))
+    monkeypatch.setattr(activations, "_CURVE_OF_FUNCTION", dict(activations._CURVE_OF_FUNCTION))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Calls of the operation's forward and backward by the backend "counting", which exists during the test."""
+    counted: Counter[str] = Counter()
+    eager = backends.BACKENDS["eager"]
+
+    def forward(*args):
+        counted["forward"] += 1
+        return eager.forward(*args)
+
+    def backward(*args):
+        counted["backward"] += 1
+        return eager.backward(*args)
+
+    counting = backends.Backend("counting", forward, backward)
+    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "counting": counting})
+    return counted

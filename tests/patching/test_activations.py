@@ -1,0 +1,174 @@
+"""Which curve an activation object computes: every spelling of Transformers, and a user's own."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2FN
+
+from hf_invact import PatchingError, patch_model, register_activation
+from hf_invact.curves import GELU, GELU_TANH, QUICK_GELU, SILU, Curve
+from hf_invact.patching.activations import curve_of, saves_output_already
+from hf_invact.patching.activations import supported_activations
+from tests.helpers import ERROR_BARS, assert_gradient_within, dtype_name, normal, output_and_gradient
+from tests.models import tiny_model
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """A name of Transformers for an activation.
+
+    `is_exact` means that Transformers computes it with the very function that we call: to the bit in any dtype.
+    """
+
+    name: str
+    curve: Curve
+    is_exact: bool
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SPELLINGS = [
+    Spelling("gelu", GELU, is_exact=True),
+    Spelling("gelu_python", GELU, is_exact=False),
+    Spelling("gelu_new", GELU_TANH, is_exact=False),
+    Spelling("gelu_fast", GELU_TANH, is_exact=False),
+    Spelling("gelu_accurate", GELU_TANH, is_exact=False),
+    Spelling("gelu_pytorch_tanh", GELU_TANH, is_exact=True),
+    Spelling("gelu_python_tanh", GELU_TANH, is_exact=False),
+    Spelling("silu", SILU, is_exact=True),
+    Spelling("swish", SILU, is_exact=True),
+    Spelling("quick_gelu", QUICK_GELU, is_exact=False),
+]
+each_spelling = pytest.mark.parametrize("spelling", SPELLINGS, ids=str)
+each_block = pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
+
+
+@each_spelling
+@each_block
+def test_every_spelling_is_recognised_from_the_installed_object(name: str, spelling: Spelling) -> None:
+    model = tiny_model(name, activation=spelling.name, num_hidden_layers=1)
+    setattr(model.config, "activation_function" if name == "gpt2" else "hidden_act", "relu")
+    (site,) = patch_model(model).sites
+    assert site.curve == spelling.curve.name
+    assert model.get_submodule(site.name).curve is spelling.curve
+
+
+@each_dtype
+@each_spelling
+def test_result_and_gradient_are_those_of_the_object(spelling: Spelling, dtype: torch.dtype) -> None:
+    original = ACT2FN[spelling.name]
+    model = tiny_model("bert", activation=spelling.name, num_hidden_layers=1)
+    (site,) = patch_model(model).sites
+    x = normal(64, 33, dtype=dtype)
+
+    y, dx = output_and_gradient(model.get_submodule(site.name), x)
+    # The same numbers and the same formula, in float64.
+    exact_y, exact_dx = output_and_gradient(original, x.double())
+
+    if spelling.is_exact:
+        assert torch.equal(y, original(x))
+    # One rounding: the fused function is at least as exact as the formula it replaces.
+    torch.testing.assert_close(y.double(), exact_y, rtol=torch.finfo(dtype).eps, atol=2e-7)
+    assert_gradient_within(ERROR_BARS[dtype], dx, torch.ones_like(dx), exact_dx)
+    assert (dx.double() - exact_dx).square().mean().sqrt() < ERROR_BARS[dtype].rounded_rms
+
+
+@each_spelling
+def test_without_gradients_the_object_itself_answers(spelling: Spelling) -> None:
+    original = ACT2FN[spelling.name]
+    model = tiny_model("llama", activation=spelling.name, num_hidden_layers=1)
+    (site,) = patch_model(model).sites
+    patched = model.get_submodule(site.name)
+    x = normal(64, 33, dtype=torch.bfloat16)
+    assert torch.equal(patched(x), original(x))
+    with torch.no_grad():
+        assert torch.equal(patched(x.clone().requires_grad_()), original(x))
+
+
+class OwnGELU(nn.GELU):
+    """A subclass, which may compute anything."""
+
+
+def own_gelu(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x)
+
+
+@pytest.mark.parametrize(
+    ("activation", "curve"),
+    [
+        (nn.GELU(), GELU),
+        (nn.GELU("tanh"), GELU_TANH),
+        (nn.SiLU(), SILU),
+        (F.gelu, GELU),
+        (F.silu, SILU),
+        (functools.partial(F.gelu), GELU),
+        (functools.partial(F.gelu, approximate="none"), GELU),
+        (functools.partial(F.gelu, approximate="tanh"), GELU_TANH),
+        (functools.partial(F.gelu, torch.ones(1)), None),
+        (functools.partial(F.softplus, beta=2.0), None),
+        (OwnGELU(), None),
+        (own_gelu, None),
+        (nn.Mish(), None),
+        (ACT2FN["gelu_10"], None),
+        ("gelu", None),
+        (None, None),
+    ],
+    ids=str,
+)
+def test_curve_of_an_object(activation: object, curve: Curve | None) -> None:
+    assert curve_of(activation) is curve
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "linear"])
+def test_an_activation_whose_gradient_uses_the_output_gains_nothing(name: str) -> None:
+    assert saves_output_already(ACT2FN[name])
+    assert curve_of(ACT2FN[name]) is None
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=str)
+def test_inverting_any_other_activation_gains(spelling: Spelling) -> None:
+    assert not saves_output_already(ACT2FN[spelling.name])
+
+
+@pytest.mark.parametrize("activation", [OwnGELU(), own_gelu], ids=["class", "function"])
+def test_an_activation_of_ones_own_is_patched_once_it_is_registered(activation) -> None:
+    model = tiny_model("bert", activation=activation)
+    with pytest.raises(PatchingError, match="register_activation"):
+        patch_model(model)
+    register_activation(OwnGELU if isinstance(activation, nn.Module) else activation, "gelu")
+    assert [site.curve for site in patch_model(model).sites] == ["gelu", "gelu"]
+
+
+def test_a_registered_activation_is_listed_as_supported() -> None:
+    assert "own_gelu" not in supported_activations()
+    register_activation(own_gelu, "gelu")
+    register_activation(OwnGELU, "gelu")
+    assert {"OwnGELU", "own_gelu", "GELU", "SiLU", "gelu", "silu", "NewGELUActivation"} <= set(supported_activations())
+
+
+def test_registering_twice_alike_is_harmless() -> None:
+    register_activation(own_gelu, "gelu")
+    register_activation(own_gelu, "gelu")
+    assert curve_of(own_gelu) is GELU
+
+
+@pytest.mark.parametrize("activation", [OwnGELU, own_gelu, nn.SiLU, F.silu, nn.GELU, F.gelu], ids=str)
+def test_registering_twice_differently_is_refused(activation) -> None:
+    if activation in (OwnGELU, own_gelu):
+        register_activation(activation, "gelu")
+    with pytest.raises(ValueError, match="registered already, as (gelu|silu)"):
+        register_activation(activation, "quick_gelu")
+    assert curve_of(activation() if isinstance(activation, type) else activation) in (GELU, SILU)
+
+
+def test_an_unknown_curve_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown curve 'erf'; known: gelu, gelu_tanh, silu, quick_gelu"):
+        register_activation(own_gelu, "erf")

@@ -1,0 +1,60 @@
+"""The options of patching, and how mistakes in them are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from hf_invact import InvActConfig
+
+
+def test_defaults_patch_everything_with_the_best_backend() -> None:
+    assert InvActConfig() == InvActConfig(include=("*",), exclude=(), backend="auto")
+
+
+def test_lists_become_tuples_so_that_a_config_is_a_value() -> None:
+    config = InvActConfig(include=["*.mlp"], exclude=["*.0.mlp"])  # type: ignore[arg-type]
+    assert (config.include, config.exclude) == (("*.mlp",), ("*.0.mlp",))
+    assert len({config, InvActConfig(include=("*.mlp",), exclude=("*.0.mlp",))}) == 1
+
+
+def test_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        InvActConfig().backend = "eager"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("field", ["include", "exclude"])
+@pytest.mark.parametrize("patterns", ["*.mlp", [1], None, 3], ids=repr)
+def test_patterns_that_are_no_list_of_strings_are_refused(field: str, patterns: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{field} must be a list of patterns such as \['\*.mlp'\], got "):
+        InvActConfig(**{field: patterns})
+
+
+@pytest.mark.parametrize("backend", ["cuda", "", None, ["eager"]], ids=repr)
+def test_an_unknown_backend_is_refused_with_the_known_ones(backend: Any) -> None:
+    with pytest.raises(ValueError, match=r"unknown backend .*; known: auto, eager"):
+        InvActConfig(backend=backend)
+
+
+def test_from_dict() -> None:
+    values = {"include": ["*.mlp"], "exclude": ["*.0.*"], "backend": "eager"}
+    assert InvActConfig.from_dict(values) == InvActConfig(("*.mlp",), ("*.0.*",), "eager")
+    assert InvActConfig.from_dict({}) == InvActConfig()
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [("includes", "did you mean 'include'"), ("back_end", "did you mean 'backend'"), ("verbose", "option 'verbose' of")],
+)
+def test_from_dict_refuses_an_unknown_key_with_a_hint_and_the_known_ones(key: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown option '{key}' .*known: include, exclude, backend") as error:
+        InvActConfig.from_dict({key: ["*"]})
+    assert hint in str(error.value)
+    assert ("did you mean" in str(error.value)) == hint.startswith("did")
+
+
+def test_from_dict_refuses_a_bad_value() -> None:
+    with pytest.raises(ValueError, match="exclude must be a list"):
+        InvActConfig.from_dict({"exclude": "*.mlp"})

@@ -1,0 +1,108 @@
+"""The module that stands in an activation's place."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_invact.curves import SILU
+from hf_invact.patching import slot
+from tests.helpers import normal
+
+
+def block(activation) -> nn.Module:
+    module = nn.Module()
+    module.before, module.act, module.after = nn.Linear(2, 2), activation, nn.Linear(2, 2)
+    return module
+
+
+ACTIVATIONS = {"module": nn.SiLU, "function": lambda: F.silu}
+each_activation = pytest.mark.parametrize("make", ACTIVATIONS.values(), ids=ACTIVATIONS)
+
+
+@each_activation
+def test_install_and_restore(make) -> None:
+    original = make()
+    module = block(original)
+    children, attributes = list(module._modules), list(vars(module))
+    slot.install(module, "act", SILU, "eager")
+    assert isinstance(module.act, slot.PatchedActivation)
+    assert (module.act.curve, module.act.backend) == (SILU, "eager")
+    assert slot.original_of(module.act) is original
+    assert slot.patched_attributes(module) == ["act"]
+    slot.restore(module, "act")
+    assert module.act is original
+    assert slot.patched_attributes(module) == []
+    assert (list(module._modules), list(vars(module))) == (children, attributes)
+
+
+@each_activation
+def test_install_over_a_patched_slot_keeps_the_first_original(make) -> None:
+    original = make()
+    module = block(original)
+    slot.install(module, "act", SILU, "auto")
+    slot.install(module, "act", SILU, "eager")
+    assert module.act.backend == "eager"
+    assert module.act.original is original
+
+
+def test_restore_leaves_what_is_not_patched() -> None:
+    module = block(original := nn.ReLU())
+    slot.restore(module, "act")
+    assert module.act is original
+    assert slot.original_of(original) is original
+
+
+@each_activation
+def test_the_original_is_no_submodule(make) -> None:
+    patched = slot.PatchedActivation(make(), SILU, "auto")
+    assert list(patched.children()) == []
+    assert patched.state_dict() == {}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_of_the_original_is_taken_over_and_given_back(training: bool) -> None:
+    original = nn.SiLU().train(training)
+    module = block(original)
+    slot.install(module, "act", SILU, "auto")
+    assert module.act.training is training
+    module.train(not training)
+    slot.restore(module, "act")
+    assert original.training is not training
+
+
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_the_original_computes_where_no_gradient_is_needed(needs_gradient: bool) -> None:
+    asked = []
+
+    def original(x):
+        asked.append(x)
+        return F.silu(x)
+
+    patched = slot.PatchedActivation(original, SILU, "auto")
+    x = normal(8).requires_grad_(needs_gradient)
+    y = patched(x)
+    assert torch.equal(y, F.silu(x))
+    assert y.requires_grad is needs_gradient
+    assert len(asked) == (not needs_gradient)
+    with torch.no_grad():
+        patched(x)
+    assert len(asked) == 1 + (not needs_gradient)
+
+
+def test_prints_what_it_does_and_what_it_replaces() -> None:
+    assert repr(slot.PatchedActivation(nn.SiLU(), SILU, "eager")) == (
+        "PatchedActivation(curve='silu', backend='eager', original=SiLU())"
+    )
+
+
+def test_a_copy_keeps_a_copy_of_the_original() -> None:
+    patched = slot.PatchedActivation(nn.SiLU(), SILU, "eager")
+    twin = copy.deepcopy(patched)
+    assert type(twin.original) is nn.SiLU
+    assert twin.original is not patched.original
+    assert (twin.curve.name, twin.backend) == ("silu", "eager")
