@@ -39,16 +39,17 @@ def tiny_model(name: str, *, activation: Any = None, **config: Any) -> PreTraine
 
     Args:
         name: one of `MODEL_NAMES`.
-        activation: the activation of its MLP, as a config names it. Default: the architecture's own.
+        activation: the activation of its MLP, a name or (BERT) a callable. Default: the architecture's own.
         config: further values of its config.
     """
-    options = {**_COMMON, **_CONFIGS[name], **config}
+    options = AutoConfig.for_model(name, **{**_COMMON, **_CONFIGS[name], **config})
     if activation is not None:
-        options["activation_function" if name == "gpt2" else "hidden_act"] = activation
+        # Past the config's own check, which forbids the callable that the model allows.
+        vars(options)["activation_function" if name == "gpt2" else "hidden_act"] = activation
     auto_class = AutoModelForMaskedLM if name == "bert" else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return auto_class.from_config(AutoConfig.for_model(name, **options)).train()
+        return auto_class.from_config(options).train()
 
 
 def batch(model: PreTrainedModel, *, sequences: int = 2, tokens: int = 16, seed: int = 0) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ _CURVE_OF_CLASS: dict[str, Curve] = {
     "transformers.activations.AccurateGELUActivation": GELU_TANH,  # gelu_accurate
     "transformers.activations.QuickGELUActivation": QUICK_GELU,
 }
-_CURVE_OF_FUNCTION: dict[Callable[..., Any], Curve] = {F.gelu: GELU, F.silu: SILU}
+_CURVE_OF_FUNCTION: dict[Hashable, Curve] = {F.gelu: GELU, F.silu: SILU}
 _CURVE_OF_APPROXIMATION = {"none": GELU, "tanh": GELU_TANH}
 
 # PyTorch keeps the output of these for the backward pass anyway (or nothing at all).
@@ -49,7 +49,7 @@ def curve_of(activation: object) -> Curve | None:
         return _CURVE_OF_CLASS.get(full_name(type(activation)))
     if isinstance(activation, functools.partial) and activation.func is F.gelu and not activation.args:
         return _CURVE_OF_APPROXIMATION.get(activation.keywords.get("approximate", "none"))
-    return _CURVE_OF_FUNCTION.get(activation) if callable(activation) else None
+    return _CURVE_OF_FUNCTION.get(activation) if isinstance(activation, Hashable) else None
 
 
 def saves_output_already(activation: object) -> bool:

@@ -38,6 +38,8 @@ class InvActConfig:
             if not is_list or not all(isinstance(pattern, str) for pattern in patterns):
                 raise ValueError(f"{name} must be a list of patterns such as ['*.mlp'], got {patterns!r}")
             object.__setattr__(self, name, tuple(patterns))
+        if not isinstance(self.backend, str):
+            raise ValueError(f"backend must be the name of a backend, got {self.backend!r}")
         check_backend(self.backend)
 
     @classmethod

@@ -39,7 +39,7 @@ class PatchedActivation(InvertedActivation):
 def install(block: nn.Module, attribute: str, curve: Curve, backend: str) -> None:
     """Put a `PatchedActivation` into a block's attribute, or replace the one that is there."""
     restore(block, attribute)
-    setattr(block, attribute, PatchedActivation(getattr(block, attribute), curve, backend))
+    _set(block, attribute, PatchedActivation(getattr(block, attribute), curve, backend))
 
 
 def restore(block: nn.Module, attribute: str) -> None:
@@ -47,18 +47,21 @@ def restore(block: nn.Module, attribute: str) -> None:
     patched = getattr(block, attribute)
     if not isinstance(patched, PatchedActivation):
         return
-    original: Any = patched.original
-    if isinstance(original, nn.Module):
-        original.train(patched.training)
-        setattr(block, attribute, original)
-    else:
-        delattr(block, attribute)  # a module's slot cannot hold a plain function
-        object.__setattr__(block, attribute, original)
+    if isinstance(patched.original, nn.Module):
+        patched.original.train(patched.training)
+    _set(block, attribute, patched.original)
 
 
 def patched_attributes(block: nn.Module) -> list[str]:
     """The attributes of a block that are patched."""
-    return [name for name, child in block.named_children() if isinstance(child, PatchedActivation)]
+    attributes = {**vars(block), **block._modules}
+    return [name for name, value in attributes.items() if isinstance(value, PatchedActivation)]
+
+
+def _set(block: nn.Module, attribute: str, activation: Any) -> None:
+    """Put it where the attribute is now, a submodule or (a plain function) not, so that the order stays as well."""
+    holder: dict[str, Any] = block._modules if attribute in block._modules else vars(block)
+    holder[attribute] = activation
 
 
 def original_of(activation: object) -> object:

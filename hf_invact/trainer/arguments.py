@@ -49,7 +49,7 @@ class InvActArgumentsMixin:
         Raises:
             ValueError: an unknown key or value.
         """
-        options = self.inverted_activations_config or {}
+        options = {} if self.inverted_activations_config is None else self.inverted_activations_config
         if not isinstance(options, dict):
             raise ValueError(
                 f"inverted_activations_config must be a mapping, got {type(options).__name__}: {options!r}"

@@ -49,6 +49,7 @@ class InvertedActivationsCallback(MemoryCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        super().on_train_end(args, state, control, **kwargs)
         if self.report is not None:
             unpatch_model(kwargs["model"])
 

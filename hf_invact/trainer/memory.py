@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ class MemoryCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self.saved: SavedActivations | None = None
+        self._measuring = ExitStack()
+        self._is_due = False
 
     def figures(self) -> dict[str, int]:
         """The memory figures that are known by now, in bytes."""
@@ -36,12 +39,25 @@ class MemoryCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._measuring.close()  # of a training that was interrupted
         self.saved = None
         reset_peak()
-        if args.torch_compile or args.n_gpu > 1:
+        self._is_due = not (args.torch_compile or args.n_gpu > 1)
+        if not self._is_due:
             logger.info("saved activation bytes are not measured under torch.compile or nn.DataParallel")
-        else:
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Not earlier: data that cannot be read would leave the hooks behind.
+        if self._is_due:
+            self._is_due = False
             self._measure_next_forward(kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._measuring.close()
 
     def on_log(
         self,
@@ -57,19 +73,15 @@ class MemoryCallback(TrainerCallback):
 
     def _measure_next_forward(self, model: nn.Module) -> None:
         """Meter the next forward pass that trains, and take the hooks away after it."""
-        running: list[SavedActivations] = []
 
         def enter(module: nn.Module, args: Any) -> None:
-            if module.training and torch.is_grad_enabled() and not running:
-                running.append(SavedActivations(module).__enter__())
+            if self.saved is None and module.training and torch.is_grad_enabled():
+                self.saved = self._measuring.enter_context(SavedActivations(module))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            if running:
-                running[0].__exit__(None, None, None)
-                self.saved = running[0]
-                before.remove()
-                after.remove()
+            if self.saved is not None:
+                self._measuring.close()
 
-        before = model.register_forward_pre_hook(enter)
+        self._measuring.callback(model.register_forward_pre_hook(enter).remove)
         # Called also when the forward pass raises, so that nothing stays installed.
-        after = model.register_forward_hook(leave, always_call=True)
+        self._measuring.callback(model.register_forward_hook(leave, always_call=True).remove)

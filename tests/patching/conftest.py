@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from hf_invact.ops import backends
 from hf_invact.patching import activations, registry
@@ -24,11 +26,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counted: Counter[str] = Counter()
     eager = backends.BACKENDS["eager"]
 
-    def forward(*args):
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
         counted["forward"] += 1
         return eager.forward(*args)
 
-    def backward(*args):
+    def backward(*args: Any) -> Tensor:
         counted["backward"] += 1
         return eager.backward(*args)
 

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from hf_invact.curves import SILU
 from hf_invact.patching import slot
 from tests.helpers import normal
 
 
-def block(activation) -> nn.Module:
-    module = nn.Module()
+def block(activation: Any) -> Any:
+    module: Any = nn.Module()
     module.before, module.act, module.after = nn.Linear(2, 2), activation, nn.Linear(2, 2)
     return module
 
 
-ACTIVATIONS = {"module": nn.SiLU, "function": lambda: F.silu}
+ACTIVATIONS: dict[str, Callable[[], Any]] = {"module": nn.SiLU, "function": lambda: F.silu}
 each_activation = pytest.mark.parametrize("make", ACTIVATIONS.values(), ids=ACTIVATIONS)
 
 
 @each_activation
-def test_install_and_restore(make) -> None:
+def test_install_and_restore(make: Callable[[], Any]) -> None:
     original = make()
     module = block(original)
     children, attributes = list(module._modules), list(vars(module))
@@ -41,7 +43,7 @@ def test_install_and_restore(make) -> None:
 
 
 @each_activation
-def test_install_over_a_patched_slot_keeps_the_first_original(make) -> None:
+def test_install_over_a_patched_slot_keeps_the_first_original(make: Callable[[], Any]) -> None:
     original = make()
     module = block(original)
     slot.install(module, "act", SILU, "auto")
@@ -58,7 +60,7 @@ def test_restore_leaves_what_is_not_patched() -> None:
 
 
 @each_activation
-def test_the_original_is_no_submodule(make) -> None:
+def test_the_original_is_no_submodule(make: Callable[[], Any]) -> None:
     patched = slot.PatchedActivation(make(), SILU, "auto")
     assert list(patched.children()) == []
     assert patched.state_dict() == {}
@@ -77,9 +79,9 @@ def test_mode_of_the_original_is_taken_over_and_given_back(training: bool) -> No
 
 @pytest.mark.parametrize("needs_gradient", [True, False])
 def test_the_original_computes_where_no_gradient_is_needed(needs_gradient: bool) -> None:
-    asked = []
+    asked: list[Tensor] = []
 
-    def original(x):
+    def original(x: Tensor) -> Tensor:
         asked.append(x)
         return F.silu(x)
 

@@ -1,0 +1,144 @@
+"""What cannot be patched is refused with a way out, and the model is left as it was."""
+
+from __future__ import annotations
+
+import pickle
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from hf_invact import InvActConfig, PatchingError, patch_model, register_activation, unpatch_model
+from tests.models import tiny_model
+
+
+@contextmanager
+def refusal(model: nn.Module, *parts: str) -> Iterator[None]:
+    """The block raises a PatchingError whose message has all these parts, and the model is unchanged to the byte."""
+    before = pickle.dumps(model)
+    with pytest.raises(PatchingError) as error:
+        yield
+    assert [part for part in parts if part not in str(error.value)] == []
+    assert pickle.dumps(model) == before
+
+
+def test_a_refusal_is_a_value_error() -> None:
+    assert issubclass(PatchingError, ValueError)
+
+
+def test_a_model_without_any_block() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with refusal(model, "no block to patch in Sequential", "GPT2MLP, BertIntermediate, MistralMLP, LlamaMLP"):
+        patch_model(model)
+    with refusal(model, "Found no block with an activation", "register_block(BlockClass, activation="):
+        patch_model(model)
+
+
+def test_a_model_with_blocks_that_are_not_known_names_them() -> None:
+    model = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.GELU()), nn.TransformerEncoderLayer(8, 2)])
+    model[1].act = ACT2FN["gelu_new"]
+    with refusal(model, "Found blocks with an activation: Sequential, TransformerEncoderLayer"):
+        patch_model(model)
+
+
+@pytest.mark.parametrize("field", ["include", "exclude"])
+def test_a_pattern_that_matches_nothing(field: str) -> None:
+    model = tiny_model("llama", num_hidden_layers=5)
+    with refusal(
+        model, "the pattern '*.ffn' matches none", "model.layers.0.mlp, model.layers.1.mlp, ..., model.layers.4.mlp"
+    ):
+        patch_model(model, InvActConfig(**{field: ("*.mlp", "*.ffn")}))
+
+
+def test_patterns_are_of_blocks_and_not_of_sites() -> None:
+    model = tiny_model("llama")
+    with refusal(
+        model, "the pattern '*.act_fn' matches none of the model's blocks: model.layers.0.mlp, model.layers.1.mlp"
+    ):
+        patch_model(model, InvActConfig(include=("*.act_fn",)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [InvActConfig(exclude=("*",)), InvActConfig(include=()), InvActConfig(include=("*.0.mlp",), exclude=("*.0.mlp",))],
+    ids=["all excluded", "none included", "included and excluded"],
+)
+def test_a_config_that_leaves_no_block(config: InvActConfig) -> None:
+    model = tiny_model("llama")
+    with refusal(model, f"include={config.include} without exclude={config.exclude} leaves no block to patch"):
+        patch_model(model, config)
+
+
+@pytest.mark.parametrize("activation", ["mish", "relu2", "gelu_10"])
+def test_an_activation_that_is_not_known(activation: str) -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.act_fn = ACT2FN[activation]
+    kind = type(ACT2FN[activation]).__name__
+    with refusal(
+        model,
+        f"model.layers.1.mlp.act_fn: the activation {kind} is not known",
+        "Supported: AccurateGELUActivation, FastGELUActivation, GELU, ",
+        "hf_invact.register_activation",
+        "exclude=[...]",
+    ):
+        patch_model(model)
+
+
+def test_a_function_that_is_not_known() -> None:
+    model = tiny_model("bert", activation=torch.erf)
+    with refusal(model, "intermediate_act_fn: the activation <built-in method erf of", "is not known"):
+        patch_model(model)
+
+
+class Unhashable:
+    """A callable that no table can look up."""
+
+    __hash__ = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_callable_that_cannot_be_looked_up_is_not_known_either() -> None:
+    model = tiny_model("bert", activation=Unhashable())
+    with refusal(model, "Unhashable", "is not known"):
+        patch_model(model)
+
+
+def test_the_ways_out_that_the_message_names() -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.act_fn = nn.Mish()
+    assert patch_model(model, InvActConfig(exclude=("*.0.mlp",))).patched == 1
+    unpatch_model(model)
+    register_activation(nn.Mish, "silu")
+    assert patch_model(model).patched == 2
+
+
+def test_a_model_whose_activations_would_all_gain_nothing() -> None:
+    model = tiny_model("llama", activation="relu")
+    with refusal(model, "nothing to invert", "0 of 2 sites patched", "ReLU", "its gradient already uses the output"):
+        patch_model(model)
+
+
+def test_an_activation_whose_forward_was_replaced() -> None:
+    model = tiny_model("llama")
+    activation = model.model.layers[0].mlp.act_fn
+    activation.forward = types.MethodType(type(activation).forward, activation)
+    with refusal(model, "model.layers.0.mlp.act_fn: another library has replaced the forward of this SiLUActivation"):
+        patch_model(model)
+    assert patch_model(model, InvActConfig(exclude=("*.0.mlp",))).patched == 1
+
+
+@pytest.mark.parametrize(
+    "config", [InvActConfig(include=("*.ffn",)), InvActConfig(exclude=("*",))], ids=["no match", "all excluded"]
+)
+def test_a_patched_model_stays_patched(config: InvActConfig) -> None:
+    model = tiny_model("llama")
+    patch_model(model, InvActConfig(exclude=("*.0.mlp",), backend="eager"))
+    with refusal(model):
+        patch_model(model, config)
+    assert model.model.layers[1].mlp.act_fn.backend == "eager"

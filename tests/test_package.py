@@ -1,0 +1,155 @@
+"""The package as a whole: what it exports, what importing it does not do, and which part may import which."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hf_invact
+
+ROOT = Path(hf_invact.__file__).parent
+
+# Each part may import what stands before it. `memory` stands apart: it imports none, and patching and above use it.
+ORDER = ("curves", "ops", "functional", "nn", "patching", "trainer", "experiments")
+USERS_OF_MEMORY = ("patching", "trainer", "experiments")
+ALLOWED = {part: set(ORDER[: index + 1]) for index, part in enumerate(ORDER)} | {"memory": {"memory"}}
+for _part in USERS_OF_MEMORY:
+    ALLOWED[_part] |= {"memory"}
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> Iterator[str]:
+    """Parts of the package that a file imports, anywhere in it. `hf_invact` itself counts as "hf_invact"."""
+    package = ("hf_invact", *path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*package[: len(package) + 1 - node.level], *filter(None, [node.module])])
+            base = base if node.level else str(node.module)
+            names = [f"{base}.{alias.name}" for alias in node.names] if base == "hf_invact" else [base]
+        else:
+            continue
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first == "hf_invact":
+                yield rest.partition(".")[0] or first
+
+
+def test_every_part_has_its_place_in_the_order() -> None:
+    assert {part_of(path) for path in FILES} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    # The version is all that a part may take from the package itself.
+    wrong = set(imported_parts(path)) - ALLOWED[part_of(path)] - {"__version__"}
+    assert not wrong, f"{part_of(path)} must not import {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize(
+    ("statement", "parts"),
+    [
+        ("import hf_invact", ["hf_invact"]),
+        ("import hf_invact.ops.eager", ["ops"]),
+        ("from hf_invact.ops import eager", ["ops"]),
+        ("from hf_invact import functional, nn", ["functional", "nn"]),
+        ("from . import registry", ["patching"]),
+        ("from .registry import Block", ["patching"]),
+        ("from .. import nn", ["nn"]),
+        ("from ..curves.record import Curve", ["curves"]),
+        ("if True: from ..trainer import Callback", ["trainer"]),
+        ("import torch; from os import path", []),
+    ],
+)
+def test_the_reader_of_imports_sees_every_form(
+    statement: str, parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: statement)
+    assert list(imported_parts(ROOT / "patching" / "made_up.py")) == parts
+
+
+def test_exports_what_it_says() -> None:
+    assert sorted(hf_invact.__all__) == hf_invact.__all__
+    assert all(hasattr(hf_invact, name) for name in hf_invact.__all__)
+    promised = {
+        *("patch_model", "unpatch_model", "inverted_activations", "InvActConfig", "PatchReport", "PatchingError"),
+        *("functional", "nn", "memory", "register_activation", "register_block"),
+        *("InvertedActivationsCallback", "InvActTrainingArguments", "InvActArgumentsMixin", "InvActTrainerMixin"),
+    }
+    assert promised <= set(hf_invact.__all__)
+
+
+OPTIONAL = ["triton", "datasets", "evaluate", "matplotlib", "jinja2", "rich", "tensorboard"]
+IMPORT = """
+import json, os, sys
+import torch
+from transformers import TrainingArguments, activations, modeling_utils
+from transformers.models.bert import modeling_bert
+from transformers.models.gpt2 import modeling_gpt2
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+
+WATCHED = ("transformers.models.", "transformers.activations", "transformers.modeling_utils",
+           "torch.nn.functional", "torch.nn.modules.", "torch.autograd.")
+modules = [module for name, module in sorted(sys.modules.items()) if name.startswith(WATCHED)]
+holders = modules + sorted({value for module in modules for value in vars(module).values() if isinstance(value, type)},
+                           key=repr)
+
+def state():
+    return {"environment": dict(os.environ), "activations": dict(activations.ACT2CLS),
+            "threads": torch.get_num_threads(), "dtype": torch.get_default_dtype(),
+            **{repr(holder): dict(vars(holder)) for holder in holders}}
+
+before, imported = state(), set(sys.modules)
+import hf_invact
+after = state()
+print(json.dumps({
+    "watched": len(before),
+    "changed": [key for key in before if before[key] != after[key]],
+    "imported": sorted(set(sys.modules) - imported),
+}))
+"""
+
+
+def run(code: str) -> str:
+    """What the code prints in a fresh interpreter."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def effects() -> dict[str, Any]:
+    """What `import hf_invact` does to an interpreter in which Transformers and its models are imported already."""
+    return json.loads(run(IMPORT))
+
+
+def test_importing_changes_no_class_no_function_and_no_environment_variable(effects: dict[str, Any]) -> None:
+    assert effects["watched"] > 300
+    assert effects["changed"] == []
+
+
+def test_importing_imports_no_optional_package_and_not_the_trainer(effects: dict[str, Any]) -> None:
+    assert "hf_invact.trainer" in effects["imported"]
+    packages = {name.partition(".")[0] for name in effects["imported"]}
+    assert packages.isdisjoint(OPTIONAL)
+    assert "transformers.trainer" not in effects["imported"]
+    assert not any(name.startswith("hf_invact.experiments") for name in effects["imported"])
+
+
+def test_importing_needs_no_optional_package() -> None:
+    code = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL})); import hf_invact; print(hf_invact.__version__)"
+    assert run(code).strip() == hf_invact.__version__
