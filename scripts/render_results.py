@@ -23,8 +23,8 @@ def render() -> str:
     """The README with its results replaced."""
     comparison = json.loads(COMPARISON.read_text(encoding="utf-8"))
     rows = [
-        "| small model, CPU, float32 | kept per activation | kept for backward, whole model | largest loss difference at "
-        "any step | spread between two seeds | step time |",
+        "| small model, CPU, float32 | kept per activation | kept for backward, whole model "
+        "| largest loss difference at any step | spread between two seeds | step time |",
         "| :-- | --: | --: | --: | --: | --: |",
         *map(_row, summary_rows(comparison)),
     ]
@@ -52,7 +52,7 @@ def _row(row: SummaryRow) -> str:
     else:
         saved_change = f"{change:+.1%}"
     first = ", first loss identical" if row.first_loss_identical else ""
-    time = f"{row.step_time['ratio']:.2f}×" if row.step_time else "not measured"
+    time = f"{row.step_time['ratio']:.2f}x" if row.step_time else "not measured"
     spread = f"{row.smallest_spread:.2g} to {row.largest_spread:.2g}" if row.largest_spread else "one seed"
     cells = (row.title, units, f"{saved} MiB ({saved_change})", f"{row.largest_difference:.2g}{first}", spread, time)
     return "| " + " | ".join(cells) + " |"

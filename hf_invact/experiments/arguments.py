@@ -9,7 +9,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -119,9 +120,11 @@ class RunArguments:
     training: InvActTrainingArguments
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The values that decide the result, as plain data; not where it is written to."""
+        """The values that decide the result, as JSON gives them back; not where it is written to."""
         training = {key: value for key, value in self.training.to_dict().items() if key not in _PLACES}
-        return {"model": dataclasses.asdict(self.model), "data": dataclasses.asdict(self.data), "training": training}
+        parts = {"model": dataclasses.asdict(self.model), "data": dataclasses.asdict(self.data), "training": training}
+        plain: dict[str, dict[str, Any]] = json.loads(json.dumps(parts, default=str))
+        return plain
 
 
 _PLACES = {"output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "disable_tqdm"}
@@ -133,7 +136,7 @@ def parse_run(argv: Sequence[str]) -> RunArguments:
     Raises:
         ConfigError: a file that cannot be read, an unknown key, a value that is refused.
     """
-    parser = _Parser((ModelArguments, DataArguments, InvActTrainingArguments), allow_abbrev=False)
+    parser = _Parser(_CLASSES, allow_abbrev=False)
     rest = list(argv)
     if rest and not rest[0].startswith("-"):
         _set_defaults(parser, Path(rest.pop(0)))
@@ -160,11 +163,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"the config {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"the config {path} must hold a mapping of names to values, got {type(values).__name__}")
     return values
+
+
+def first_difference(
+    before: dict[str, dict[str, Any]],
+    asked: dict[str, dict[str, Any]],
+    parts: Sequence[str] = ("model", "data", "training"),
+) -> tuple[str, Any, Any] | None:
+    """The first of `RunArguments.settings` that differs: its key, its value before and as asked; None if none does."""
+    for part in parts:
+        for key, value in asked[part].items():
+            if before[part].get(key) != value:
+                return key, before[part].get(key), value
+    return None
 
 
 def check_keys(values: dict[str, Any], known: Sequence[str], where: str) -> None:
@@ -172,6 +188,9 @@ def check_keys(values: dict[str, Any], known: Sequence[str], where: str) -> None
     for key in values:
         if key not in known:
             raise ConfigError(_unknown_key(str(key), where, known))
+
+
+_CLASSES = (ModelArguments, DataArguments, InvActTrainingArguments)
 
 
 class _Parser(HfArgumentParser):
@@ -184,19 +203,35 @@ class _Parser(HfArgumentParser):
 def _set_defaults(parser: _Parser, path: Path) -> None:
     values = read_yaml(path)
     check_keys(values, _names(parser), f"in the config {path}")
-    parser.set_defaults(**values)
+    hints = {name: hint for arguments in _CLASSES for name, hint in get_type_hints(arguments).items()}
     for action in parser._actions:
         if action.dest in values:
+            _check_default(action, hints[action.dest], values[action.dest], path)
             action.required = False
-            _check_default(action, values[action.dest], path)
+    parser.set_defaults(**values)
 
 
-def _check_default(action: argparse.Action, value: Any, path: Path) -> None:
-    """What argparse checks of the command line, but not of defaults."""
-    if action.choices is not None and value is not None and value not in action.choices:
-        raise ConfigError(f"{action.dest} in the config {path} must be one of {list(action.choices)}, got {value!r}")
-    if action.type in (int, float) and isinstance(value, (list, dict)):
-        raise ConfigError(f"{action.dest} in the config {path} must be a number, got {value!r}")
+def _check_default(action: argparse.Action, hint: Any, value: Any, path: Path) -> None:
+    """What argparse checks of the command line, but of defaults only where they are strings."""
+    if value is None and action.default is None and not action.required:
+        return
+    if action.choices is not None:
+        if value not in action.choices:
+            known = list(action.choices)
+            raise ConfigError(f"{action.dest} in the config {path} must be one of {known}, got {value!r}")
+    elif not isinstance(value, str) and not _is_a(value, hint):
+        kind = getattr(hint, "__name__", str(hint))
+        raise ConfigError(f"{action.dest} in the config {path} must be of the type {kind}, got {value!r}")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = {get_origin(alternative) or alternative for alternative in alternatives}
+    if float in kinds:
+        kinds.add(int)
+    if isinstance(value, bool):  # which Python takes for an int
+        return bool in kinds
+    return isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type)))
 
 
 def _names(parser: _Parser) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -43,7 +44,7 @@ def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
     if not _is_complete(checkpoint):
         raise ConfigError(f"{checkpoint} is no complete checkpoint: it has no readable {_STATE}")
     saved = _saved_shapes(checkpoint)
-    shapes = {_saved_name(name): tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = {_saved_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
     for name, shape in saved.items():
         if name not in shapes:
             raise ConfigError(f"{checkpoint} is a checkpoint of another model: this one has no parameter {name}")
@@ -51,11 +52,23 @@ def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
             raise ConfigError(
                 f"{checkpoint} is a checkpoint of another model: its {name} has the shape {shape}, here {shapes[name]}"
             )
+    for names in _trained(model):
+        if saved.keys().isdisjoint(names):
+            raise ConfigError(f"{checkpoint} is a checkpoint of another model: it has no parameter {names[0]}")
+
+
+def _trained(model: nn.Module) -> Iterable[list[str]]:
+    """The names of each parameter that is trained. A shared one has several, and is saved under one of them."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            names.setdefault(parameter, []).append(_saved_name(name))
+    return names.values()
 
 
 def _saved_name(name: str) -> str:
     """The name under which a parameter is saved: peft leaves the adapter's own name out."""
-    return name.replace(".default.", ".")
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
 
 
 def _saved_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:

@@ -7,12 +7,12 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..patching import PatchingError
+from .arguments import first_difference
 from .comparison import compare_model
 from .environment import describe_environment
 from .errors import ConfigError
@@ -39,6 +39,7 @@ def compare(plan: Plan, command: str, console: Console) -> Path:
     groups = [(experiment, plan.runs(experiment)) for experiment in plan.experiments]
     claim_folder(plan.output_dir, PLAN)
     finished = {run.folder for _, group in groups for run in group if _is_finished(run)}
+    plan.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(plan.output_dir / PLAN, {"title": plan.title, "command": command})
     models = []
     with _progress(console) as progress:
@@ -74,19 +75,18 @@ def _is_finished(run: PlannedRun) -> bool:
     """Whether the run needs not be run again.
 
     Raises:
-        ConfigError: it was run with other settings.
+        ConfigError: it was run with other settings, or its arguments are refused.
     """
+    asked = run.arguments().settings()
     result = read_json(run.folder / RESULT)
     if result is None:
         return False
-    wanted = run.arguments().settings()
-    for part, values in wanted.items():
-        for key, value in values.items():
-            if result["settings"][part].get(key) != value:
-                raise ConfigError(
-                    f"{run.folder} holds a finished run with {key}={result['settings'][part].get(key)!r}, asked for is "
-                    f"{value!r}; choose another --output_dir, or remove that folder to run it again"
-                )
+    if difference := first_difference(result["settings"], asked):
+        key, value, wanted = difference
+        raise ConfigError(
+            f"{run.folder} holds a finished run with {key}={value!r}, asked for is {wanted!r}; "
+            "choose another --output_dir, or remove that folder to run it again"
+        )
     return True
 
 
@@ -114,7 +114,7 @@ def _step_time(plan: Plan, experiment: Experiment, plain: PlannedRun, progress: 
         progress.update(task, note="alternating steps")
         # A folder of its own, since a Trainer makes its output folder and the run's is finished.
         folder = plan.output_dir / "runs" / f"{experiment.name}-step-time"
-        argv = [*plain.argv, "--output_dir", str(folder), "--save_strategy", "no"]
+        argv = [*plain.argv, "--output_dir", str(folder)]
         known = {**run_in_process("step time", argv, _log(folder), lambda done, total: None), "settings": settings}
         write_json(path, known)
     progress.update(task, completed=1, note="")
@@ -162,9 +162,16 @@ def _row(run: PlannedRun, result: dict[str, Any], plan: Plan) -> dict[str, Any]:
     return {"variant": run.variant, "seed": run.seed, "folder": folder, **{key: result.get(key) for key in copied}}
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing the usage and leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
 def main(argv: Sequence[str]) -> int:
     """The script: exit code 2, and one line, for what the user can mend; 1 where a run failed."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="scripts/compare.py",
         description="Fine-tune with and without inverted activations, and report both side by side. Other options "
         "(--max_steps 20, ...) are passed on to every run.",
@@ -173,13 +180,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("config", type=Path, help="a comparison (configs/demo.yaml), or the config of one run")
     parser.add_argument("--output_dir", type=Path, help="where the report and the runs are written")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds to run; the spread between them is the yardstick")
-    options, overrides = parser.parse_known_args(argv)
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
     began = time.monotonic()
     try:
+        options, overrides = parser.parse_known_args(argv)
         plan = read_plan(options.config, options.output_dir, options.seeds, overrides)
         report = compare(plan, shlex.join(["python", "scripts/compare.py", *argv]), console)
-    except (ConfigError, PatchingError) as error:
+    except ConfigError as error:
         errors.print(f"error: {error}", markup=False, highlight=False)
         return 2
     except RunFailed as error:

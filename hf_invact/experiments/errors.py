@@ -3,3 +3,7 @@
 
 class ConfigError(ValueError):
     """Something the user gave (a key, a file, a folder, a name) cannot be used. The message says what to do."""
+
+    def __str__(self) -> str:
+        lines = super().__str__().splitlines()  # messages of libraries that it quotes may have several
+        return " ".join(line.strip() for line in lines if line.strip())

@@ -46,17 +46,21 @@ def read_json(path: Path) -> Any:
 def claim_folder(folder: Path, marker: str) -> None:
     """Make sure that results may be written into a folder: it is new, empty, or holds the marker file.
 
+    It is not made yet, so that a run that is refused later leaves nothing behind.
+
     Raises:
         ConfigError: it cannot be made or written, or holds something else.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not (folder / marker).exists():
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        names = {path.name for path in folder.iterdir()} if existing == folder else set()
+        # An interruption may have left the marker half written.
+        if marker not in names and not all(name.startswith(f".{marker}.") for name in names):
             raise ConfigError(
                 f"the output folder {folder} is not empty and was not made by this script (it has no {marker}); "
                 "choose another with --output_dir"
             )
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise ConfigError(
             f"the output folder {folder} cannot be written ({error.strerror}); choose another with --output_dir"

@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from ..memory import by_part
-from ..patching import PatchingError, activation_sites
+from ..patching import activation_sites
 from ..trainer import InvActTrainerMixin, InvertedActivationsCallback, MemoryCallback
-from .arguments import RunArguments, parse_run
+from .arguments import RunArguments, first_difference, parse_run
 from .checkpoints import check_checkpoint, last_complete_checkpoint
 from .data import describe_records, load_records
 from .environment import describe_environment
@@ -130,7 +130,11 @@ def finetune(run: RunArguments, callbacks: Sequence[TrainerCallback] = ()) -> di
     if run.model.model_name_or_path is None:
         experiment.model.config._name_or_path = str(folder)  # else the model card names an empty base model
     inversion, times = InvertedActivationsCallback(), StepTimes()
-    trainer = experiment.trainer(run.training, [inversion, times, *callbacks])
+    try:
+        trainer = experiment.trainer(run.training, [inversion, times, *callbacks])
+    except (ImportError, RuntimeError, ValueError) as error:  # a reporter that is not installed, nothing to invert, ...
+        raise ConfigError(f"the Trainer refuses these arguments: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, run.settings())
     train_metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
     trainer.log_metrics("train", train_metrics)
@@ -166,16 +170,17 @@ def _claim(folder: Path, run: RunArguments) -> None:
         raise ConfigError(
             f"{folder} holds a finished run; choose another --output_dir, or remove the folder to run it again"
         )
-    before, now_asked = read_json(folder / SETTINGS), run.settings()
+    before = read_json(folder / SETTINGS)
     if before is None or last_complete_checkpoint(folder) is None:
         return
-    for part in ("model", "data"):
-        for key, value in now_asked[part].items():
-            if before[part].get(key) != value:
-                raise ConfigError(
-                    f"{folder} holds checkpoints of another run: its {key} is {before[part].get(key)!r}, here "
-                    f"{value!r}; choose another --output_dir, or remove the folder to start over"
-                )
+    # Who names the checkpoint may go on with other training arguments.
+    parts = ("model", "data") if run.training.resume_from_checkpoint else ("model", "data", "training")
+    if difference := first_difference(before, run.settings(), parts):
+        key, value, asked = difference
+        raise ConfigError(
+            f"{folder} holds checkpoints of another run: its {key} is {value!r}, here {asked!r}; "
+            "choose another --output_dir, or remove the folder to start over"
+        )
 
 
 def _checkpoint(folder: Path, run: RunArguments, model: PreTrainedModel) -> Path | None:
@@ -231,7 +236,7 @@ def main(argv: Sequence[str]) -> int:
     transformers.utils.logging.set_verbosity_warning()
     try:
         finetune(parse_run(argv))
-    except (ConfigError, PatchingError) as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -50,22 +53,26 @@ def build_model(
     Raises:
         ConfigError: an unknown architecture or config value, weights that are not found, or a missing package.
     """
-    config = _config(model, task, tokenizer)
+    config = _config(model, data, task, tokenizer)
     dtype = config.dtype or torch.float32 if model.dtype == "auto" else getattr(torch, model.dtype)
     options = {"dtype": dtype}
     if model.attn_implementation is not None:
         options["attn_implementation"] = model.attn_implementation
-    if model.model_name_or_path is None:
-        built = task.auto_class.from_config(config, **options)
-    else:
-        try:
+    try:
+        if model.model_name_or_path is None:
+            built = task.auto_class.from_config(config, **options)
+        else:
             built = task.auto_class.from_pretrained(model.model_name_or_path, config=config, **options)
-        except (OSError, ValueError) as error:
-            raise _not_found("model", model.model_name_or_path, error) from error
+    except OSError as error:
+        raise _not_found("model", str(model.model_name_or_path), error) from error
+    except (ImportError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
+        raise ConfigError(f"the model cannot be built ({type(error).__name__}: {_first_line(error)})") from error
     return _with_adapters(built, model, data) if model.lora else built
 
 
-def _config(model: ModelArguments, task: PreparedTask, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def _config(
+    model: ModelArguments, data: DataArguments, task: PreparedTask, tokenizer: PreTrainedTokenizerBase
+) -> PretrainedConfig:
     if model.model_name_or_path is not None:
         try:
             config = AutoConfig.from_pretrained(model.model_name_or_path)
@@ -81,9 +88,18 @@ def _config(model: ModelArguments, task: PreparedTask, tokenizer: PreTrainedToke
             near = difflib.get_close_matches(key, config.to_dict(), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"model_config: {type(config).__name__} has no value {key!r}{hint}")
-        setattr(config, key, value)
+        try:
+            setattr(config, key, value)
+        except StrictDataclassError as error:
+            raise ConfigError(f"model_config: {error}") from error
     for key, value in task.model_config_updates.items():
         setattr(config, key, value)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and 0 < positions < data.max_seq_length:
+        raise ConfigError(
+            f"max_seq_length={data.max_seq_length} is more than this model's max_position_embeddings={positions}; "
+            "lower it, or raise that in model_config"
+        )
     return config
 
 
@@ -99,11 +115,11 @@ def _with_adapters(built: PreTrainedModel, model: ModelArguments, data: DataArgu
         raise ConfigError("lora needs the package peft: pip install peft") from error
     try:
         adapters = peft.LoraConfig(task_type=TASK_TYPES[data.task], **_mapping(model.lora))
-    except TypeError as error:
+        # Without this no gradient would reach a checkpointed block whose input comes from frozen embeddings.
+        built.enable_input_require_grads()
+        return peft.get_peft_model(built, adapters)
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"lora: {error}") from error
-    # Without this no gradient would reach a checkpointed block whose input comes from frozen embeddings.
-    built.enable_input_require_grads()
-    return peft.get_peft_model(built, adapters)
 
 
 def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -113,8 +129,14 @@ def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 def _not_found(what: str, name: str, error: Exception) -> ConfigError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = _first_line(error)
+    if Path(name).is_dir():
+        return ConfigError(f"the folder {name!r} holds no {what} that can be read ({reason})")
     return ConfigError(
         f"the {what} {name!r} is neither a local folder nor in the cache, and the hub could not be asked ({reason}). "
         f"These configs need no network: {', '.join(OFFLINE_CONFIGS)}"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

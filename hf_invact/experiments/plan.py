@@ -102,21 +102,28 @@ def read_plan(
             "experiments": [{"name": path.stem, "title": path.stem, "config": path.name}],
         }
     check_keys(values, _PLAN_KEYS, f"in the config {path}")
-    chosen = tuple(seeds or values.get("seeds") or (0, 1))
-    if len(set(chosen)) != len(chosen) or not all(isinstance(seed, int) for seed in chosen):
-        raise ConfigError(f"seeds must be different whole numbers, got {list(chosen)}")
+    chosen = seeds or values.get("seeds") or (0, 1)
+    if not isinstance(chosen, Sequence) or not all(map(_is_seed, chosen)) or len(set(chosen)) != len(chosen):
+        raise ConfigError(f"seeds must be different whole numbers from 0 on, got {chosen!r}")
+    if not isinstance(values["experiments"], list) or not values["experiments"]:
+        raise ConfigError(f"experiments in {path} must be a list of at least one, got {values['experiments']!r}")
     experiments = tuple(_experiment(entry, path) for entry in values["experiments"])
     names = [experiment.name for experiment in experiments]
     if len(set(names)) != len(names):
         raise ConfigError(f"the experiments in {path} must have different names, got {names}")
     folder = output_dir or Path(values.get("output_dir", f"results/{path.stem}"))
-    return Plan(values.get("title", path.stem), folder, chosen, experiments, tuple(overrides))
+    return Plan(str(values.get("title", path.stem)), folder, tuple(chosen), experiments, tuple(overrides))
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
 
 
 def _experiment(entry: Any, path: Path) -> Experiment:
     if not isinstance(entry, dict) or not {"name", "config"} <= entry.keys():
         raise ConfigError(f"each of the experiments in {path} must be a mapping with name and config, got {entry!r}")
-    check_keys(entry, _EXPERIMENT_KEYS, f"in the experiment {entry['name']!r} of {path}")
-    config = path.parent / entry["config"]
-    name = str(entry["name"])
-    return Experiment(name, str(entry.get("title", name)), config, entry.get("fused"))
+    name, fused = str(entry["name"]), entry.get("fused")
+    check_keys(entry, _EXPERIMENT_KEYS, f"in the experiment {name!r} of {path}")
+    if not isinstance(fused, dict | None):
+        raise ConfigError(f"fused in the experiment {name!r} of {path} must be a mapping, got {fused!r}")
+    return Experiment(name, str(entry.get("title", name)), path.parent / str(entry["config"]), fused)

@@ -211,7 +211,7 @@ def _runs_grid(runs: list[dict[str, Any]]) -> Grid:
             _number(run["loss"][-1]["loss"], ".4f") if run["loss"] else ABSENT,
             *(_value(run["eval"].get(metric)) for metric in metrics),
             f"{run['train_seconds']:,.1f}",
-            f"{1000 * run['step_seconds']:,.1f}",
+            ABSENT if run["step_seconds"] is None else f"{1000 * run['step_seconds']:,.1f}",
         ]
         for run in runs
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,25 @@ def write_config(folder: Path, model: str = "gpt2", *, name: str = "config.yaml"
     config = folder / name
     config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return config
+
+
+def write_plan(folder: Path, *, seeds: Sequence[int] = (0, 1), max_steps: int = 3) -> Path:
+    """A comparison of two models, which writes into the folder's `out`."""
+    for model in ("bert", "gpt2"):
+        write_config(folder, model, name=f"{model}.yaml", max_steps=max_steps)
+    fused = {"activation_function": "gelu_pytorch_tanh"}
+    values = {
+        "title": "Two tiny models",
+        "output_dir": str(folder / "out"),
+        "seeds": list(seeds),
+        "experiments": [
+            {"name": "bert", "title": "BERT", "config": "bert.yaml"},
+            {"name": "gpt2", "config": "gpt2.yaml", "fused": fused},
+        ],
+    }
+    plan = folder / "plan.yaml"
+    plan.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return plan
 
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> str:
