@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from rich.console import Console
@@ -290,12 +291,10 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     page = write_report(_one_model(seeds=(0,)), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    def half(path: Path, content: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(content[: len(content) // 2])
+    def full(handle: int, mode: str) -> NoReturn:
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(os, "fdopen", full)
     with pytest.raises(OSError, match="no space left"):
         write_report(_one_model(seeds=(0, 1)), page.parent)
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from hf_invact import InvertedActivationsCallback, MemoryCallback
 from hf_invact.memory import SavedActivations
@@ -118,6 +118,16 @@ def test_waits_for_a_forward_pass_that_trains() -> None:
     assert installed_hooks(model) == 0
 
 
+def test_a_training_without_a_forward_pass_leaves_no_hook() -> None:
+    args: Any = SimpleNamespace(torch_compile=False, n_gpu=1)
+    model, callback, state = nn.Linear(2, 2), MemoryCallback(), TrainerState()
+    callback.on_train_begin(args, state, TrainerControl(), model=model)
+    callback.on_step_begin(args, state, TrainerControl(), model=model)
+    callback.on_train_end(args, state, TrainerControl(), model=model)
+    assert installed_hooks(model) == 0
+    assert SAVED not in callback.figures()
+
+
 class Broken(list):
     """A data set that cannot be read."""
 
@@ -156,14 +166,19 @@ def test_a_training_that_raises_leaves_no_hook(break_it: Callable[[Trainer], Non
 
 
 def test_an_interrupted_measurement_is_ended_by_the_next_training(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    trainer = make_trainer(model, arguments(tmp_path), MemoryCallback())
+    class CountHooks(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            counts.append(installed_hooks(model))
+
+    model, counts = tiny_model("llama"), list[int]()
+    trainer = make_trainer(model, arguments(tmp_path), MemoryCallback(), CountHooks())
     broken_block(KeyboardInterrupt())(trainer)
     with record_saved() as outside:
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
         del model.model.layers[1].mlp.forward
         trainer.train()
+        assert counts == [0, 0]
         outside.clear()
         normal(3).requires_grad_().square()
     assert len(outside) == 1
