@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,7 +137,10 @@ def effects() -> dict[str, Any]:
     It has none of the optional packages, so the package does without them.
     """
     command = [sys.executable, "-c", EFFECTS, *OPTIONAL]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT.parent)
+    # Not this process's environment, which importing the package might have changed already.
+    needed = {key: os.environ[key] for key in ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH") if key in os.environ}
+    environment = {**needed, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT.parent, env=environment)
     assert result.returncode == 0, result.stderr
     found: dict[str, Any] = json.loads(result.stdout)
     return found

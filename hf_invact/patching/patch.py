@@ -104,6 +104,11 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
 
 
 def _candidate(name: str, module: nn.Module, attribute: str, *, excluded: bool) -> _Candidate:
+    if not hasattr(module, attribute):
+        raise PatchingError(
+            f"{name}: this {type(module).__name__} has no attribute {attribute!r}, in which its registration says that "
+            "it holds its activation; register the block with the right one"
+        )
     activation = slot.original_of(getattr(module, attribute))
     curve, reason = None, ""
     if excluded:
@@ -113,6 +118,8 @@ def _candidate(name: str, module: nn.Module, attribute: str, *, excluded: bool) 
     elif isinstance(activation, InvertedActivation):
         reason = "left alone: inverted already, by the model itself"
     else:
+        _check_forward_is_its_own(name, module)
+        _check_forward_is_its_own(_join(name, attribute), activation)
         curve = _known_curve(_join(name, attribute), activation)
     site = Site(
         _join(name, attribute), type(module).__name__, describe(activation), curve.name if curve else None, reason
@@ -120,12 +127,17 @@ def _candidate(name: str, module: nn.Module, attribute: str, *, excluded: bool) 
     return _Candidate(module, attribute, site, curve)
 
 
-def _known_curve(name: str, activation: object) -> Curve:
-    if isinstance(activation, nn.Module) and "forward" in vars(activation):
+def _check_forward_is_its_own(name: str, module: object) -> None:
+    """Liger, for one, binds a forward to a block that never calls the block's activation."""
+    wrapped_by_accelerate = hasattr(module, "_hf_hook")  # whose forward calls the module's own
+    if isinstance(module, nn.Module) and "forward" in vars(module) and not wrapped_by_accelerate:
         raise PatchingError(
-            f"{name}: another library has replaced the forward of this {describe(activation)}; "
+            f"{name}: another library has replaced the forward of this {describe(module)}; "
             "apply only one of the two, or exclude the block with InvActConfig(exclude=[...])"
         )
+
+
+def _known_curve(name: str, activation: object) -> Curve:
     curve = curve_of(activation)
     if curve is None:
         raise PatchingError(

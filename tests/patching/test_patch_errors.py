@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 from transformers.activations import ACT2FN
 
-from hf_invact import InvActConfig, PatchingError, patch_model, register_activation, unpatch_model
+from hf_invact import InvActConfig, PatchingError, patch_model, register_activation, register_block, unpatch_model
 from tests.models import tiny_model
 
 
@@ -131,6 +132,29 @@ def test_an_activation_whose_forward_was_replaced() -> None:
     with refusal(model, "model.layers.0.mlp.act_fn: another library has replaced the forward of this SiLUActivation"):
         patch_model(model)
     assert patch_model(model, InvActConfig(exclude=("*.0.mlp",))).patched == 1
+
+
+def test_a_block_whose_forward_was_replaced() -> None:
+    model = tiny_model("llama")
+    block = model.model.layers[1].mlp
+    block.forward = types.MethodType(type(block).forward, block)
+    with refusal(model, "model.layers.1.mlp: another library has replaced the forward of this LlamaMLP"):
+        patch_model(model)
+
+
+def test_a_block_that_accelerate_has_wrapped_is_patched() -> None:
+    model = tiny_model("llama")
+    add_hook_to_module(model.model.layers[1].mlp, ModelHook())
+    assert patch_model(model).patched == 2
+
+
+def test_a_block_registered_with_an_attribute_that_it_does_not_have() -> None:
+    class Block(nn.Module):
+        pass
+
+    register_block(Block, activation="act")
+    with pytest.raises(PatchingError, match=r"layer: this Block has no attribute 'act'"):
+        patch_model(nn.ModuleDict({"layer": Block()}))
 
 
 @pytest.mark.parametrize(
