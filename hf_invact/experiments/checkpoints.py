@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -17,22 +18,27 @@ _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 _INDEX = "model.safetensors.index.json"
 
 
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that was written to its end; None where there is none."""
+def last_resumable_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that an unfinished run can go on from; None where there is none.
+
+    One that was written only in part is passed over, and so is that of the last step: the Trainer would train one more.
+    """
     steps = {}
     for path in folder.glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and _is_complete(path):
+        state = _state(path)
+        if match and state is not None and state["global_step"] < state["max_steps"]:
             steps[int(match.group(1))] = path
     return steps[max(steps)] if steps else None
 
 
-def _is_complete(checkpoint: Path) -> bool:
+def _state(checkpoint: Path) -> dict[str, Any] | None:
+    """The Trainer's state in a checkpoint; None where it was not written to its end."""
     try:
-        json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return True
+        return None
+    return state
 
 
 def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
@@ -41,7 +47,7 @@ def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
     Raises:
         ConfigError: the folder is no complete checkpoint, or one of another model.
     """
-    if not _is_complete(checkpoint):
+    if _state(checkpoint) is None:
         raise ConfigError(f"{checkpoint} is no complete checkpoint: it has no readable {_STATE}")
     saved = _saved_shapes(checkpoint)
     shapes = {_saved_name(name): tuple(value.shape) for name, value in model.state_dict().items()}

@@ -27,7 +27,7 @@ from ..memory import by_part
 from ..patching import activation_sites
 from ..trainer import InvActTrainerMixin, InvertedActivationsCallback, MemoryCallback
 from .arguments import RunArguments, first_difference, parse_run
-from .checkpoints import check_checkpoint, last_complete_checkpoint
+from .checkpoints import check_checkpoint, last_resumable_checkpoint
 from .data import describe_records, load_records
 from .environment import describe_environment
 from .errors import ConfigError
@@ -171,7 +171,7 @@ def _claim(folder: Path, run: RunArguments) -> None:
             f"{folder} holds a finished run; choose another --output_dir, or remove the folder to run it again"
         )
     before = read_json(folder / SETTINGS)
-    if before is None or last_complete_checkpoint(folder) is None:
+    if before is None or last_resumable_checkpoint(folder) is None:
         return
     # Who names the checkpoint may go on with other training arguments.
     parts = ("model", "data") if run.training.resume_from_checkpoint else ("model", "data", "training")
@@ -185,7 +185,7 @@ def _claim(folder: Path, run: RunArguments) -> None:
 
 def _checkpoint(folder: Path, run: RunArguments, model: PreTrainedModel) -> Path | None:
     asked = run.training.resume_from_checkpoint
-    checkpoint = Path(asked) if asked and asked is not True else last_complete_checkpoint(folder)
+    checkpoint = Path(asked) if asked and asked is not True else last_resumable_checkpoint(folder)
     if checkpoint is not None:
         check_checkpoint(checkpoint, model)
         logger.info("going on from %s", checkpoint)

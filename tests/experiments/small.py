@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -98,3 +100,18 @@ def contents(folder: Path) -> dict[str, str]:
 def losses(result: dict[str, Any]) -> list[float]:
     """The training losses of a result, by step."""
     return [entry["loss"] for entry in result["loss"]]
+
+
+def alive_after(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that have not ended by then. An orphan that nobody has collected (a zombie) has."""
+    deadline = time.monotonic() + seconds
+    while (alive := [process for process in processes if _is_alive(process)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return alive
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -12,12 +12,14 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from hf_invact.experiments.checkpoints import check_checkpoint, last_complete_checkpoint
+from hf_invact.experiments.checkpoints import check_checkpoint, last_resumable_checkpoint
 from hf_invact.experiments.errors import ConfigError
 from tests.experiments.small import MODELS, contents
 
+STATE = '{"global_step": 1, "max_steps": 200}'
 
-def checkpoint(folder: Path, step: int, state: str | None = "{}") -> Path:
+
+def checkpoint(folder: Path, step: int, state: str | None = STATE) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir()
     if state is not None:
@@ -47,22 +49,28 @@ def adapted(rank: int = 2, kind: type = LlamaForCausalLM, task: str = "CAUSAL_LM
 def test_the_last_one_by_number(tmp_path):
     for step in (9, 100, 20):
         checkpoint(tmp_path, step)
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert last_resumable_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 @pytest.mark.parametrize("state", [None, "", '{"global_step": 1', "\x00" * 8], ids=["missing", "empty", "cut", "zeros"])
 def test_an_incomplete_one_is_passed_over(tmp_path, state):
     checkpoint(tmp_path, 4)
     checkpoint(tmp_path, 6, state)
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert last_resumable_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
+def test_that_of_the_last_step_is_passed_over(tmp_path):
+    checkpoint(tmp_path, 4)
+    checkpoint(tmp_path, 6, '{"global_step": 6, "max_steps": 6}')
+    assert last_resumable_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
 
 
 def test_where_there_is_none(tmp_path):
     checkpoint(tmp_path, 6, state=None)
     (tmp_path / "checkpoint-old").mkdir()
     (tmp_path / "checkpoint-7").touch()
-    assert last_complete_checkpoint(tmp_path) is None
-    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+    assert last_resumable_checkpoint(tmp_path) is None
+    assert last_resumable_checkpoint(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,10 @@ def test_refused_with_nothing_lost(finished, capsys, options, message):
         (lambda plan: plan.unlink(), "cannot read the config .*plan.yaml: No such file"),
         (lambda plan: plan.write_text("experiments: [\n  {"), "plan.yaml is not valid YAML"),
         (lambda plan: plan.write_text("experimens: []\n"), "unknown option 'experimens' in the config .*plan.yaml"),
-        (lambda plan: (plan.parent / "gpt2.yaml").unlink(), "cannot read the config .*gpt2.yaml: No such file"),
+        (lambda plan: (plan.parent / "bert.yaml").unlink(), "cannot read the config .*bert.yaml: No such file"),
         (
-            lambda plan: (plan.parent / "gpt2.yaml").write_text("max_step: 3\n"),
-            "unknown option 'max_step' in the config .*gpt2.yaml; did you mean 'max_steps'",
+            lambda plan: (plan.parent / "bert.yaml").write_text("max_step: 3\n"),
+            "unknown option 'max_step' in the config .*bert.yaml; did you mean 'max_steps'",
         ),
         (lambda plan: (plan.parent / "out").touch(), "the output folder .*out cannot be written"),
         (lambda plan: (plan.parent / "out/mine").mkdir(parents=True), "the output folder .*out is not empty"),

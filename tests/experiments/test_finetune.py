@@ -230,9 +230,11 @@ def test_pretrained_weights_are_where_training_starts(tmp_path):
 
 
 def test_the_seed_changes_the_weights_but_not_the_split(tmp_path):
-    one, other = (build(parse_run([str(write_config(tmp_path, seed=seed))])) for seed in (1, 2))
+    one, other, again = (build(parse_run([str(write_config(tmp_path, seed=seed))])) for seed in (1, 2, 1))
     assert one.task.eval_dataset[:] == other.task.eval_dataset[:]
-    assert not torch.equal(next(one.model.parameters()), next(other.model.parameters()))
+    weights = [next(experiment.model.parameters()) for experiment in (one, other, again)]
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
 
 
 def test_one_step_has_no_step_time(tmp_path):

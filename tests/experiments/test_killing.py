@@ -18,7 +18,7 @@ import yaml
 
 from hf_invact.experiments.compare import main
 from hf_invact.experiments.files import read_json
-from tests.experiments.small import contents, write_config
+from tests.experiments.small import alive_after, contents, write_config
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
 TIMES = {"train_seconds", "step_seconds"}
@@ -79,8 +79,7 @@ def test_a_killed_comparison_ends_as_one_that_was_not(tmp_path):
     for moment, reached in moments.items():
         finished = {path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/run.json")}
         children = kill_when(plan, reached, chance.uniform(0, 0.1))
-        _, alive = psutil.wait_procs(children, timeout=5)
-        assert alive == [], moment
+        assert alive_after(children, 5) == [], moment
         before = contents(folder)
         time.sleep(0.2)
         assert contents(folder) == before, moment

@@ -44,6 +44,13 @@ class FirstStep(TrainerCallback):
         self.step = state.global_step
 
 
+class InterruptEvaluation(TrainerCallback):
+    """Ends the run after training, before its results are written."""
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
 def config(folder: Path, model: str = "llama", **changes: Any) -> str:
     return str(write_config(folder, model, **{"save_strategy": "steps", "save_steps": 2, **changes}))
 
@@ -197,3 +204,15 @@ def test_a_folder_of_somebody_else(tmp_path):
     with pytest.raises(ConfigError, match=f"{tmp_path / 'run'} is not empty"):
         go_on(path)
     assert contents(tmp_path) == before
+
+
+def test_interrupted_after_training_it_gives_the_same_result(tmp_path):
+    path = config(tmp_path, "llama")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(parse_run([path]), [InterruptEvaluation()])
+    result, began = go_on(path)
+    (tmp_path / "uninterrupted").mkdir()
+    expected = finetune(parse_run([config(tmp_path / "uninterrupted", "llama")]))
+    assert began == 4
+    assert losses(result) == losses(expected)
+    assert result["saved_bytes"] == expected["saved_bytes"]

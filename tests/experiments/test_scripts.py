@@ -47,7 +47,6 @@ FRESH = {"model_type": None, "model_config": None}  # leave out
         ({"model_type": "gpt3"}, [], "model_type 'gpt3'"),
         ({"model_config": {**MODELS["gpt2"], "n_embd": 33}}, [], "the model cannot be built"),
         ({"lora": {"target_modules": ["nope"]}}, [], "lora: "),
-        ({"model_config": {"activation_function": "relu"}}, ["--use_inverted_activations"], "nothing to invert"),
         ({}, ["--inverted_activations_config", '{"includ": 1}'], "'includ'"),
         ({}, ["--resume_from_checkpoint", "nowhere"], "nowhere is no complete checkpoint"),
     ],
@@ -58,9 +57,14 @@ def test_what_can_be_mended_is_one_line_and_leaves_nothing(tmp_path, capsys, cha
     before = contents(tmp_path)
     assert main([str(config), *options]) == 2
     assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
-    after = contents(tmp_path)
-    after.pop("run", None)  # the Trainer makes the folder itself, empty
-    assert after == before
+    assert contents(tmp_path) == before
+
+
+def test_nothing_to_invert(tmp_path, capsys):
+    config = write_config(tmp_path, model_config={"activation_function": "relu"}, use_inverted_activations=True)
+    assert main([str(config)]) == 2
+    assert re.fullmatch("error: .*nothing to invert.*ReLU.*\n", capsys.readouterr().err)
+    assert contents(tmp_path / "run") == {}  # the Trainer makes the folder itself
 
 
 @pytest.mark.parametrize(

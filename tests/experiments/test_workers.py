@@ -5,15 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from hf_invact.experiments import workers
 from hf_invact.experiments.errors import ConfigError
 from hf_invact.experiments.files import read_json
 from hf_invact.experiments.workers import RunFailed, run_in_process
-from tests.experiments.small import write_config
+from tests.experiments.small import alive_after, write_config
 
 
 def ignore(done: int, total: int) -> None:
@@ -95,9 +97,28 @@ def test_an_interruption_ends_the_process_too(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run_in_process("finetune", argv(tmp_path), tmp_path / "log", interrupt)
-    (process,) = processes
-    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    assert alive_after(processes, 0) == []
     assert not (tmp_path / "run/run.json").exists()
+
+
+def test_the_process_leaves_when_its_parent_is_killed(tmp_path, monkeypatch):
+    fork = multiprocessing.get_context("fork")  # which passes the job below on
+    receiver, sender = fork.Pipe(duplex=False)
+
+    def wait(argv, sender):
+        sender.send(os.getpid())
+        time.sleep(60)
+
+    def run_it():
+        fork.Process(target=workers._work, args=("wait", [], tmp_path / "log", sender)).start()
+
+    monkeypatch.setitem(workers.JOBS, "wait", wait)
+    parent = fork.Process(target=run_it)
+    parent.start()
+    process = psutil.Process(receiver.recv())
+    parent.kill()
+    parent.join()
+    assert alive_after([process], 2) == []
 
 
 def test_a_run_may_have_processes_that_load_its_data(tmp_path):
