@@ -10,7 +10,6 @@ READY := $(VENV)/.ready
 
 # Nothing that these commands run needs the Hugging Face hub.
 export HF_HUB_OFFLINE = 1
-export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo test lint clean env
@@ -19,6 +18,7 @@ demo: env
 	@echo "== Fine-tuning GPT-2, BERT, Mistral and Llama (small ones) with and without inverted activations"
 	@$(BIN)/python scripts/compare.py configs/demo.yaml
 
+test: export OMP_WAIT_POLICY = PASSIVE  # some tests run processes that compete for the cores
 test: env
 	@echo "== Running the tests"
 	@$(BIN)/python -m pytest
