@@ -1,5 +1,7 @@
 """Activations with the names and arguments of `torch.nn.functional` that keep their output for the backward pass.
 
+The others of `torch.nn.functional` (relu, tanh, sigmoid) keep it already.
+
 >>> import torch, hf_invact
 >>> x = torch.randn(4, 8, requires_grad=True)
 >>> y = hf_invact.functional.gelu(x)
@@ -13,7 +15,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from .curves import GELU, GELU_TANH, QUICK_GELU, SILU
+from . import curves
+from .curves import GELU, GELU_TANH, HARDSWISH, LAPLACE, MISH, QUICK_GELU, RELU2, RELU6, SILU, SQRTSOFTPLUS
 from .ops import invert
 
 
@@ -23,10 +26,10 @@ def gelu(input: Tensor, approximate: Literal["none", "tanh"] = "none", *, backen
     Raises:
         ValueError: unknown `approximate` or `backend`.
     """
-    curves = {"none": GELU, "tanh": GELU_TANH}
-    if approximate not in curves:
+    known = {"none": GELU, "tanh": GELU_TANH}
+    if approximate not in known:
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
-    return invert(input, curves[approximate], backend)
+    return invert(input, known[approximate], backend)
 
 
 def silu(input: Tensor, *, backend: str | None = None) -> Tensor:
@@ -37,3 +40,65 @@ def silu(input: Tensor, *, backend: str | None = None) -> Tensor:
 def quick_gelu(input: Tensor, *, backend: str | None = None) -> Tensor:
     """``x * sigmoid(1.702 x)``, computed in at least float32, saving its output and one bit per element."""
     return invert(input, QUICK_GELU, backend)
+
+
+def mish(input: Tensor, *, backend: str | None = None) -> Tensor:
+    """`torch.nn.functional.mish`, saving its output and one bit per element."""
+    return invert(input, MISH, backend)
+
+
+def hardswish(input: Tensor, *, backend: str | None = None) -> Tensor:
+    """`torch.nn.functional.hardswish`, saving its output and one bit per element."""
+    return invert(input, HARDSWISH, backend)
+
+
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0, *, backend: str | None = None) -> Tensor:
+    """`torch.nn.functional.softplus`, saving its output alone.
+
+    Raises:
+        ValueError: `beta` is not positive, or unknown `backend`.
+    """
+    return invert(input, curves.softplus(beta, threshold), backend)
+
+
+def elu(input: Tensor, alpha: float = 1.0, *, backend: str | None = None) -> Tensor:
+    """`torch.nn.functional.elu`, saving its output alone.
+
+    Raises:
+        ValueError: `alpha` is not positive, or unknown `backend`.
+    """
+    return invert(input, curves.elu(alpha), backend)
+
+
+def selu(input: Tensor, *, backend: str | None = None) -> Tensor:
+    """`torch.nn.functional.selu`, saving its output alone."""
+    return invert(input, curves.selu(), backend)
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, *, backend: str | None = None) -> Tensor:
+    """`torch.nn.functional.leaky_relu`, saving its output alone.
+
+    Raises:
+        ValueError: `negative_slope` is not positive, or unknown `backend`.
+    """
+    return invert(input, curves.leaky_relu(negative_slope), backend)
+
+
+def relu6(input: Tensor, *, backend: str | None = None) -> Tensor:
+    """`torch.nn.functional.relu6`, saving its output alone."""
+    return invert(input, RELU6, backend)
+
+
+def relu2(input: Tensor, *, backend: str | None = None) -> Tensor:
+    """``relu(x) ** 2``, saving its output alone."""
+    return invert(input, RELU2, backend)
+
+
+def laplace(input: Tensor, *, backend: str | None = None) -> Tensor:
+    """Transformers' laplace activation, computed in at least float32, saving its output alone."""
+    return invert(input, LAPLACE, backend)
+
+
+def sqrtsoftplus(input: Tensor, *, backend: str | None = None) -> Tensor:
+    """``sqrt(softplus(x))``, computed in at least float32, saving its output alone."""
+    return invert(input, SQRTSOFTPLUS, backend)

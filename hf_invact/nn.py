@@ -15,9 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .curves import GELU as GELU_CURVE
-from .curves import GELU_TANH, QUICK_GELU, Curve
-from .curves import SILU as SILU_CURVE
+from . import curves
+from .curves import Curve
 from .ops import AUTO, check_backend, invert
 
 
@@ -49,21 +48,91 @@ class GELU(InvertedActivation):
     """`torch.nn.GELU`, saving its output and one bit per element."""
 
     def __init__(self, approximate: Literal["none", "tanh"] = "none", *, backend: str = AUTO) -> None:
-        curves = {"none": GELU_CURVE, "tanh": GELU_TANH}
-        if approximate not in curves:
+        known = {"none": curves.GELU, "tanh": curves.GELU_TANH}
+        if approximate not in known:
             raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
-        super().__init__(curves[approximate], backend)
+        super().__init__(known[approximate], backend)
 
 
 class SiLU(InvertedActivation):
     """`torch.nn.SiLU`, saving its output and one bit per element."""
 
     def __init__(self, *, backend: str = AUTO) -> None:
-        super().__init__(SILU_CURVE, backend)
+        super().__init__(curves.SILU, backend)
 
 
 class QuickGELU(InvertedActivation):
     """``x * sigmoid(1.702 x)``, saving its output and one bit per element."""
 
     def __init__(self, *, backend: str = AUTO) -> None:
-        super().__init__(QUICK_GELU, backend)
+        super().__init__(curves.QUICK_GELU, backend)
+
+
+class Mish(InvertedActivation):
+    """`torch.nn.Mish`, saving its output and one bit per element."""
+
+    def __init__(self, *, backend: str = AUTO) -> None:
+        super().__init__(curves.MISH, backend)
+
+
+class Hardswish(InvertedActivation):
+    """`torch.nn.Hardswish`, saving its output and one bit per element."""
+
+    def __init__(self, *, backend: str = AUTO) -> None:
+        super().__init__(curves.HARDSWISH, backend)
+
+
+class Softplus(InvertedActivation):
+    """`torch.nn.Softplus`, saving its output alone."""
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0, *, backend: str = AUTO) -> None:
+        super().__init__(curves.softplus(beta, threshold), backend)
+
+
+class ELU(InvertedActivation):
+    """`torch.nn.ELU`, saving its output alone."""
+
+    def __init__(self, alpha: float = 1.0, *, backend: str = AUTO) -> None:
+        super().__init__(curves.elu(alpha), backend)
+
+
+class SELU(InvertedActivation):
+    """`torch.nn.SELU`, saving its output alone."""
+
+    def __init__(self, *, backend: str = AUTO) -> None:
+        super().__init__(curves.selu(), backend)
+
+
+class LeakyReLU(InvertedActivation):
+    """`torch.nn.LeakyReLU`, saving its output alone."""
+
+    def __init__(self, negative_slope: float = 0.01, *, backend: str = AUTO) -> None:
+        super().__init__(curves.leaky_relu(negative_slope), backend)
+
+
+class ReLU6(InvertedActivation):
+    """`torch.nn.ReLU6`, saving its output alone."""
+
+    def __init__(self, *, backend: str = AUTO) -> None:
+        super().__init__(curves.RELU6, backend)
+
+
+class ReLUSquared(InvertedActivation):
+    """``relu(x) ** 2``, saving its output alone."""
+
+    def __init__(self, *, backend: str = AUTO) -> None:
+        super().__init__(curves.RELU2, backend)
+
+
+class Laplace(InvertedActivation):
+    """Transformers' laplace activation, saving its output alone."""
+
+    def __init__(self, *, backend: str = AUTO) -> None:
+        super().__init__(curves.LAPLACE, backend)
+
+
+class SqrtSoftplus(InvertedActivation):
+    """``sqrt(softplus(x))``, saving its output alone."""
+
+    def __init__(self, *, backend: str = AUTO) -> None:
+        super().__init__(curves.SQRTSOFTPLUS, backend)

@@ -1,6 +1,28 @@
-"""The mathematics: which activations can be inverted, and the fitted formulas for their derivatives."""
+"""The mathematics: which activations can be inverted, and the formulas for their derivatives."""
 
-from .catalogue import CURVES, GELU, GELU_TANH, QUICK_GELU, SILU
-from .record import Curve, Fit, MeasuredError
+from .catalogue import CURVES, GELU, GELU_TANH, MISH, QUICK_GELU, SILU, clipped_gelu
+from .closed import HARDSWISH, LAPLACE, RELU2, RELU6, SQRTSOFTPLUS, elu, leaky_relu, selu, softplus
+from .record import ClosedForm, Curve, Fit, MeasuredError
 
-__all__ = ["CURVES", "GELU", "GELU_TANH", "QUICK_GELU", "SILU", "Curve", "Fit", "MeasuredError"]
+__all__ = [
+    "CURVES",
+    "GELU",
+    "GELU_TANH",
+    "HARDSWISH",
+    "LAPLACE",
+    "MISH",
+    "QUICK_GELU",
+    "RELU2",
+    "RELU6",
+    "SILU",
+    "SQRTSOFTPLUS",
+    "ClosedForm",
+    "Curve",
+    "Fit",
+    "MeasuredError",
+    "clipped_gelu",
+    "elu",
+    "leaky_relu",
+    "selu",
+    "softplus",
+]

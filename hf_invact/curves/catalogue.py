@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import cache, partial
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import closed
 from .coefficients import FITS
 from .record import Curve
 
@@ -45,9 +47,44 @@ def _quick_gelu_derivative(x: Tensor) -> Tensor:
     return _silu_derivative(QUICK_GELU_SCALE * x)
 
 
+def _mish_derivative(x: Tensor) -> Tensor:
+    tanh = torch.tanh(F.softplus(x))
+    return tanh + x * (1 - tanh**2) * torch.sigmoid(x)
+
+
+@cache
+def clipped_gelu(low: float, high: float) -> Curve:
+    """GELU clipped to a range, as Transformers' gelu_10.
+
+    An output at a limit has the derivative 0. (At the one input whose output is the limit without clipping, the native
+    gradient is that of GELU; the output cannot tell.)
+    """
+    forward, derivative = (partial(function, low=low, high=high) for function in (_clipped_gelu, _clipped_derivative))
+    return Curve("clipped_gelu", forward, derivative, FITS["gelu"], limits=(low, high))
+
+
+def _clipped_gelu(x: Tensor, low: float, high: float) -> Tensor:
+    return torch.clip(F.gelu(x), low, high)
+
+
+def _clipped_derivative(x: Tensor, low: float, high: float) -> Tensor:
+    y = F.gelu(x)
+    return torch.where((y <= low) | (y >= high), 0.0, _gelu_derivative(x))
+
+
 GELU = Curve("gelu", F.gelu, _gelu_derivative, FITS["gelu"])
 GELU_TANH = Curve("gelu_tanh", _gelu_tanh, _gelu_tanh_derivative, FITS["gelu_tanh"])
 SILU = Curve("silu", F.silu, _silu_derivative, FITS["silu"])
 QUICK_GELU = Curve("quick_gelu", _quick_gelu, _quick_gelu_derivative, FITS["silu"], scale=QUICK_GELU_SCALE)
+MISH = Curve("mish", F.mish, _mish_derivative, FITS["mish"])
 
-CURVES = MappingProxyType({curve.name: curve for curve in (GELU, GELU_TANH, SILU, QUICK_GELU)})
+CURVES = MappingProxyType(
+    {
+        curve.name: curve
+        for curve in (
+            *(GELU, GELU_TANH, SILU, QUICK_GELU, MISH, clipped_gelu(-10.0, 10.0)),
+            *(closed.softplus(), closed.elu(), closed.selu(), closed.leaky_relu(), closed.HARDSWISH),
+            *(closed.RELU2, closed.RELU6, closed.LAPLACE, closed.SQRTSOFTPLUS),
+        )
+    }
+)

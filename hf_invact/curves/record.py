@@ -1,4 +1,4 @@
-"""The frozen record of an activation that can be inverted from its output and one side bit."""
+"""The frozen record of an activation that can be inverted from its output and at most one side bit."""
 
 from __future__ import annotations
 
@@ -43,35 +43,51 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class ClosedForm:
+    """A derivative that has an exact formula in the output.
+
+    Attributes:
+        slope: ``D(y, is_left)`` in PyTorch operations, for float32 or float64 ``y``; ``is_left`` holds bools of the
+            same shape. It may write to neither.
+        x_min: the turning point; None for an activation that only rises, whose output says it all.
+    """
+
+    slope: Callable[[Tensor, Tensor | None], Tensor]
+    x_min: float | None = None
+
+
+@dataclass(frozen=True)
 class Curve:
-    """An activation ``y = f(x)`` with one turning point, a minimum at ``x_min``.
+    """An activation ``y = f(x)`` with at most one turning point, a minimum at ``x_min``.
 
     Attributes:
         name: the activation's name.
         forward: ``f``, for a tensor of any floating dtype.
-        derivative: ``f'`` as a formula in ``x``; in float64 it is the reference that the fit is measured against.
-        fit: the fitted derivative as a function of the output.
-        scale: ``f(x) = g(scale * x) / scale``, where ``fit`` belongs to ``g`` (1 except for quick_gelu).
+        derivative: ``f'`` as a formula in ``x``; in float64 it is the reference that errors are measured against.
+        inverse: the derivative as a function of the output, fitted or exact.
+        scale: ``f(x) = g(scale * x) / scale``, where ``inverse`` belongs to ``g`` (1 except for quick_gelu).
+        limits: the derivative is 0 where the output is not strictly between them (gelu_10).
     """
 
     name: str
     forward: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
-    fit: Fit
+    inverse: Fit | ClosedForm
     scale: float = 1.0
+    limits: tuple[float, float] | None = None
 
     @property
-    def x_min(self) -> float:
-        """The input at which ``f`` turns."""
-        return self.fit.x_min / self.scale
+    def x_min(self) -> float | None:
+        """The input at which ``f`` turns; None where it only rises, so that no side bit is needed."""
+        return None if self.inverse.x_min is None else self.inverse.x_min / self.scale
 
     def threshold(self, dtype: torch.dtype) -> float:
-        """The smallest number of ``dtype`` that is not left of ``x_min``.
+        """The smallest number of ``dtype`` that is not left of ``x_min``; minus infinity where ``f`` only rises.
 
         An input of that dtype lies left of the turning point exactly when it is smaller than this. (A comparison
         with ``x_min`` itself would round ``x_min`` to the dtype first, possibly past an input.)
         """
-        return _round_up(self.x_min, dtype)
+        return -math.inf if self.x_min is None else _round_up(self.x_min, dtype)
 
 
 def _round_up(value: float, dtype: torch.dtype) -> float:

@@ -22,17 +22,17 @@ class InvertedActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, curve: Curve, backend: Backend) -> Tensor:
         y, side = backend.forward(x, curve)
-        ctx.save_for_backward(y, side)
+        ctx.save_for_backward(*([y] if side is None else [y, side]))
         ctx.curve, ctx.backend, ctx.stride = curve, backend, y.stride()
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        y, side = ctx.saved_tensors
+        y, *sides = ctx.saved_tensors
         # The bits are in y's memory order, which hooks that move saved tensors elsewhere need not keep.
         y = with_layout(y, y.size(), ctx.stride)
-        return ctx.backend.backward(dy, y, side, ctx.curve), None, None
+        return ctx.backend.backward(dy, y, sides[0] if sides else None, ctx.curve), None, None
 
 
 def invert(x: Tensor, curve: Curve, backend: str | None = None) -> Tensor:

@@ -20,8 +20,8 @@ class Backend:
     """How an activation and its gradient are computed. See `eager` for the arguments."""
 
     name: str
-    forward: Callable[[Tensor, Curve], tuple[Tensor, Tensor]]
-    backward: Callable[[Tensor, Tensor, Tensor, Curve], Tensor]
+    forward: Callable[[Tensor, Curve], tuple[Tensor, Tensor | None]]
+    backward: Callable[[Tensor, Tensor, Tensor | None, Curve], Tensor]
 
 
 BACKENDS = MappingProxyType({"eager": Backend("eager", eager.forward, eager.backward)})

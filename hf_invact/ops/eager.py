@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..curves import Curve, Fit
+from ..curves import ClosedForm, Curve, Fit
 from .layout import flat, with_layout
 from .packing import BITS, pack, packed_size, unpack
 
@@ -19,16 +19,21 @@ CPU_PIECE = 1 << 18
 DEVICE_PIECE = 1 << 24
 
 
-def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
     """Evaluate the activation and note which inputs lie left of its turning point.
 
     Args:
         x: any shape, layout and floating dtype.
 
     Returns:
-        ``y``, shaped as ``x``, and the side bits in ``y``'s memory order, uint8, shape (ceil(numel / 8),).
+        ``y``, shaped as ``x``, and the side bits in ``y``'s memory order, uint8, shape (ceil(numel / 8),); None for an
+        activation without a turning point.
     """
     y = curve.forward(x)
+    return y, None if curve.x_min is None else _sides(x, y, curve)
+
+
+def _sides(x: Tensor, y: Tensor, curve: Curve) -> Tensor:
     side = torch.empty(packed_size(x.numel()), dtype=torch.uint8, device=x.device)
     inputs = flat(with_layout(x, y.size(), y.stride()))
     threshold = curve.threshold(x.dtype)
@@ -39,14 +44,15 @@ def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
             flags = torch.zeros(padded, dtype=torch.bool, device=x.device)
         piece = inputs[start:stop]
         torch.lt(piece, threshold, out=flags[: stop - start])
-        # An infinite input has no gradient (the formula in x gives NaN), but a finite one may overflow to the same
-        # output; on the left side an infinite output gives NaN.
-        flags[: stop - start].logical_or_(piece == math.inf)
+        if isinstance(curve.inverse, Fit):
+            # An infinite input has no gradient (the formula in x gives NaN), but a finite one may overflow to the same
+            # output; on the left side an infinite output gives NaN.
+            flags[: stop - start].logical_or_(piece == math.inf)
         pack(flags, out=side[start // BITS : packed_size(stop)])
-    return y, side
+    return side
 
 
-def backward(dy: Tensor, y: Tensor, side: Tensor, curve: Curve) -> Tensor:
+def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor:
     """``dy * f'(x)`` from the output and the side bits.
 
     Args:
@@ -60,26 +66,48 @@ def backward(dy: Tensor, y: Tensor, side: Tensor, curve: Curve) -> Tensor:
     """
     dx = torch.empty_strided(y.size(), y.stride(), dtype=y.dtype, device=y.device)
     gradients, outputs, results = flat(with_layout(dy, y.size(), y.stride())), flat(y), flat(dx)
-    workspace: _Workspace | None = None
+    slopes = slopes_of(curve, y)
     for start, stop in _pieces(outputs):
-        if workspace is None or workspace.size != stop - start:
-            workspace = _Workspace(stop - start, y, curve)
-        is_left = unpack(side[start // BITS : packed_size(stop)])[: stop - start]
-        slope = workspace.derivative(outputs[start:stop], is_left)
-        torch.mul(gradients[start:stop], slope, out=results[start:stop])
+        is_left = None if side is None else unpack(side[start // BITS : packed_size(stop)])[: stop - start]
+        torch.mul(gradients[start:stop], slopes(outputs[start:stop], is_left), out=results[start:stop])
     return dx
+
+
+def slopes_of(curve: Curve, like: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """What evaluates ``D(y, is_left)`` on pieces of a tensor, in float32 (float64 for float64).
+
+    Its result, shaped as the piece, is valid until the next call.
+    """
+    if isinstance(curve.inverse, ClosedForm):
+        slope, dtype = curve.inverse.slope, _dtype_inside(like)
+        return lambda y, is_left: slope(y.to(dtype), is_left)
+    workspace: _Workspace | None = None
+
+    def fitted(y: Tensor, is_left: Tensor | None) -> Tensor:
+        nonlocal workspace
+        assert is_left is not None
+        if workspace is None or workspace.size != y.numel():
+            workspace = _Workspace(y.numel(), like, curve)
+        return workspace.derivative(y, is_left)
+
+    return fitted
+
+
+def _dtype_inside(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 class _Workspace:
     """Evaluates a curve's fitted derivative on pieces of one size, in buffers that all of them share."""
 
     def __init__(self, size: int, like: Tensor, curve: Curve) -> None:
+        assert isinstance(curve.inverse, Fit)
         self.size = size
-        self.dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.curve = curve
+        self.dtype = _dtype_inside(like)
+        self.curve, self.fit = curve, curve.inverse
         # Constants for fake tensors must not outlive their mode.
         constants = _cached_constants if type(like) is Tensor else _Constants
-        self.constants = constants(curve.fit, like.device, self.dtype)
+        self.constants = constants(self.fit, like.device, self.dtype)
         names = ("wide", "variable", "right", "left")
         self.buffers = {name: torch.empty(size, dtype=self.dtype, device=like.device) for name in names}
         self.bits_dtype = torch.int64 if self.dtype == torch.float64 else torch.int32
@@ -90,7 +118,11 @@ class _Workspace:
         wide = self._widen(y)
         right = self._right(wide)
         left = self._left(wide)
-        return self._select(is_left, left, right)
+        slope = self._select(is_left, left, right)
+        if self.curve.limits is not None:
+            low, high = self.curve.limits
+            slope.masked_fill_((y <= low) | (y >= high), 0.0)
+        return slope
 
     def _select(self, condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
         """`torch.where`, written to `other`, on the bits of the numbers: nine times faster on a CPU."""
@@ -105,14 +137,14 @@ class _Workspace:
         return wide.mul_(self.curve.scale) if scaled else wide
 
     def _right(self, y: Tensor) -> Tensor:
-        fit, constants = self.curve.fit, self.constants
+        fit, constants = self.fit, self.constants
         u = torch.sub(y, constants.y_min_head, out=self.buffers["variable"])
         u.sub_(constants.y_min_tail).clamp_(0.0, fit.s_max**2).sqrt_().sub_(fit.center)
         ratio = _polynomial(constants.right_numerator, u, out=self.buffers["right"])
         return ratio.div_(_polynomial(constants.right_denominator, u, out=self.buffers["left"]))
 
     def _left(self, y: Tensor) -> Tensor:
-        fit, constants = self.curve.fit, self.constants
+        fit, constants = self.fit, self.constants
         r = torch.mul(y, 1.0 / fit.y_min, out=self.buffers["variable"])
         r.clamp_(math.exp(-(fit.r_max**2)), 1.0).log_().neg_().sqrt_()
         slope = _polynomial(constants.left, r, out=self.buffers["left"]).mul_(y)

@@ -9,11 +9,28 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from ..curves import CURVES, GELU, GELU_TANH, QUICK_GELU, SILU, Curve
+from ..curves import (
+    CURVES,
+    GELU,
+    GELU_TANH,
+    HARDSWISH,
+    LAPLACE,
+    MISH,
+    QUICK_GELU,
+    RELU2,
+    RELU6,
+    SILU,
+    SQRTSOFTPLUS,
+    Curve,
+    clipped_gelu,
+    elu,
+    leaky_relu,
+    selu,
+    softplus,
+)
 
 # Classes by their full name, so that nothing of Transformers is imported to look one up.
 _CURVE_OF_CLASS: dict[str, Curve] = {
-    "torch.nn.modules.activation.GELU": GELU,  # unless its `approximate` says otherwise
     "torch.nn.modules.activation.SiLU": SILU,
     "transformers.activations.SiLUActivation": SILU,
     "transformers.activations.GELUActivation": GELU,  # gelu and gelu_python
@@ -22,39 +39,76 @@ _CURVE_OF_CLASS: dict[str, Curve] = {
     "transformers.activations.FastGELUActivation": GELU_TANH,  # gelu_fast
     "transformers.activations.AccurateGELUActivation": GELU_TANH,  # gelu_accurate
     "transformers.activations.QuickGELUActivation": QUICK_GELU,
+    "torch.nn.modules.activation.Mish": MISH,
+    "transformers.activations.MishActivation": MISH,
+    "torch.nn.modules.activation.SELU": selu(),
+    "torch.nn.modules.activation.Hardswish": HARDSWISH,
+    "torch.nn.modules.activation.ReLU6": RELU6,
+    "transformers.activations.ReLUSquaredActivation": RELU2,
+    "transformers.activations.LaplaceActivation": LAPLACE,
+    "transformers.activations.SqrtSoftplusActivation": SQRTSOFTPLUS,
 }
-_CURVE_OF_FUNCTION: dict[Hashable, Curve] = {F.gelu: GELU, F.silu: SILU}
 _CURVE_OF_APPROXIMATION = {"none": GELU, "tanh": GELU_TANH}
+# Those whose instances differ. Values that cannot be inverted are refused with ValueError.
+_CURVE_OF_INSTANCE: dict[str, Callable[[Any], Curve]] = {
+    "torch.nn.modules.activation.GELU": lambda module: _CURVE_OF_APPROXIMATION[module.approximate],
+    "torch.nn.modules.activation.LeakyReLU": lambda module: leaky_relu(module.negative_slope),
+    "torch.nn.modules.activation.ELU": lambda module: elu(module.alpha),
+    "torch.nn.modules.activation.Softplus": lambda module: softplus(module.beta, module.threshold),
+    "transformers.activations.ClippedGELUActivation": lambda module: clipped_gelu(module.min, module.max),
+}
+_CURVE_OF_FUNCTION: dict[Hashable, Curve] = {
+    F.gelu: GELU,
+    F.silu: SILU,
+    F.mish: MISH,
+    F.softplus: softplus(),
+    F.elu: elu(),
+    F.selu: selu(),
+    F.leaky_relu: leaky_relu(),
+    F.hardswish: HARDSWISH,
+    F.relu6: RELU6,
+}
 
-# PyTorch keeps the output of these for the backward pass anyway (or nothing at all).
-_SAVES_OUTPUT = frozenset(
-    {
-        "torch.nn.modules.activation.ReLU",
-        "torch.nn.modules.activation.Tanh",
-        "torch.nn.modules.activation.Sigmoid",
-        "transformers.activations.LinearActivation",
-    }
-)
+_SAVES_OUTPUT = "its gradient already uses the output"
+_LEARNED = "its shape is learned, and it may become one whose output no longer determines the input"
+_LEFT_ALONE = {
+    "torch.nn.modules.activation.ReLU": _SAVES_OUTPUT,
+    "torch.nn.modules.activation.Tanh": _SAVES_OUTPUT,
+    "torch.nn.modules.activation.Sigmoid": _SAVES_OUTPUT,
+    "transformers.activations.LinearActivation": "it keeps nothing",
+    "torch.nn.modules.activation.PReLU": _LEARNED,
+    "transformers.activations.XIELUActivation": _LEARNED,
+}
 
 
 def curve_of(activation: object) -> Curve | None:
-    """The curve that an activation object computes; None where it is not known.
+    """The curve that an activation object computes; None where it is not known, or cannot be inverted.
 
     Args:
         activation: a module or a function. Only exact classes count: a subclass may compute something else.
     """
-    if type(activation) is nn.GELU:
-        return _CURVE_OF_APPROXIMATION.get(activation.approximate)
     if isinstance(activation, nn.Module):
-        return _CURVE_OF_CLASS.get(full_name(type(activation)))
+        name = full_name(type(activation))
+        if name not in _CURVE_OF_INSTANCE:
+            return _CURVE_OF_CLASS.get(name)
+        try:
+            return _CURVE_OF_INSTANCE[name](activation)
+        except ValueError:
+            return None
     if isinstance(activation, functools.partial) and activation.func is F.gelu and not activation.args:
         return _CURVE_OF_APPROXIMATION.get(activation.keywords.get("approximate", "none"))
     return _CURVE_OF_FUNCTION.get(activation) if isinstance(activation, Hashable) else None
 
 
-def saves_output_already(activation: object) -> bool:
-    """Whether inverting this activation would gain nothing."""
-    return full_name(type(activation)) in _SAVES_OUTPUT
+def reason_to_leave(activation: object) -> str | None:
+    """Why an activation that is known is better left as it is, or has to be; None for any other."""
+    name = full_name(type(activation))
+    if name in _CURVE_OF_INSTANCE:
+        try:
+            _CURVE_OF_INSTANCE[name](activation)
+        except ValueError as error:
+            return str(error)
+    return _LEFT_ALONE.get(name)
 
 
 def register_activation(activation: type[nn.Module] | Callable[..., Any], curve: str) -> None:
@@ -62,16 +116,20 @@ def register_activation(activation: type[nn.Module] | Callable[..., Any], curve:
 
     Args:
         activation: the class (its instances are called with one tensor), or the function.
-        curve: name of the curve: gelu, gelu_tanh, silu or quick_gelu.
+        curve: name of the curve, one of `hf_invact.curves.CURVES`.
 
     Raises:
-        ValueError: an unknown curve, or an activation that is registered already with another one.
+        ValueError: an unknown curve, or an activation that is known already otherwise.
     """
     if curve not in CURVES:
         raise ValueError(f"unknown curve {curve!r}; known: {', '.join(CURVES)}")
     is_class = isinstance(activation, type)
     table: dict[Any, Curve] = _CURVE_OF_CLASS if is_class else _CURVE_OF_FUNCTION
     key = full_name(activation) if isinstance(activation, type) else activation
+    if key in _CURVE_OF_INSTANCE:
+        raise ValueError(f"{key} is known already: an instance's own parameters say which curve it computes")
+    if key in _LEFT_ALONE:
+        raise ValueError(f"{key} is known already, and left alone: {_LEFT_ALONE[key]}")
     if table.setdefault(key, CURVES[curve]) is not CURVES[curve]:
         raise ValueError(f"{key} is registered already, as {table[key].name}")
 
@@ -89,4 +147,5 @@ def describe(activation: object) -> str:
 def supported_activations() -> tuple[str, ...]:
     """Short names of what `curve_of` knows, for messages."""
     functions = [getattr(function, "__name__", repr(function)) for function in _CURVE_OF_FUNCTION]
-    return tuple(sorted({*(name.rpartition(".")[2] for name in _CURVE_OF_CLASS), *functions}))
+    classes = (name.rpartition(".")[2] for name in (*_CURVE_OF_CLASS, *_CURVE_OF_INSTANCE))
+    return tuple(sorted({*classes, *functions}))

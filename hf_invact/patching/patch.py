@@ -12,7 +12,7 @@ from torch import nn
 from ..curves import Curve
 from ..nn import InvertedActivation
 from . import slot
-from .activations import curve_of, describe, saves_output_already, supported_activations
+from .activations import curve_of, describe, reason_to_leave, supported_activations
 from .config import InvActConfig
 from .registry import find_blocks, registered_blocks
 from .report import PatchReport, Site
@@ -113,8 +113,8 @@ def _candidate(name: str, module: nn.Module, attribute: str, *, excluded: bool) 
     curve, reason = None, ""
     if excluded:
         reason = "left alone: excluded by the config"
-    elif saves_output_already(activation):
-        reason = "left alone: its gradient already uses the output"
+    elif why := reason_to_leave(activation):
+        reason = f"left alone: {why}"
     elif isinstance(activation, InvertedActivation):
         reason = "left alone: inverted already, by the model itself"
     else:

@@ -35,13 +35,13 @@ def horner(coefficients: Sequence[float], variable: NDArray[Any]) -> NDArray[Any
 
 
 def right_of_minimum(curve: Curve, s: NDArray[Any]) -> NDArray[Any]:
-    fit = curve.fit
+    fit = curve.inverse
     u = np.minimum(s, s.dtype.type(fit.s_max)) - s.dtype.type(fit.center)
     return horner(fit.right_numerator, u) / horner(fit.right_denominator, u)
 
 
 def left_of_minimum(curve: Curve, y: NDArray[Any], r: NDArray[Any]) -> NDArray[Any]:
-    return y * horner(curve.fit.left, np.minimum(r, r.dtype.type(curve.fit.r_max)))
+    return y * horner(curve.inverse.left, np.minimum(r, r.dtype.type(curve.inverse.r_max)))
 
 
 def errors(curve: Curve, dtype: type[np.floating[Any]]) -> tuple[float, float]:
@@ -53,9 +53,9 @@ def errors(curve: Curve, dtype: type[np.floating[Any]]) -> tuple[float, float]:
     share = torch.linspace(1e-4, 1, GRID, dtype=torch.float64) ** 2
     right_x, left_x = curve.x_min + 60 * share, curve.x_min - 60 * share
     right_y, left_y = curve.forward(right_x).numpy(), curve.forward(left_x).numpy()
-    s = np.sqrt(np.maximum(right_y - curve.fit.y_min, 0))
+    s = np.sqrt(np.maximum(right_y - curve.inverse.y_min, 0))
     with np.errstate(divide="ignore"):  # far on the left the output underflows to 0
-        r = np.sqrt(np.maximum(np.log(curve.fit.y_min / left_y), 0))
+        r = np.sqrt(np.maximum(np.log(curve.inverse.y_min / left_y), 0))
     right = right_of_minimum(curve, s.astype(dtype)) - exact_derivative(curve, right_x).numpy()
     left = left_of_minimum(curve, left_y.astype(dtype), r.astype(dtype)) - exact_derivative(curve, left_x).numpy()
     return float(np.abs(right).max()), float(np.abs(left).max())
@@ -63,15 +63,15 @@ def errors(curve: Curve, dtype: type[np.floating[Any]]) -> tuple[float, float]:
 
 @each_fit
 def test_recorded_errors_are_below_1e_6(curve: Curve) -> None:
-    assert 0 < curve.fit.error.right < 1e-6
-    assert 0 < curve.fit.error.left < 1e-6
+    assert 0 < curve.inverse.error.right < 1e-6
+    assert 0 < curve.inverse.error.left < 1e-6
 
 
 @each_fit
 def test_recorded_errors_are_what_the_formulas_have(curve: Curve) -> None:
     right, left = errors(curve, np.float64)  # beyond the ends of the fit it may be a little larger
-    assert right == pytest.approx(curve.fit.error.right, rel=0.2)
-    assert left == pytest.approx(curve.fit.error.left, rel=0.2)
+    assert right == pytest.approx(curve.inverse.error.right, rel=0.2)
+    assert left == pytest.approx(curve.inverse.error.left, rel=0.2)
 
 
 @each_fit
@@ -83,8 +83,8 @@ def test_float32_sums_lose_little(curve: Curve) -> None:
 
 @each_fit
 def test_denominator_stays_away_from_zero(curve: Curve) -> None:
-    u = np.linspace(0, curve.fit.s_max, GRID) - curve.fit.center
-    assert horner(curve.fit.right_denominator, u).min() > 0.01
+    u = np.linspace(0, curve.inverse.s_max, GRID) - curve.inverse.center
+    assert horner(curve.inverse.right_denominator, u).min() > 0.01
 
 
 def test_file_is_what_the_script_writes_for_these_numbers() -> None:

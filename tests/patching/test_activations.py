@@ -10,12 +10,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, ClippedGELUActivation
 
 from hf_invact import PatchingError, patch_model, register_activation
-from hf_invact.curves import GELU, GELU_TANH, QUICK_GELU, SILU, Curve
-from hf_invact.patching.activations import curve_of, saves_output_already, supported_activations
-from tests.helpers import ERROR_BARS, assert_gradient_within, dtype_name, normal, output_and_gradient
+from hf_invact.curves import (
+    GELU,
+    GELU_TANH,
+    HARDSWISH,
+    LAPLACE,
+    MISH,
+    QUICK_GELU,
+    RELU2,
+    RELU6,
+    SILU,
+    SQRTSOFTPLUS,
+    Curve,
+    clipped_gelu,
+    elu,
+    leaky_relu,
+    selu,
+    softplus,
+)
+from hf_invact.patching.activations import curve_of, reason_to_leave, supported_activations
+from tests.helpers import assert_gradient_within, dtype_name, error_bar, normal, output_and_gradient
 from tests.models import tiny_model
 
 
@@ -45,6 +62,14 @@ SPELLINGS = [
     Spelling("silu", SILU, is_exact=True),
     Spelling("swish", SILU, is_exact=True),
     Spelling("quick_gelu", QUICK_GELU, is_exact=False),
+    Spelling("gelu_10", clipped_gelu(-10.0, 10.0), is_exact=True),
+    Spelling("mish", MISH, is_exact=True),
+    Spelling("hardswish", HARDSWISH, is_exact=True),
+    Spelling("laplace", LAPLACE, is_exact=False),
+    Spelling("leaky_relu", leaky_relu(), is_exact=True),
+    Spelling("relu2", RELU2, is_exact=True),
+    Spelling("relu6", RELU6, is_exact=True),
+    Spelling("sqrtsoftplus", SQRTSOFTPLUS, is_exact=False),
 ]
 each_spelling = pytest.mark.parametrize("spelling", SPELLINGS, ids=str)
 each_block = pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
@@ -76,8 +101,8 @@ def test_result_and_gradient_are_those_of_the_object(spelling: Spelling, dtype: 
     if spelling.is_exact:
         assert torch.equal(y, original(x))
     torch.testing.assert_close(y.double(), exact_y, rtol=torch.finfo(dtype).eps, atol=1e-6)
-    assert_gradient_within(ERROR_BARS[dtype], dx, torch.ones_like(dx), exact_dx)
-    assert (dx.double() - exact_dx).square().mean().sqrt() < ERROR_BARS[dtype].rounded_rms
+    assert_gradient_within(error_bar(spelling.curve, dtype), dx, torch.ones_like(dx), exact_dx)
+    assert (dx.double() - exact_dx).square().mean().sqrt() < error_bar(spelling.curve, dtype).rounded_rms
 
 
 @each_spelling
@@ -115,8 +140,19 @@ def own_gelu(x: torch.Tensor) -> torch.Tensor:
         pytest.param(functools.partial(F.softplus, beta=2.0), None, id="partial(F.softplus)"),
         pytest.param(OwnGELU(), None, id="subclass of GELU"),
         pytest.param(own_gelu, None, id="own function"),
-        pytest.param(nn.Mish(), None, id="Mish()"),
-        pytest.param(ACT2FN["gelu_10"], None, id="gelu_10"),
+        pytest.param(nn.Mish(), MISH, id="Mish()"),
+        pytest.param(F.mish, MISH, id="F.mish"),
+        pytest.param(nn.LeakyReLU(), leaky_relu(), id="LeakyReLU()"),
+        pytest.param(nn.LeakyReLU(0.2), leaky_relu(0.2), id="LeakyReLU(0.2)"),
+        pytest.param(nn.LeakyReLU(-0.2), None, id="LeakyReLU(-0.2)"),
+        pytest.param(nn.LeakyReLU(0.0), None, id="LeakyReLU(0)"),
+        pytest.param(nn.ELU(0.5), elu(0.5), id="ELU(0.5)"),
+        pytest.param(nn.ELU(-0.5), None, id="ELU(-0.5)"),
+        pytest.param(nn.SELU(), selu(), id="SELU()"),
+        pytest.param(nn.Softplus(), softplus(), id="Softplus()"),
+        pytest.param(nn.Softplus(2.0, 10.0), softplus(2.0, 10.0), id="Softplus(2, 10)"),
+        pytest.param(nn.Softplus(-1.0), None, id="Softplus(-1)"),
+        pytest.param(ClippedGELUActivation(-0.1, 3.0), clipped_gelu(-0.1, 3.0), id="ClippedGELU(-0.1, 3)"),
         pytest.param("gelu", None, id="a name"),
         pytest.param(None, None, id="nothing"),
     ],
@@ -125,15 +161,25 @@ def test_curve_of_an_object(activation: object, curve: Curve | None) -> None:
     assert curve_of(activation) is curve
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "linear"])
-def test_an_activation_whose_gradient_uses_the_output_gains_nothing(name: str) -> None:
-    assert saves_output_already(ACT2FN[name])
+@pytest.mark.parametrize("name", ACT2FN)
+def test_every_name_of_transformers_is_inverted_or_left_alone_for_a_reason(name: str) -> None:
+    curve, reason = curve_of(ACT2FN[name]), reason_to_leave(ACT2FN[name])
+    assert (curve is None) != (reason is None), (
+        f"the installed Transformers offers the activation {name!r}, a {type(ACT2FN[name]).__name__}, which "
+        f"{'is not known here' if curve is None else 'is both inverted and left alone'}: give its class a curve, or a "
+        "reason to leave it alone, in hf_invact/patching/activations.py, and run scripts/render_activations.py"
+    )
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "linear", "prelu", "xielu"])
+def test_an_activation_that_is_left_alone_has_a_reason(name: str) -> None:
+    assert reason_to_leave(ACT2FN[name])
     assert curve_of(ACT2FN[name]) is None
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=str)
 def test_inverting_any_other_activation_gains(spelling: Spelling) -> None:
-    assert not saves_output_already(ACT2FN[spelling.name])
+    assert reason_to_leave(ACT2FN[spelling.name]) is None
 
 
 @pytest.mark.parametrize("activation", [OwnGELU(), own_gelu], ids=["class", "function"])
@@ -159,8 +205,16 @@ def test_registering_twice_alike_is_harmless() -> None:
 
 
 @pytest.mark.parametrize(
-    "activation", [OwnGELU, own_gelu, nn.SiLU, F.silu, nn.GELU, F.gelu], ids=lambda known: known.__name__
+    ("cls", "why"),
+    [(nn.GELU, "an instance's own parameters"), (nn.LeakyReLU, "an instance's own"), (nn.ReLU, "left alone: its")],
+    ids=["GELU", "LeakyReLU", "ReLU"],
 )
+def test_registering_what_is_known_otherwise_is_refused(cls: type[nn.Module], why: str) -> None:
+    with pytest.raises(ValueError, match=rf"{cls.__name__} is known already.* {why}"):
+        register_activation(cls, "silu")
+
+
+@pytest.mark.parametrize("activation", [OwnGELU, own_gelu, nn.SiLU, F.silu, F.gelu], ids=lambda known: known.__name__)
 def test_registering_twice_differently_is_refused(activation: Any) -> None:
     if activation in (OwnGELU, own_gelu):
         register_activation(activation, "gelu")

@@ -74,15 +74,15 @@ def test_a_config_that_leaves_no_block(config: InvActConfig) -> None:
         patch_model(model, config)
 
 
-@pytest.mark.parametrize("activation", ["mish", "relu2", "gelu_10"])
-def test_an_activation_that_is_not_known(activation: str) -> None:
+@pytest.mark.parametrize("activation", [nn.Softsign(), nn.CELU()], ids=["Softsign", "CELU"])
+def test_an_activation_that_is_not_known(activation: nn.Module) -> None:
     model = tiny_model("llama")
-    model.model.layers[1].mlp.act_fn = ACT2FN[activation]
-    kind = type(ACT2FN[activation]).__name__
+    model.model.layers[1].mlp.act_fn = activation
+    kind = type(activation).__name__
     with refusal(
         model,
         f"model.layers.1.mlp.act_fn: the activation {kind} is not known",
-        "Supported: AccurateGELUActivation, FastGELUActivation, GELU, ",
+        "Supported: AccurateGELUActivation, ClippedGELUActivation, ELU, ",
         "hf_invact.register_activation",
         "exclude=[...]",
     ):
@@ -112,10 +112,10 @@ def test_a_callable_that_cannot_be_looked_up_is_not_known_either() -> None:
 
 def test_the_ways_out_that_the_message_names() -> None:
     model = tiny_model("llama")
-    model.model.layers[0].mlp.act_fn = nn.Mish()
+    model.model.layers[0].mlp.act_fn = nn.Softsign()
     assert patch_model(model, InvActConfig(exclude=("*.0.mlp",))).patched == 1
     unpatch_model(model)
-    register_activation(nn.Mish, "silu")
+    register_activation(nn.Softsign, "silu")
     assert patch_model(model).patched == 2
 
 
@@ -123,6 +123,14 @@ def test_a_model_whose_activations_would_all_gain_nothing() -> None:
     model = tiny_model("llama", activation="relu")
     with refusal(model, "nothing to invert", "0 of 2 sites patched", "ReLU", "its gradient already uses the output"):
         patch_model(model)
+
+
+def test_parameters_that_hide_the_input() -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.act_fn = nn.LeakyReLU(-0.1)
+    first, second = patch_model(model).sites
+    assert (first.curve, second.curve) == (None, "silu")
+    assert first.reason == "left alone: leaky_relu can be inverted only for a positive negative_slope, got -0.1"
 
 
 def test_an_activation_whose_forward_was_replaced() -> None:

@@ -1,0 +1,131 @@
+"""The measurement of errors and floors against numbers that are known, and the page that is rendered from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers.activations import ACT2FN
+
+from hf_invact.curves import CURVES, GELU, SILU, ClosedForm, Curve
+from hf_invact.experiments.derivative_errors import DRAWS, SEED, error_of, figure, floor_of, measure, numbers
+from hf_invact.experiments.plots import png
+from tests.helpers import FITTED, normal
+
+ROOT = Path(__file__).parents[2]
+RENDER = ROOT / "scripts" / "render_activations.py"
+RESULTS = json.loads((ROOT / "results" / "derivative-errors.json").read_text(encoding="utf-8"))
+
+
+def step(x: torch.Tensor) -> torch.Tensor:
+    return x.sign()
+
+
+# Its output hides all but the sign, and it claims the slope 2 everywhere, where the exact one is |x|.
+SIGN = Curve("sign", step, torch.abs, ClosedForm(lambda y, is_left: torch.full_like(y, 2.0)))
+
+
+def test_numbers_are_all_finite_ones_in_order() -> None:
+    assert numbers(torch.float16).numel() == 2**16 - 2 * 2**10
+    assert numbers(torch.bfloat16).numel() == 2**16 - 2 * 2**7
+    assert numbers(torch.float16, largest=8.0).abs().max() == 8
+    assert (numbers(torch.float16).double().diff() >= 0).all()
+
+
+def test_error_is_the_slope_less_the_exact_derivative() -> None:
+    assert error_of(SIGN, torch.tensor([3.0, -0.5, 2.0])).tolist() == [-1.0, 1.5, 0.0]
+
+
+def test_floor_of_a_curve_that_hides_its_input() -> None:
+    floor = floor_of(SIGN, numbers(torch.float16))
+    assert floor.max == pytest.approx(65504 / 2)
+    # Of |x| under N(0, 1), whose variance is 1 - 2 / pi.
+    assert floor.rms == pytest.approx(math.sqrt(1 - 2 / math.pi), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("curve", "dtype", "largest", "rms"),
+    [
+        (GELU, torch.bfloat16, 0.0106, 0.00141),
+        (GELU, torch.float16, 0.0048, 0.00037),
+        (SILU, torch.bfloat16, 0.0114, 0.00151),
+    ],
+    ids=["gelu-bfloat16", "gelu-float16", "silu-bfloat16"],
+)
+def test_floors_that_were_found_by_another_program(
+    curve: Curve, dtype: torch.dtype, largest: float, rms: float
+) -> None:
+    floor = floor_of(curve, numbers(dtype))
+    assert floor.max == pytest.approx(largest, rel=0.01)
+    assert floor.rms == pytest.approx(rms, rel=0.01)
+
+
+def test_no_error_is_below_its_floor() -> None:
+    for of_dtype in RESULTS["curves"].values():
+        for dtype in ("bf16", "fp16"):
+            assert of_dtype[dtype]["max"] >= of_dtype[dtype]["floor_max"]
+            assert of_dtype[dtype]["rms"] >= 0.99 * of_dtype[dtype]["floor_rms"] - 1e-5
+
+
+def test_committed_errors_are_what_is_measured() -> None:
+    assert (RESULTS["draws"], RESULTS["seed"]) == (DRAWS, SEED)
+    assert set(RESULTS["curves"]) == set(CURVES)
+    for curve in (*FITTED, CURVES["hardswish"], CURVES["elu"]):
+        again, committed = measure(curve, normal(200_000, dtype=torch.float64)), RESULTS["curves"][curve.name]
+        for dtype in ("bf16", "fp16"):
+            assert again[dtype]["rms"] == pytest.approx(committed[dtype]["rms"], rel=0.05)
+            assert again[dtype]["max"] == pytest.approx(committed[dtype]["max"], rel=0.02)
+
+
+def test_figures_are_drawn_for_the_fitted_curves_and_small() -> None:
+    content = png(figure(GELU, "gelu"))
+    assert content.startswith(b"\x89PNG")
+    assert len(content) < 80_000
+    expected = {f"derivative-error-{curve.name}.png" for curve in FITTED}
+    assert {path.name for path in (ROOT / "docs" / "figures").glob("derivative-error-*.png")} == expected
+
+
+def test_page_is_what_the_script_renders() -> None:
+    script = SimpleNamespace(**runpy.run_path(str(RENDER)))
+    assert script.render() == script.TARGET.read_text(encoding="utf-8"), "run scripts/render_activations.py"
+
+
+def test_page_names_every_activation_of_transformers_once() -> None:
+    table = (ROOT / "docs" / "activations.md").read_text(encoding="utf-8").partition("## How near")[0]
+    names = re.findall(r"^\| (\w+) \| (?:fitted|exact formula|left alone) \|", table, re.MULTILINE)
+    assert names == list(ACT2FN), (
+        f"Transformers' names differ by {sorted(set(names) ^ set(ACT2FN))}: give the new ones a curve or a reason in "
+        "hf_invact/patching/activations.py, and run scripts/render_activations.py"
+    )
+
+
+@pytest.mark.parametrize("is_current", [True, False], ids=["current", "outdated"])
+def test_check_tells_whether_the_page_would_change(
+    is_current: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = SimpleNamespace(**runpy.run_path(str(RENDER)))
+    target = tmp_path / "activations.md"
+    target.write_text(script.render() if is_current else "old", encoding="utf-8")
+    before = target.read_text(encoding="utf-8")
+    monkeypatch.setitem(script.main.__globals__, "TARGET", target)
+
+    monkeypatch.setattr("sys.argv", [RENDER.name, "--check"])
+    assert script.main() == (0 if is_current else 1)
+    assert target.read_text(encoding="utf-8") == before
+
+    monkeypatch.setattr("sys.argv", [RENDER.name])
+    assert script.main() == 0
+    assert target.read_text(encoding="utf-8") == script.render()
+
+
+def test_a_new_name_of_transformers_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = SimpleNamespace(**runpy.run_path(str(RENDER)))
+    monkeypatch.setitem(script.render.__globals__, "ACT2FN", {"softsign": torch.nn.Softsign()})
+    with pytest.raises(SystemExit, match="softsign: give it a curve or a reason"):
+        script.render()
