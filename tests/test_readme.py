@@ -1,0 +1,56 @@
+"""The README's code runs as it stands, and its tables are those of the committed results."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_invact.memory import SavedActivations
+from tests.models import batch, tiny_model
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINER, WITHOUT_A_TRAINER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run(code: str, **names: Any) -> dict[str, Any]:
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+def test_in_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = "--use_inverted_activations --max_steps 1 --use_cpu --report_to none --disable_tqdm true --output_dir"
+    monkeypatch.setattr(sys, "argv", ["train.py", *options.split(), str(tmp_path)])
+    model = tiny_model("llama")
+    records = [{name: values[0] for name, values in batch(model).items()}] * 8
+    names = run(TRAINER, model=model, dataset=records)
+    (callback,) = (entry for entry in names["trainer"].callback_handler.callbacks if hasattr(entry, "report"))
+    assert callback.report.patched == 2
+
+
+def test_in_the_number_of_lines_that_are_promised() -> None:
+    assert len(TRAINER.strip().splitlines()) <= 8
+
+
+def test_without_a_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model("bert")
+    names = run(WITHOUT_A_TRAINER, model=model, batch=batch(model))
+    assert "2 of 2 sites patched" in capsys.readouterr().out
+    with SavedActivations(model) as plain:
+        model(**batch(model))
+    assert names["saved"].total_bytes == plain.total_bytes
+
+
+def test_its_results_are_the_committed_ones() -> None:
+    rendered = runpy.run_path(str(ROOT / "scripts" / "render_results.py"))["render"]()
+    assert rendered == README
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:configs|scripts)/[\w./-]+)`|\]\(([\w./-]+)\)", README))))
+def test_the_files_that_it_names_exist(path: tuple[str, str]) -> None:
+    assert (ROOT / (path[0] or path[1])).exists()
