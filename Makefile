@@ -18,7 +18,8 @@ demo: env
 	@echo "== Fine-tuning GPT-2, BERT, Mistral and Llama (small ones) with and without inverted activations"
 	@$(BIN)/python scripts/compare.py configs/demo.yaml
 
-test: export OMP_WAIT_POLICY = PASSIVE  # some tests run processes that compete for the cores
+# Some tests run processes that compete for the cores.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: env
 	@echo "== Running the tests"
 	@$(BIN)/python -m pytest
