@@ -24,6 +24,8 @@ from .steptime import measure_step_time
 
 Progress = Callable[[int, int], None]
 
+_START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # macOS' own libraries do not survive a fork
+
 
 class RunFailed(RuntimeError):
     """A worker process ended with an error. The message says where its output is."""
@@ -45,8 +47,8 @@ def run_in_process(job: str, argv: list[str], log: Path, progress: Progress) -> 
         ConfigError: as the job.
         RunFailed: the job raised something else, or the process was killed.
     """
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    if os.name == "posix":
+    context = multiprocessing.get_context(_START_METHOD)
+    if _START_METHOD == "forkserver":
         context.set_forkserver_preload([__name__])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, argv, log, sender))  # type: ignore[attr-defined]
