@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from .arguments import first_difference
 from .comparison import compare_model
@@ -90,9 +90,16 @@ def _is_finished(run: PlannedRun) -> bool:
     return True
 
 
+def _announce(progress: Progress, label: str, total: int | None, note: str) -> TaskID:
+    """Add a bar. Where bars cannot move (a file, a CI log) they appear at the end, so that a line says it now."""
+    if not progress.console.is_terminal:
+        print(f"{label}: {note}" if note else label, flush=True)
+    return progress.add_task(label, total=total, note=note)
+
+
 def _train(run: PlannedRun, finished: bool, progress: Progress) -> None:
     label = f"{run.experiment.title}, {run.variant}, seed {run.seed}"
-    task = progress.add_task(label, total=None, note="finished before" if finished else "starting")
+    task = _announce(progress, label, total=None, note="finished before" if finished else "starting")
     if finished:
         progress.update(task, total=1, completed=1)
         return
@@ -109,7 +116,7 @@ def _step_time(plan: Plan, experiment: Experiment, plain: PlannedRun, progress: 
     path = plan.output_dir / "runs" / f"{experiment.name}-step-time.json"
     settings = plain.arguments().settings()
     known = read_json(path)
-    task = progress.add_task(f"{experiment.title}, step time", total=1, note="")
+    task = _announce(progress, f"{experiment.title}, step time", total=1, note="")
     if known is None or known["settings"] != settings:
         progress.update(task, note="alternating steps")
         # A folder of its own, since a Trainer makes its output folder and the run's is finished.
