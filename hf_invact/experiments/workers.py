@@ -92,7 +92,7 @@ def _work(job: str, argv: list[str], log: Path, sender: Connection) -> None:
         sender.send(("result", JOBS[job](argv, sender)))
     except ConfigError as error:
         sender.send(("config error", str(error)))
-    except Exception as error:
+    except Exception as error:  # whatever it is, the parent reports it
         traceback.print_exc()
         sender.send(("error", f"{type(error).__name__}: {error}"))
         raise SystemExit(1) from error
