@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .record import ClosedForm, Curve
+from .rounding import mean_root, output_error
 
 SELU_SCALE = 1.0507009873554804934193349852946
 SELU_ALPHA = 1.6732632423543772848170429916717
@@ -87,7 +88,7 @@ def _softplus_derivative(x: Tensor, beta: float, threshold: float) -> Tensor:
     return torch.where(beta * x > threshold, 1.0, torch.sigmoid(beta * x))
 
 
-def _softplus_slope(y: Tensor, is_left: Tensor | None, beta: float, threshold: float) -> Tensor:
+def _softplus_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype, beta: float, threshold: float) -> Tensor:
     is_identity = y > (threshold + math.log1p(math.exp(-threshold))) / beta
     return (y * -beta).expm1_().neg_().masked_fill_(is_identity, 1.0)
 
@@ -96,7 +97,7 @@ def _exponential_derivative(x: Tensor, scale: float, alpha: float) -> Tensor:
     return torch.where(x > 0, scale, scale * alpha * torch.exp(x))
 
 
-def _exponential_slope(y: Tensor, is_left: Tensor | None, scale: float, alpha: float) -> Tensor:
+def _exponential_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype, scale: float, alpha: float) -> Tensor:
     return torch.where(y > 0, scale, y + scale * alpha)
 
 
@@ -104,7 +105,7 @@ def _leaky_relu_derivative(x: Tensor, negative_slope: float) -> Tensor:
     return torch.where(x > 0, 1.0, torch.full_like(x, negative_slope))
 
 
-def _leaky_relu_slope(y: Tensor, is_left: Tensor | None, negative_slope: float) -> Tensor:
+def _leaky_relu_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype, negative_slope: float) -> Tensor:
     return _leaky_relu_derivative(y, negative_slope)
 
 
@@ -113,9 +114,9 @@ def _hardswish_derivative(x: Tensor) -> Tensor:
     return torch.where(x >= 3, 1.0, inner)
 
 
-def _hardswish_slope(y: Tensor, is_left: Tensor | None) -> Tensor:
+def _hardswish_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype) -> Tensor:
     assert is_left is not None
-    size = ((y + 0.375) * (2 / 3)).clamp_(min=0.0).sqrt_()  # |2 x + 3| / 6
+    size = mean_root(y + 0.375, output_error(0.375, dtype)).mul_(math.sqrt(2 / 3))  # |2 x + 3| / 6
     left = torch.where(y == 0, 0.0, -size)  # x <= -3
     return torch.where(is_left, left, torch.where(y >= 3, 1.0, size))
 
@@ -133,15 +134,16 @@ def _relu2_derivative(x: Tensor) -> Tensor:
     return 2 * F.relu(x)
 
 
-def _relu2_slope(y: Tensor, is_left: Tensor | None) -> Tensor:
-    return y.sqrt().mul_(2)
+def _relu2_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype) -> Tensor:
+    # The root of a number rounded to a dtype lies nearer to the input, a number of that dtype, than to any other.
+    return y.sqrt().to(dtype).to(y.dtype).mul_(2)
 
 
 def _relu6_derivative(x: Tensor) -> Tensor:
     return torch.where((x <= 0) | (x >= 6), 0.0, torch.ones_like(x))
 
 
-def _relu6_slope(y: Tensor, is_left: Tensor | None) -> Tensor:
+def _relu6_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype) -> Tensor:
     return _relu6_derivative(y)
 
 
@@ -155,7 +157,7 @@ def _laplace_derivative(x: Tensor) -> Tensor:
     return torch.exp(-0.5 * standard.square()) / (LAPLACE_DEVIATION * math.sqrt(2 * math.pi))
 
 
-def _laplace_slope(y: Tensor, is_left: Tensor | None) -> Tensor:
+def _laplace_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype) -> Tensor:
     standard = torch.special.ndtri(y)
     return torch.exp(-0.5 * standard.square()) / (LAPLACE_DEVIATION * math.sqrt(2 * math.pi))
 
@@ -169,7 +171,7 @@ def _sqrtsoftplus_derivative(x: Tensor) -> Tensor:
     return torch.where(root > 0, torch.sigmoid(x) / (2 * root), 0.5 * torch.exp(0.5 * x))
 
 
-def _sqrtsoftplus_slope(y: Tensor, is_left: Tensor | None) -> Tensor:
+def _sqrtsoftplus_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype) -> Tensor:
     square = y.square()
     # 1 - exp(-z) is z for the small z that would underflow.
     return torch.where(square < 1e-12, 0.5 * y, -torch.expm1(-square) / (2 * y))

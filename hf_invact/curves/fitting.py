@@ -1,15 +1,10 @@
-"""Fits the derivative of an activation as a function of its output (see `record.Fit` for the formulas).
-
-The activation is given in mpmath arithmetic, so that ``y - y_min`` keeps its digits next to the turning point.
-"""
+"""Fits the derivative of an activation as a function of its output (see `record.Fit` for the formulas)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import mpmath as mp
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial, chebyshev
 from numpy.typing import NDArray
@@ -18,53 +13,48 @@ from .record import Fit, MeasuredError
 
 Array = NDArray[Any]
 
-DIGITS = 40  # decimal digits of the working precision
-POINTS = 1500  # sample points of a branch, denser towards its ends
+POINTS = 1500  # sample points of a branch
 RIGHT_DEGREE = 8  # of the numerator and of the denominator
 LEFT_DEGREE = 10
 LAWSON_STEPS = 100
-CENTERS = (1 / 3, 1 / 2, 2 / 3)  # candidates for Fit.center, as shares of s_max
+CENTERS = (1 / 3, 1 / 2, 2 / 3)  # candidates for Fit.center, as shares of the branch's largest root
 
 
 @dataclass(frozen=True)
-class Problem:
-    """An activation to fit: ``f``, ``f'``, a guess of the turning point, and how far each branch is sampled.
+class Branch:
+    """One side of the turning point, sampled outwards from it; float64, shape (points,) each.
 
-    ``right_end``: from here on ``f'`` is 1 to float32 precision. ``left_end``: from here on ``f`` underflows float32.
+    Attributes:
+        root: the variable of that side in `record.Fit`, without any rounding of the output.
+        output: ``f``.
+        derivative: ``f'``.
     """
 
-    forward: Callable[[mp.mpf], mp.mpf]
-    derivative: Callable[[mp.mpf], mp.mpf]
-    x_min: float
-    right_end: float
-    left_end: float
+    root: Array
+    output: Array
+    derivative: Array
 
 
-def fit(problem: Problem) -> Fit:
-    """Fit both branches of an activation with one minimum."""
-    with mp.workdps(DIGITS):
-        x_min = mp.findroot(problem.derivative, problem.x_min)
-        y_min = problem.forward(x_min)
-        # The angle spreads the points evenly in sqrt(x - x_min), which is where both variables are smooth.
-        reach = [mp.sin(mp.pi / 2 * k / (POINTS - 1)) ** 2 for k in range(POINTS)]
-        right_x = [x_min + (problem.right_end - x_min) * share for share in reach]
-        left_x = [x_min + (problem.left_end - x_min) * share for share in reach]
-        s = _array(mp.sqrt(max(problem.forward(x) - y_min, 0)) for x in right_x)
-        left_y = [problem.forward(x) for x in left_x]
-        r = _array(mp.sqrt(max(mp.log(y_min / y), 0)) for y in left_y)
-        right = _fit_rational(s, _array(map(problem.derivative, right_x)))
-        left, left_error = _fit_weighted_polynomial(r, _array(left_y), _array(map(problem.derivative, left_x)))
-        return Fit(
-            x_min=float(x_min),
-            y_min=float(y_min),
-            s_max=float(s[-1]),
-            center=right.center,
-            r_max=float(r[-1]),
-            right_numerator=right.numerator,
-            right_denominator=right.denominator,
-            left=left,
-            error=MeasuredError(right=right.error, left=left_error),
-        )
+def shares() -> Array:
+    """How far along a branch its samples lie, from 0 to 1: evenly in the root of the distance, denser at the end."""
+    return np.asarray(np.sin(np.pi / 2 * np.arange(POINTS) / (POINTS - 1)) ** 2)
+
+
+def fit(x_min: float | None, y_min: float, right: Branch, left: Branch | None) -> Fit:
+    """Minimax fits of both branches; of the right one alone for an activation that only rises."""
+    ratio = _fit_rational(right.root, right.derivative)
+    polynomial, left_error = _fit_weighted_polynomial(left) if left is not None else ((), 0.0)
+    return Fit(
+        x_min=x_min,
+        y_min=y_min,
+        right_end=float(right.root[-1]),
+        center=ratio.center,
+        left_end=0.0 if left is None else float(left.root[-1]),
+        right_numerator=ratio.numerator,
+        right_denominator=ratio.denominator,
+        left=polynomial,
+        error=MeasuredError(right=ratio.error, left=left_error),
+    )
 
 
 @dataclass(frozen=True)
@@ -73,10 +63,6 @@ class _Rational:
     numerator: tuple[float, ...]
     denominator: tuple[float, ...]
     error: float
-
-
-def _array(values: Iterable[mp.mpf]) -> Array:
-    return np.array([float(value) for value in values])
 
 
 def _fit_rational(s: Array, target: Array) -> _Rational:
@@ -120,9 +106,10 @@ def _horner(coefficients: tuple[float, ...], u: Array) -> Array:
     return total
 
 
-def _fit_weighted_polynomial(r: Array, y: Array, target: Array) -> tuple[tuple[float, ...], float]:
-    """Minimax fit of ``target`` by ``y`` times a polynomial in ``r`` (Lawson)."""
-    basis = chebyshev.chebvander(2 * r / r[-1] - 1, LEFT_DEGREE) * y[:, None]
+def _fit_weighted_polynomial(branch: Branch) -> tuple[tuple[float, ...], float]:
+    """Minimax fit of the derivative by the output times a polynomial in the root (Lawson)."""
+    r, target = branch.root, branch.derivative
+    basis = chebyshev.chebvander(2 * r / r[-1] - 1, LEFT_DEGREE) * branch.output[:, None]
     weight: Array = np.ones_like(r)
     best_error = np.inf
     best: Array = np.zeros(LEFT_DEGREE + 1)

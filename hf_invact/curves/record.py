@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .rounding import output_error, round_up
+
 
 @dataclass(frozen=True)
 class MeasuredError:
@@ -22,20 +24,24 @@ class MeasuredError:
 class Fit:
     """Fitted formulas for ``D(y, side) = f'(f^-1(y; side))``, one for each side of the turning point.
 
-    Near the turning point ``y - y_min`` is quadratic in ``x - x_min``, so ``D`` is smooth in its square root;
-    in the far left tail it is ``log(-y)`` that is smooth.
+    Near the turning point ``y - y_min`` is quadratic in ``x - x_min``, so ``D`` is smooth in its square root; in the
+    far left tail it is ``log(-y)`` that is smooth. Hence the variable of each side, the mean root (see
+    `rounding.mean_root`) of how far ``y`` has risen:
 
-    Right of ``x_min``: ``D = P(u) / Q(u)`` with ``u = min(sqrt(y - y_min), s_max) - center``. Powers of the centred
-    variable stay small, so the sums lose no digits in float32 (with powers of the root itself they lose two).
-    Left of ``x_min``: ``D = y * P(r)`` with ``r = min(sqrt(log(y_min / y)), r_max)``.
-    Coefficients are listed from the constant term up.
+    - right of ``x_min``: ``D = P(u) / Q(u)`` with ``u = min(root(y - y_min), right_end) - center``. Powers of the
+      centred variable stay small, so the sums lose no digits in float32 (with the root's own powers they lose two);
+    - left of it: ``D = y * P(r)`` with ``r = min(root(y_min * log(y / y_min)), left_end)``. Its argument is
+      ``y - y_min`` to first order, so that what is known of one rise up to a rounding holds for the other.
+
+    Coefficients are listed from the constant term up. An activation that only rises, from ``y_min`` on, has the right
+    side alone.
     """
 
-    x_min: float
+    x_min: float | None
     y_min: float
-    s_max: float
+    right_end: float
     center: float
-    r_max: float
+    left_end: float
     right_numerator: tuple[float, ...]
     right_denominator: tuple[float, ...]
     left: tuple[float, ...]
@@ -47,12 +53,12 @@ class ClosedForm:
     """A derivative that has an exact formula in the output.
 
     Attributes:
-        slope: ``D(y, is_left)`` in PyTorch operations, for float32 or float64 ``y``; ``is_left`` holds bools of the
-            same shape. It may write to neither.
+        slope: ``D(y, is_left, dtype)`` in PyTorch operations, for float32 or float64 ``y`` that was rounded to
+            ``dtype``; ``is_left`` holds bools of the same shape. It may write to neither.
         x_min: the turning point; None for an activation that only rises, whose output says it all.
     """
 
-    slope: Callable[[Tensor, Tensor | None], Tensor]
+    slope: Callable[[Tensor, Tensor | None, torch.dtype], Tensor]
     x_min: float | None = None
 
 
@@ -87,10 +93,9 @@ class Curve:
         An input of that dtype lies left of the turning point exactly when it is smaller than this. (A comparison
         with ``x_min`` itself would round ``x_min`` to the dtype first, possibly past an input.)
         """
-        return -math.inf if self.x_min is None else _round_up(self.x_min, dtype)
+        return -math.inf if self.x_min is None else round_up(self.x_min, dtype)
 
-
-def _round_up(value: float, dtype: torch.dtype) -> float:
-    digits = 1 - round(math.log2(torch.finfo(dtype).eps))  # of the significand
-    significand, exponent = math.frexp(value)
-    return math.ldexp(math.ceil(math.ldexp(significand, digits)), exponent - digits)
+    def output_error(self, dtype: torch.dtype) -> float:
+        """How far the fit's ``y`` may be from the exact one next to the turning point, for outputs of this dtype."""
+        assert isinstance(self.inverse, Fit)
+        return self.scale * output_error(self.inverse.y_min / self.scale, dtype)

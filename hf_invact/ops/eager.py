@@ -56,15 +56,15 @@ def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor
     """``dy * f'(x)`` from the output and the side bits.
 
     Args:
-        dy: gradient of ``y``, of its shape and dtype, any layout.
+        dy: gradient of ``y``, of its shape, any layout and floating dtype.
         y: the output, dense.
         side: as `forward` returned it.
 
     Returns:
-        Gradient of ``x``, with the shape, dtype and layout of ``y``. Computed in float32 (float64 for float64) and
-        rounded once.
+        Gradient of ``x``, with the shape and layout of ``y`` and the dtype of ``dy``. Computed in float32 (float64 for
+        float64) and rounded once.
     """
-    dx = torch.empty_strided(y.size(), y.stride(), dtype=y.dtype, device=y.device)
+    dx = torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=y.device)
     gradients, outputs, results = flat(with_layout(dy, y.size(), y.stride())), flat(y), flat(dx)
     slopes = slopes_of(curve, y)
     for start, stop in _pieces(outputs):
@@ -79,8 +79,8 @@ def slopes_of(curve: Curve, like: Tensor) -> Callable[[Tensor, Tensor | None], T
     Its result, shaped as the piece, is valid until the next call.
     """
     if isinstance(curve.inverse, ClosedForm):
-        slope, dtype = curve.inverse.slope, _dtype_inside(like)
-        return lambda y, is_left: slope(y.to(dtype), is_left)
+        slope, wide = curve.inverse.slope, _dtype_inside(like)
+        return lambda y, is_left: slope(y.to(wide), is_left, like.dtype)
     workspace: _Workspace | None = None
 
     def fitted(y: Tensor, is_left: Tensor | None) -> Tensor:
@@ -108,47 +108,61 @@ class _Workspace:
         # Constants for fake tensors must not outlive their mode.
         constants = _cached_constants if type(like) is Tensor else _Constants
         self.constants = constants(self.fit, like.device, self.dtype)
-        names = ("wide", "variable", "right", "left")
+        self.error = curve.output_error(like.dtype)
+        names = ("wide", "root", "right", "left", "denominator")
         self.buffers = {name: torch.empty(size, dtype=self.dtype, device=like.device) for name in names}
         self.bits_dtype = torch.int64 if self.dtype == torch.float64 else torch.int32
         self.mask = torch.empty(size, dtype=self.bits_dtype, device=like.device)
 
-    def derivative(self, y: Tensor, is_left: Tensor) -> Tensor:
+    def derivative(self, y: Tensor, is_left: Tensor | None) -> Tensor:
         """``D(y, side)``, shape (size,), in a buffer that the next call overwrites."""
         wide = self._widen(y)
-        right = self._right(wide)
-        left = self._left(wide)
-        slope = self._select(is_left, left, right)
+        rise = self._rise(wide)
+        if is_left is None:
+            return self._right(self._mean_root(rise))
+        self.mask.copy_(is_left).neg_()
+        root = self._mean_root(self._select(self._rise_of_logarithm(wide), rise))
+        slope = self._select(self._left(wide, root), self._right(root))
         if self.curve.limits is not None:
             low, high = self.curve.limits
             slope.masked_fill_((y <= low) | (y >= high), 0.0)
         return slope
 
-    def _select(self, condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
-        """`torch.where`, written to `other`, on the bits of the numbers: nine times faster on a CPU."""
-        difference, result = chosen.view(self.bits_dtype), other.view(self.bits_dtype)
-        mask = self.mask.copy_(condition).neg_()
-        result.bitwise_xor_(difference.bitwise_xor_(result).bitwise_and_(mask))
-        return other
+    def _select(self, left: Tensor, right: Tensor) -> Tensor:
+        """`torch.where`, written to `right`, on the bits of the numbers: nine times faster on a CPU."""
+        difference, result = left.view(self.bits_dtype), right.view(self.bits_dtype)
+        result.bitwise_xor_(difference.bitwise_xor_(result).bitwise_and_(self.mask))
+        return right
 
     def _widen(self, y: Tensor) -> Tensor:
         scaled = self.curve.scale != 1.0
         wide = self.buffers["wide"].copy_(y) if scaled or y.dtype != self.dtype else y
         return wide.mul_(self.curve.scale) if scaled else wide
 
-    def _right(self, y: Tensor) -> Tensor:
-        fit, constants = self.fit, self.constants
-        u = torch.sub(y, constants.y_min_head, out=self.buffers["variable"])
-        u.sub_(constants.y_min_tail).clamp_(0.0, fit.s_max**2).sqrt_().sub_(fit.center)
-        ratio = _polynomial(constants.right_numerator, u, out=self.buffers["right"])
-        return ratio.div_(_polynomial(constants.right_denominator, u, out=self.buffers["left"]))
+    def _rise(self, y: Tensor) -> Tensor:
+        return torch.sub(y, self.constants.y_min_head, out=self.buffers["root"]).sub_(self.constants.y_min_tail)
 
-    def _left(self, y: Tensor) -> Tensor:
-        fit, constants = self.fit, self.constants
-        r = torch.mul(y, 1.0 / fit.y_min, out=self.buffers["variable"])
-        r.clamp_(math.exp(-(fit.r_max**2)), 1.0).log_().neg_().sqrt_()
-        slope = _polynomial(constants.left, r, out=self.buffers["left"]).mul_(y)
-        return slope.addcmul_(y, constants.zero)  # NaN where y is infinite
+    def _rise_of_logarithm(self, y: Tensor) -> Tensor:
+        fit = self.fit
+        ratio = torch.mul(y, 1.0 / fit.y_min, out=self.buffers["left"])
+        # A logarithm of what is not positive is slow, and the other side needs none.
+        return ratio.clamp_(min=math.exp(fit.left_end**2 / fit.y_min)).log_().mul_(fit.y_min)
+
+    def _mean_root(self, rise: Tensor) -> Tensor:
+        """`rounding.mean_root` without new memory; overwrites its argument."""
+        highest = torch.add(rise, self.error, out=self.buffers["right"]).clamp_(min=0.0).sqrt_()
+        return rise.sub_(self.error).clamp_(min=0.0).sqrt_().add_(highest).mul_(0.5)
+
+    def _left(self, y: Tensor, root: Tensor) -> Tensor:
+        # Not clamped to left_end: the logarithm's argument was.
+        slope = _polynomial(self.constants.left, root, out=self.buffers["left"]).mul_(y)
+        return slope.addcmul_(y, self.constants.zero)  # NaN where y is infinite
+
+    def _right(self, root: Tensor) -> Tensor:
+        constants = self.constants
+        u = root.clamp_(max=self.fit.right_end).sub_(self.fit.center)
+        ratio = _polynomial(constants.right_numerator, u, out=self.buffers["right"])
+        return ratio.div_(_polynomial(constants.right_denominator, u, out=self.buffers["denominator"]))
 
 
 class _Constants:
@@ -173,8 +187,8 @@ _cached_constants = lru_cache(maxsize=None)(_Constants)
 
 def _polynomial(coefficients: Sequence[Tensor], u: Tensor, *, out: Tensor) -> Tensor:
     """Horner's scheme, one pass over memory for each coefficient."""
-    highest, *rest = reversed(coefficients)
-    out.copy_(highest)
+    highest, second, *rest = reversed(coefficients)
+    torch.addcmul(second, highest, u, out=out)
     for coefficient in rest:
         torch.addcmul(coefficient, out, u, out=out)
     return out

@@ -36,12 +36,12 @@ def horner(coefficients: Sequence[float], variable: NDArray[Any]) -> NDArray[Any
 
 def right_of_minimum(curve: Curve, s: NDArray[Any]) -> NDArray[Any]:
     fit = curve.inverse
-    u = np.minimum(s, s.dtype.type(fit.s_max)) - s.dtype.type(fit.center)
+    u = np.minimum(s, s.dtype.type(fit.right_end)) - s.dtype.type(fit.center)
     return horner(fit.right_numerator, u) / horner(fit.right_denominator, u)
 
 
 def left_of_minimum(curve: Curve, y: NDArray[Any], r: NDArray[Any]) -> NDArray[Any]:
-    return y * horner(curve.inverse.left, np.minimum(r, r.dtype.type(curve.inverse.r_max)))
+    return y * horner(curve.inverse.left, np.minimum(r, r.dtype.type(curve.inverse.left_end)))
 
 
 def errors(curve: Curve, dtype: type[np.floating[Any]]) -> tuple[float, float]:
@@ -55,7 +55,7 @@ def errors(curve: Curve, dtype: type[np.floating[Any]]) -> tuple[float, float]:
     right_y, left_y = curve.forward(right_x).numpy(), curve.forward(left_x).numpy()
     s = np.sqrt(np.maximum(right_y - curve.inverse.y_min, 0))
     with np.errstate(divide="ignore"):  # far on the left the output underflows to 0
-        r = np.sqrt(np.maximum(np.log(curve.inverse.y_min / left_y), 0))
+        r = np.sqrt(np.maximum(curve.inverse.y_min * np.log(left_y / curve.inverse.y_min), 0))
     right = right_of_minimum(curve, s.astype(dtype)) - exact_derivative(curve, right_x).numpy()
     left = left_of_minimum(curve, left_y.astype(dtype), r.astype(dtype)) - exact_derivative(curve, left_x).numpy()
     return float(np.abs(right).max()), float(np.abs(left).max())
@@ -83,7 +83,7 @@ def test_float32_sums_lose_little(curve: Curve) -> None:
 
 @each_fit
 def test_denominator_stays_away_from_zero(curve: Curve) -> None:
-    u = np.linspace(0, curve.inverse.s_max, GRID) - curve.inverse.center
+    u = np.linspace(0, curve.inverse.right_end, GRID) - curve.inverse.center
     assert horner(curve.inverse.right_denominator, u).min() > 0.01
 
 

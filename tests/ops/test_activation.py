@@ -16,7 +16,6 @@ from hf_invact.curves import GELU, SILU, Curve
 from hf_invact.ops import activation, invert
 from hf_invact.ops.packing import packed_size
 from tests.helpers import (
-    ERROR_BARS,
     FOUR_DIMENSIONS,
     Case,
     assert_gradient_within,
@@ -25,6 +24,7 @@ from tests.helpers import (
     each_dtype,
     each_layout,
     each_operation,
+    error_bar,
     normal,
     output_and_gradient,
     record_saved,
@@ -43,7 +43,7 @@ def test_matches_the_native_function(case: Case) -> None:
     y, dx = output_and_gradient(inverted(case.curve), x, dy)
     assert torch.equal(y, case.curve.forward(x))
     assert (dx.shape, dx.dtype) == (x.shape, x.dtype)
-    assert_gradient_within(ERROR_BARS[case.dtype], dx, dy, native_derivative)
+    assert_gradient_within(error_bar(case.curve, case.dtype), dx, dy, native_derivative)
 
 
 @each_curve

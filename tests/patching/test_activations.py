@@ -32,7 +32,7 @@ from hf_invact.curves import (
     softplus,
 )
 from hf_invact.patching.activations import curve_of, reason_to_leave, supported_activations
-from tests.helpers import assert_gradient_within, dtype_name, error_bar, normal, output_and_gradient
+from tests.helpers import assert_gradient_within, dtype_name, error_bar, normal, output_and_gradient, rounded_rms
 from tests.models import tiny_model
 
 
@@ -102,7 +102,7 @@ def test_result_and_gradient_are_those_of_the_object(spelling: Spelling, dtype: 
         assert torch.equal(y, original(x))
     torch.testing.assert_close(y.double(), exact_y, rtol=torch.finfo(dtype).eps, atol=1e-6)
     assert_gradient_within(error_bar(spelling.curve, dtype), dx, torch.ones_like(dx), exact_dx)
-    assert (dx.double() - exact_dx).square().mean().sqrt() < error_bar(spelling.curve, dtype).rounded_rms
+    assert (dx.double() - exact_dx).square().mean().sqrt() < rounded_rms(error_bar(spelling.curve, dtype), dtype)
 
 
 @each_spelling

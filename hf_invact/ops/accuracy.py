@@ -1,0 +1,102 @@
+"""How far the derivative that the backward pass applies is from the exact one, and the floor that no formula beats."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..curves import Curve
+from .eager import slopes_of
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What no formula beats that sees the rounded output and the side alone.
+
+    Attributes:
+        max: half the largest spread of the derivative among the inputs that share output and side.
+        rms: of the derivative's deviation from their mean, for x ~ N(0, 1) rounded to the dtype.
+        half_spreads: of each input's group.
+    """
+
+    max: float
+    rms: float
+    half_spreads: Tensor
+
+
+@dataclass(frozen=True)
+class DerivativeError:
+    """Error of the derivative before any rounding to the dtype.
+
+    Attributes:
+        rms, bias: for x ~ N(0, 1) rounded to the dtype.
+        max: the largest of these, and of all finite inputs in half precision.
+        floor: in half precision, where all inputs can be listed.
+    """
+
+    rms: float
+    bias: float
+    max: float
+    floor: Floor | None
+
+
+def measure(curve: Curve, draws: Tensor, largest: float = math.inf) -> DerivativeError:
+    """The error of a curve for outputs of the draws' dtype.
+
+    Args:
+        draws: from N(0, 1), shape (draws,), rounded to the dtype to measure.
+        largest: leaves out larger inputs, for a derivative without bound.
+    """
+    error = error_of(curve, draws)
+    rms, bias, worst = error.square().mean().sqrt().item(), error.mean().item(), error.abs().max().item()
+    if draws.dtype.itemsize > 2:
+        return DerivativeError(rms, bias, worst, None)
+    everything = numbers(draws.dtype, largest)
+    worst = max(worst, error_of(curve, everything).abs().max().item())
+    return DerivativeError(rms, bias, worst, floor_of(curve, everything))
+
+
+def error_of(curve: Curve, x: Tensor) -> Tensor:
+    """The derivative that the backward pass multiplies with, before any rounding to the dtype, less the exact one."""
+    y = curve.forward(x)
+    slope = slopes_of(curve, y)(y, None if curve.x_min is None else _is_left(curve, x))
+    return slope.double() - curve.derivative(x.double())
+
+
+def floor_of(curve: Curve, x: Tensor) -> Floor:
+    """The floor over these inputs, sorted numbers of one dtype without gaps."""
+    exact = curve.derivative(x.double())
+    _, output = torch.unique(curve.forward(x) + 0.0, return_inverse=True)  # -0 is 0
+    _, group = torch.unique(2 * output + _is_left(curve, x), return_inverse=True)
+    count = int(group.max()) + 1
+
+    highest = torch.full((count,), -math.inf, dtype=torch.float64).scatter_reduce(0, group, exact, "amax")
+    lowest = torch.full((count,), math.inf, dtype=torch.float64).scatter_reduce(0, group, exact, "amin")
+    half_spreads = (highest - lowest) / 2
+
+    weight = _probability(x.double())
+    total = torch.zeros(count, dtype=torch.float64).index_add(0, group, weight)
+    mean = torch.zeros(count, dtype=torch.float64).index_add(0, group, weight * exact) / total.clamp(min=1e-300)
+    deviation = torch.where(weight > 0, exact - mean[group], 0.0)
+    rms = (weight * deviation.square()).sum().div(weight.sum()).sqrt().item()
+    return Floor(half_spreads.max().item(), rms, half_spreads[group])
+
+
+def numbers(dtype: torch.dtype, largest: float = math.inf) -> Tensor:
+    """All finite numbers of a half-precision dtype up to a size, in ascending order."""
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    return x[x.isfinite() & (x.abs() <= largest)].sort().values
+
+
+def _is_left(curve: Curve, x: Tensor) -> Tensor:
+    return x < curve.threshold(x.dtype)
+
+
+def _probability(x: Tensor) -> Tensor:
+    """That a draw from N(0, 1) rounds to each of these ascending numbers (in halves for -0 and 0)."""
+    middles = (x[1:] + x[:-1]) / 2
+    below = torch.cat([x.new_zeros(1), torch.special.ndtr(middles), x.new_ones(1)])
+    return below.diff()
