@@ -48,6 +48,9 @@ of its minimum the input was on), and nothing where it only rises.
   and within 3 in float32 (there the native output itself is not correctly rounded), except where the last column says
   that the rounded output has lost it.
 
+An activation of your own is fitted, measured and patched from then on by `hf_invact.register_activation("name",
+function)`, which refuses what cannot be inverted, with the reason.
+
 The errors are those of the derivative that the backward pass multiplies with, before the returned gradient is rounded
 to its dtype, against the exact derivative in float64. In float64 tensors the fitted formulas promise 1e-6, no more.
 """

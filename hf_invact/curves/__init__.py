@@ -1,8 +1,10 @@
 """The mathematics: which activations can be inverted, and the formulas for their derivatives."""
 
-from .catalogue import CURVES, GELU, GELU_TANH, MISH, QUICK_GELU, SILU, clipped_gelu
+from .catalogue import CURVES, GELU, GELU_TANH, MISH, QUICK_GELU, SILU, add_curve, clipped_gelu
 from .closed import HARDSWISH, LAPLACE, RELU2, RELU6, SQRTSOFTPLUS, elu, leaky_relu, selu, softplus
+from .custom import fit_curve
 from .record import ClosedForm, Curve, Fit, MeasuredError
+from .shape import UnsuitableActivation
 
 __all__ = [
     "CURVES",
@@ -20,8 +22,11 @@ __all__ = [
     "Curve",
     "Fit",
     "MeasuredError",
+    "UnsuitableActivation",
+    "add_curve",
     "clipped_gelu",
     "elu",
+    "fit_curve",
     "leaky_relu",
     "selu",
     "softplus",

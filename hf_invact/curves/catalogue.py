@@ -78,13 +78,23 @@ SILU = Curve("silu", F.silu, _silu_derivative, FITS["silu"])
 QUICK_GELU = Curve("quick_gelu", _quick_gelu, _quick_gelu_derivative, FITS["silu"], scale=QUICK_GELU_SCALE)
 MISH = Curve("mish", F.mish, _mish_derivative, FITS["mish"])
 
-CURVES = MappingProxyType(
-    {
-        curve.name: curve
-        for curve in (
-            *(GELU, GELU_TANH, SILU, QUICK_GELU, MISH, clipped_gelu(-10.0, 10.0)),
-            *(closed.softplus(), closed.elu(), closed.selu(), closed.leaky_relu(), closed.HARDSWISH),
-            *(closed.RELU2, closed.RELU6, closed.LAPLACE, closed.SQRTSOFTPLUS),
-        )
-    }
-)
+_CURVES = {
+    curve.name: curve
+    for curve in (
+        *(GELU, GELU_TANH, SILU, QUICK_GELU, MISH, clipped_gelu(-10.0, 10.0)),
+        *(closed.softplus(), closed.elu(), closed.selu(), closed.leaky_relu(), closed.HARDSWISH),
+        *(closed.RELU2, closed.RELU6, closed.LAPLACE, closed.SQRTSOFTPLUS),
+    )
+}
+CURVES = MappingProxyType(_CURVES)
+
+
+def add_curve(curve: Curve) -> None:
+    """Add a user's own to `CURVES`.
+
+    Raises:
+        ValueError: there is one of that name.
+    """
+    if curve.name in _CURVES:
+        raise ValueError(f"there is a curve named {curve.name!r} already; choose another name")
+    _CURVES[curve.name] = curve

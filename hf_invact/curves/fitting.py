@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ Array = NDArray[Any]
 POINTS = 1500  # sample points of a branch
 RIGHT_DEGREE = 8  # of the numerator and of the denominator
 LEFT_DEGREE = 10
+ENOUGH = 1e-7  # a fit that is this good needs no higher degree
 LAWSON_STEPS = 100
 CENTERS = (1 / 3, 1 / 2, 2 / 3)  # candidates for Fit.center, as shares of the branch's largest root
 
@@ -40,9 +42,18 @@ def shares() -> Array:
     return np.asarray(np.sin(np.pi / 2 * np.arange(POINTS) / (POINTS - 1)) ** 2)
 
 
-def fit(x_min: float | None, y_min: float, right: Branch, left: Branch | None) -> Fit:
-    """Minimax fits of both branches; of the right one alone for an activation that only rises."""
-    ratio = _fit_rational(right.root, right.derivative)
+def fit(
+    x_min: float | None, y_min: float, right: Branch, left: Branch | None, degrees: Sequence[int] = (RIGHT_DEGREE,)
+) -> Fit:
+    """Minimax fits of both branches; of the right one alone for an activation that only rises.
+
+    The right one has the first of these degrees that is enough, or the best. (More degrees than a function needs leave
+    the ratio free to have poles between the sample points.)
+    """
+    ratio = _fit_rational(right.root, right.derivative, degrees[0])
+    for degree in degrees[1:]:
+        if ratio.error > ENOUGH:
+            ratio = min(ratio, _fit_rational(right.root, right.derivative, degree), key=lambda ratio: ratio.error)
     polynomial, left_error = _fit_weighted_polynomial(left) if left is not None else ((), 0.0)
     return Fit(
         x_min=x_min,
@@ -65,23 +76,24 @@ class _Rational:
     error: float
 
 
-def _fit_rational(s: Array, target: Array) -> _Rational:
+def _fit_rational(s: Array, target: Array, degree: int) -> _Rational:
     """Minimax rational fit: linearised least squares, reweighted by the error (Lawson) and by the last denominator."""
-    basis = chebyshev.chebvander(2 * s / s[-1] - 1, RIGHT_DEGREE)
+    basis = chebyshev.chebvander(2 * s / s[-1] - 1, degree)
+    between = chebyshev.chebvander(np.linspace(-1, 1, 20 * POINTS), degree)[:, 1:]
     weight: Array = np.ones_like(s)
     denominator_values: Array = np.ones_like(s)
     best_error = np.inf
-    best: Array = np.zeros(2 * RIGHT_DEGREE + 1)
+    best: Array = np.zeros(2 * degree + 1)
     system = np.hstack([basis, -target[:, None] * basis[:, 1:]])
     for _ in range(LAWSON_STEPS):
         scale = np.sqrt(weight) / np.abs(denominator_values)
         solution = np.linalg.lstsq(system * scale[:, None], target * scale, rcond=None)[0]
-        denominator_values = 1 + basis[:, 1:] @ solution[RIGHT_DEGREE + 1 :]
-        error = np.abs(basis @ solution[: RIGHT_DEGREE + 1] / denominator_values - target)
-        if error.max() < best_error and denominator_values.min() > 0:
+        denominator_values = 1 + basis[:, 1:] @ solution[degree + 1 :]
+        error = np.abs(basis @ solution[: degree + 1] / denominator_values - target)
+        if error.max() < best_error and (1 + between @ solution[degree + 1 :]).min() > 0:  # no pole
             best_error, best = float(error.max()), solution
         weight = _reweight(weight, error)
-    series = best[: RIGHT_DEGREE + 1], np.concatenate([[1.0], best[RIGHT_DEGREE + 1 :]])
+    series = best[: degree + 1], np.concatenate([[1.0], best[degree + 1 :]])
     candidates = [_centred(*series, s[-1], share * s[-1], best_error) for share in CENTERS]
     return min(candidates, key=lambda rational: _float32_error(rational, s, target))
 
@@ -95,8 +107,9 @@ def _centred(numerator: Array, denominator: Array, end: float, center: float, er
 
 def _float32_error(rational: _Rational, s: Array, target: Array) -> float:
     u = s.astype(np.float32) - np.float32(rational.center)
-    ratio = _horner(rational.numerator, u) / _horner(rational.denominator, u)
-    return float(np.abs(ratio - target).max())
+    with np.errstate(divide="ignore", invalid="ignore"):  # a pole
+        ratio = _horner(rational.numerator, u) / _horner(rational.denominator, u)
+    return float(np.nan_to_num(np.abs(ratio - target), nan=np.inf).max())
 
 
 def _horner(coefficients: tuple[float, ...], u: Array) -> Array:

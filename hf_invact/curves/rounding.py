@@ -14,8 +14,11 @@ _WIDE_OUTPUT_ERROR = 2.0
 
 
 def output_error(value: float, dtype: torch.dtype) -> float:
-    """How far the exact output may be from a computed one near ``value``."""
-    return _OUTPUT_ERROR.get(dtype, _WIDE_OUTPUT_ERROR) * math.ldexp(1.0, math.frexp(value)[1] - _digits(dtype))
+    """How far the exact output may be from a computed one next to ``value``, on the side of 0; there, nothing."""
+    if value == 0:
+        return 0.0
+    _, exponent = math.frexp(math.nextafter(value, 0.0))
+    return _OUTPUT_ERROR.get(dtype, _WIDE_OUTPUT_ERROR) * math.ldexp(1.0, exponent - _digits(dtype))
 
 
 def mean_root(rise: Tensor, error: float) -> Tensor:

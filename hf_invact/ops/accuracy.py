@@ -50,11 +50,12 @@ def measure(curve: Curve, draws: Tensor, largest: float = math.inf) -> Derivativ
         draws: from N(0, 1), shape (draws,), rounded to the dtype to measure.
         largest: leaves out larger inputs, for a derivative without bound.
     """
+    draws = _with_slope(curve, draws)
     error = error_of(curve, draws)
     rms, bias, worst = error.square().mean().sqrt().item(), error.mean().item(), error.abs().max().item()
     if draws.dtype.itemsize > 2:
         return DerivativeError(rms, bias, worst, None)
-    everything = numbers(draws.dtype, largest)
+    everything = _with_slope(curve, numbers(draws.dtype, largest))
     worst = max(worst, error_of(curve, everything).abs().max().item())
     return DerivativeError(rms, bias, worst, floor_of(curve, everything))
 
@@ -89,6 +90,11 @@ def numbers(dtype: torch.dtype, largest: float = math.inf) -> Tensor:
     """All finite numbers of a half-precision dtype up to a size, in ascending order."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     return x[x.isfinite() & (x.abs() <= largest)].sort().values
+
+
+def _with_slope(curve: Curve, x: Tensor) -> Tensor:
+    """The inputs whose exact derivative is known: a user's formula may overflow where nothing happens any more."""
+    return x[curve.derivative(x.double()).isfinite()]
 
 
 def _is_left(curve: Curve, x: Tensor) -> Tensor:

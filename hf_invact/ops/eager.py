@@ -85,7 +85,6 @@ def slopes_of(curve: Curve, like: Tensor) -> Callable[[Tensor, Tensor | None], T
 
     def fitted(y: Tensor, is_left: Tensor | None) -> Tensor:
         nonlocal workspace
-        assert is_left is not None
         if workspace is None or workspace.size != y.numel():
             workspace = _Workspace(y.numel(), like, curve)
         return workspace.derivative(y, is_left)

@@ -1,8 +1,8 @@
 """Finds the blocks of a model, decides what to do with each, does it, and undoes it."""
 
-from .activations import register_activation
 from .config import InvActConfig
 from .patch import PatchingError, activation_sites, inverted_activations, patch_model, unpatch_model
+from .registration import RegisteredActivation, register_activation
 from .registry import register_block
 from .report import PatchReport, Site
 
@@ -10,6 +10,7 @@ __all__ = [
     "InvActConfig",
     "PatchReport",
     "PatchingError",
+    "RegisteredActivation",
     "Site",
     "activation_sites",
     "inverted_activations",

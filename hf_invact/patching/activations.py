@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
 
 from ..curves import (
-    CURVES,
     GELU,
     GELU_TANH,
     HARDSWISH,
@@ -111,27 +110,31 @@ def reason_to_leave(activation: object) -> str | None:
     return _LEFT_ALONE.get(name)
 
 
-def register_activation(activation: type[nn.Module] | Callable[..., Any], curve: str) -> None:
-    """Tell the patcher that a module class, or a function, computes a known curve.
-
-    Args:
-        activation: the class (its instances are called with one tensor), or the function.
-        curve: name of the curve, one of `hf_invact.curves.CURVES`.
+def recognise(activations: Iterable[type[nn.Module] | Callable[..., Any]], curve: Curve) -> None:
+    """Have `curve_of` find a curve for module classes and functions.
 
     Raises:
-        ValueError: an unknown curve, or an activation that is known already otherwise.
+        ValueError: one of them is known already otherwise. None is then added.
     """
-    if curve not in CURVES:
-        raise ValueError(f"unknown curve {curve!r}; known: {', '.join(CURVES)}")
-    is_class = isinstance(activation, type)
-    table: dict[Any, Curve] = _CURVE_OF_CLASS if is_class else _CURVE_OF_FUNCTION
-    key = full_name(activation) if isinstance(activation, type) else activation
-    if key in _CURVE_OF_INSTANCE:
-        raise ValueError(f"{key} is known already: an instance's own parameters say which curve it computes")
-    if key in _LEFT_ALONE:
-        raise ValueError(f"{key} is known already, and left alone: {_LEFT_ALONE[key]}")
-    if table.setdefault(key, CURVES[curve]) is not CURVES[curve]:
-        raise ValueError(f"{key} is registered already, as {table[key].name}")
+    classes: dict[str, Curve] = {}
+    functions: dict[Hashable, Curve] = {}
+    for activation in activations:
+        if isinstance(activation, type):
+            classes[full_name(activation)] = curve
+        else:
+            functions[activation] = curve
+    for name in classes:
+        if name in _CURVE_OF_INSTANCE:
+            raise ValueError(f"{name} is known already: an instance's own parameters say which curve it computes")
+        if name in _LEFT_ALONE:
+            raise ValueError(f"{name} is known already, and left alone: {_LEFT_ALONE[name]}")
+    known = [(key, _CURVE_OF_CLASS.get(key, curve)) for key in classes]
+    known += [(repr(key), _CURVE_OF_FUNCTION.get(key, curve)) for key in functions]
+    for name, other in known:
+        if other is not curve:
+            raise ValueError(f"{name} is registered already, as {other.name}")
+    _CURVE_OF_CLASS.update(classes)
+    _CURVE_OF_FUNCTION.update(functions)
 
 
 def full_name(cls: type) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from torch import Tensor
 
+from hf_invact.curves import catalogue
 from hf_invact.ops import backends
-from hf_invact.patching import activations, registry
+from hf_invact.patching import activations, registration, registry
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +21,10 @@ def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_BLOCKS", dict(registry._BLOCKS))
     monkeypatch.setattr(activations, "_CURVE_OF_CLASS", dict(activations._CURVE_OF_CLASS))
     monkeypatch.setattr(activations, "_CURVE_OF_FUNCTION", dict(activations._CURVE_OF_FUNCTION))
+    curves = dict(catalogue._CURVES)
+    monkeypatch.setattr(catalogue, "_CURVES", curves)
+    for module in (registration, sys.modules["hf_invact.curves"]):
+        monkeypatch.setattr(module, "CURVES", MappingProxyType(curves))
 
 
 @pytest.fixture

@@ -187,20 +187,20 @@ def test_an_activation_of_ones_own_is_patched_once_it_is_registered(activation: 
     model = tiny_model("bert", activation=activation)
     with pytest.raises(PatchingError, match="register_activation"):
         patch_model(model)
-    register_activation(OwnGELU if isinstance(activation, nn.Module) else activation, "gelu")
+    register_activation("gelu", used_as=[OwnGELU if isinstance(activation, nn.Module) else activation])
     assert [site.curve for site in patch_model(model).sites] == ["gelu", "gelu"]
 
 
 def test_a_registered_activation_is_listed_as_supported() -> None:
     assert "own_gelu" not in supported_activations()
-    register_activation(own_gelu, "gelu")
-    register_activation(OwnGELU, "gelu")
+    register_activation("gelu", used_as=[own_gelu])
+    register_activation("gelu", used_as=[OwnGELU])
     assert {"OwnGELU", "own_gelu", "GELU", "SiLU", "gelu", "silu", "NewGELUActivation"} <= set(supported_activations())
 
 
 def test_registering_twice_alike_is_harmless() -> None:
-    register_activation(own_gelu, "gelu")
-    register_activation(own_gelu, "gelu")
+    register_activation("gelu", used_as=[own_gelu])
+    register_activation("gelu", used_as=[own_gelu])
     assert curve_of(own_gelu) is GELU
 
 
@@ -211,18 +211,18 @@ def test_registering_twice_alike_is_harmless() -> None:
 )
 def test_registering_what_is_known_otherwise_is_refused(cls: type[nn.Module], why: str) -> None:
     with pytest.raises(ValueError, match=rf"{cls.__name__} is known already.* {why}"):
-        register_activation(cls, "silu")
+        register_activation("silu", used_as=[cls])
 
 
 @pytest.mark.parametrize("activation", [OwnGELU, own_gelu, nn.SiLU, F.silu, F.gelu], ids=lambda known: known.__name__)
 def test_registering_twice_differently_is_refused(activation: Any) -> None:
     if activation in (OwnGELU, own_gelu):
-        register_activation(activation, "gelu")
+        register_activation("gelu", used_as=[activation])
     with pytest.raises(ValueError, match=r"registered already, as (gelu|silu)"):
-        register_activation(activation, "quick_gelu")
+        register_activation("quick_gelu", used_as=[activation])
     assert curve_of(activation() if isinstance(activation, type) else activation) in (GELU, SILU)
 
 
 def test_an_unknown_curve_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown curve 'erf'; known: gelu, gelu_tanh, silu, quick_gelu"):
-        register_activation(own_gelu, "erf")
+        register_activation("erf", used_as=[own_gelu])

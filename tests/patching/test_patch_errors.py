@@ -115,7 +115,7 @@ def test_the_ways_out_that_the_message_names() -> None:
     model.model.layers[0].mlp.act_fn = nn.Softsign()
     assert patch_model(model, InvActConfig(exclude=("*.0.mlp",))).patched == 1
     unpatch_model(model)
-    register_activation(nn.Softsign, "silu")
+    register_activation("silu", used_as=[nn.Softsign])
     assert patch_model(model).patched == 2
 
 

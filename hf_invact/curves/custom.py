@@ -1,0 +1,76 @@
+"""Makes a curve of a function that is given in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import fitting
+from .record import Curve
+from .shape import Function, Shape, UnsuitableActivation, examine, grid
+
+DEGREES = (2, 4, 6, fitting.RIGHT_DEGREE)
+
+
+def fit_curve(name: str, forward: Function, derivative: Function | None, max_error: float) -> Curve:
+    """Fit the derivative of a function to its output.
+
+    Args:
+        forward: ``f``, element-wise, for tensors of any floating dtype.
+        derivative: ``f'``; None takes autograd's.
+        max_error: of the fitted derivative, without any rounding of the output.
+
+    Raises:
+        UnsuitableActivation: the function cannot be inverted (see `shape.examine`), or not that exactly.
+    """
+    derivative = derivative or _Autograd(forward)
+    shape = examine(forward, derivative)
+    fit = fitting.fit(shape.x_min, shape.y_min, *_branches(forward, derivative, shape), degrees=DEGREES)
+    error = max(fit.error.right, fit.error.left)
+    if not error <= max_error:
+        raise UnsuitableActivation(f"the best fit of its derivative is off by {error:.2g}, more than {max_error:g}")
+    return Curve(name, forward, derivative, fit)
+
+
+class _Autograd:
+    """``f'`` of an element-wise function, for tensors of any shape."""
+
+    def __init__(self, forward: Function) -> None:
+        self.forward = forward
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.forward(leaf).sum(), leaf)
+        return gradient
+
+
+def _root(rise: Tensor) -> Tensor:
+    return rise.clamp(min=0.0).sqrt()
+
+
+def _spread(start: float, end: float, root: Function) -> Tensor:
+    """Inputs from start to end that lie evenly on a branch, by its root, and denser towards both of its ends."""
+    inside = grid()
+    inside = inside[(inside > min(start, end)) & (inside < max(start, end))]
+    x = torch.cat([torch.tensor([start]), inside if start < end else inside.flip(0), torch.tensor([end])])
+    roots = root(x).numpy()
+    shares = (1 - np.cos(np.pi * np.arange(fitting.POINTS) / (fitting.POINTS - 1))) / 2
+    return torch.from_numpy(np.interp(roots[0] + (roots[-1] - roots[0]) * shares, roots, x.numpy()))
+
+
+def _branches(forward: Function, derivative: Function, shape: Shape) -> tuple[fitting.Branch, fitting.Branch | None]:
+    def sample(start: float, end: float, rise: Callable[[Tensor], Tensor]) -> fitting.Branch:
+        x = _spread(start, end, lambda x: _root(rise(forward(x))))
+        y = forward(x)
+        return fitting.Branch(_root(rise(y)).numpy(), y.numpy(), derivative(x).numpy())
+
+    y_min = shape.y_min
+    if shape.x_min is None:
+        return sample(shape.left_end, shape.right_end, lambda y: y - y_min), None
+    right = sample(shape.x_min, shape.right_end, lambda y: y - y_min)
+    left = sample(shape.x_min, shape.left_end, lambda y: y_min * torch.log(y / y_min))
+    return right, left
