@@ -142,7 +142,7 @@ def _known_curve(name: str, activation: object) -> Curve:
     if curve is None:
         raise PatchingError(
             f"{name}: the activation {describe(activation)} is not known. Supported: "
-            f"{', '.join(supported_activations())}. If it computes one of these, say so with "
+            f"{', '.join(supported_activations())}. Add it, or say that it computes one of these, with "
             "hf_invact.register_activation; or exclude the block with InvActConfig(exclude=[...])"
         )
     return curve
