@@ -182,7 +182,7 @@ _SELU = _exponential("selu", F.selu, scale=SELU_SCALE, alpha=SELU_ALPHA)
 HARDSWISH = Curve("hardswish", F.hardswish, _hardswish_derivative, ClosedForm(_hardswish_slope, x_min=-1.5))
 # The output underflows, and the derivative is lost, where x is below the root of the dtype's smallest number.
 RELU2 = Curve("relu2", _relu2, _relu2_derivative, ClosedForm(_relu2_slope))
-RELU6 = Curve("relu6", F.relu6, _relu6_derivative, ClosedForm(_relu6_slope))
+RELU6 = Curve("relu6", F.relu6, _relu6_derivative, ClosedForm(_relu6_slope), limits=(0.0, 6.0))
 # Digits are lost as y nears 1 (and, below, where PyTorch's own 1 + erf cancels).
 LAPLACE = Curve("laplace", _laplace, _laplace_derivative, ClosedForm(_laplace_slope))
 SQRTSOFTPLUS = Curve("sqrtsoftplus", _sqrtsoftplus, _sqrtsoftplus_derivative, ClosedForm(_sqrtsoftplus_slope))

@@ -72,7 +72,7 @@ class Curve:
         derivative: ``f'`` as a formula in ``x``; in float64 it is the reference that errors are measured against.
         inverse: the derivative as a function of the output, fitted or exact.
         scale: ``f(x) = g(scale * x) / scale``, where ``inverse`` belongs to ``g`` (1 except for quick_gelu).
-        limits: the derivative is 0 where the output is not strictly between them (gelu_10).
+        limits: the derivative is 0 where the output is not strictly between them (gelu_10, relu6).
     """
 
     name: str

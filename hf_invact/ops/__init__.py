@@ -1,6 +1,6 @@
 """The operations on tensors: packing, backends, and the autograd function."""
 
-from .activation import invert
+from .activation import SAVINGS, Saving, gate, invert
 from .backends import AUTO, BACKENDS, check_backend
 
-__all__ = ["AUTO", "BACKENDS", "check_backend", "invert"]
+__all__ = ["AUTO", "BACKENDS", "SAVINGS", "Saving", "check_backend", "gate", "invert"]

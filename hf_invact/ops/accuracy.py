@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..curves import Curve
-from .eager import slopes_of
+from .slopes import slopes_of
 
 
 @dataclass(frozen=True)

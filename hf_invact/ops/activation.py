@@ -1,93 +1,85 @@
-"""The operation: an activation that keeps its output and one bit per element for the backward pass."""
+"""Activations and gates that keep for the backward pass what the next layer keeps anyway."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..curves import Curve
+from .autograd import Inverted
 from .backends import AUTO, Backend, choose_backend
-from .layout import with_layout
 
-WAY_OUT = (
-    "It keeps its output, and has a formula for the gradient alone: for more, unpatch the model "
-    "(hf_invact.unpatch_model), or leave this block as it is with InvActConfig(exclude=[...])"
-)
+Saving = Literal["output", "inputs"]
+SAVINGS: tuple[Saving, ...] = ("output", "inputs")
 
 
-class InvertedActivation(torch.autograd.Function):
-    """Saves ``y`` (the very tensor that it returns, which the next layer keeps anyway) and packed side bits.
+@dataclass(frozen=True)
+class _Activation:
+    """Keeps its output and one bit per element."""
 
-    Source: "Inverted Activations", arXiv 2407.15545.
-    """
+    curve: Curve
+    backend: Backend
 
-    @staticmethod
-    def forward(x: Tensor, curve: Curve, backend: Backend) -> tuple[Tensor, Tensor | None]:
-        return backend.forward(x, curve)
+    @property
+    def name(self) -> str:
+        return f"an inverted {self.curve.name}"
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        y, side = output
-        if side is not None:
-            ctx.mark_non_differentiable(side)
-        ctx.save_for_backward(y, side)
-        ctx.set_materialize_grads(False)
-        _, ctx.curve, ctx.backend = inputs
-        ctx.stride = y.stride()
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.backend.forward(x, self.curve)
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
-        if dy is None:
-            return None, None, None
-        y, side = ctx.saved_tensors
-        # The bits are in y's memory order, which hooks that move saved tensors elsewhere need not keep.
-        y = with_layout(y, y.size(), ctx.stride)
-        return _Gradient.apply(dy, y, side, ctx.curve, ctx.backend), None, None
+    def kept(self, output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (output,)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(f"an inverted {ctx.curve.name} has no forward-mode derivative. {WAY_OUT}")
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, curve: Curve, backend: Backend) -> Any:
-        """`torch.vmap`: one more dimension is nothing to an element-wise function. All samples share their bits."""
-        return InvertedActivation.apply(x, curve, backend), (in_dims[0], None)
+    def backward(self, dy: Tensor, kept: tuple[Tensor, ...], side: Tensor | None) -> tuple[Tensor, ...]:
+        (y,) = kept
+        return (self.backend.backward(dy, y, side, self.curve),)
 
 
-class _Gradient(torch.autograd.Function):
-    """The gradient of ``x``, of which there is no derivative."""
+@dataclass(frozen=True)
+class _Gate:
+    """Keeps its product, ``up``, and one bit per element: the activation's output is their quotient."""
 
-    @staticmethod
-    def forward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve, backend: Backend) -> Tensor:
-        return backend.backward(dy, y, side, curve)
+    curve: Curve
+    backend: Backend
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.name = inputs[3].name
+    @property
+    def name(self) -> str:
+        return f"an inverted gate of {self.curve.name}"
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> None:
-        raise NotImplementedError(f"an inverted {ctx.name} has no second derivative. {WAY_OUT}")
+    def forward(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.backend.gate_forward(gate, up, self.curve)
 
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        dy: Tensor,
-        y: Tensor,
-        side: Tensor | None,
-        curve: Curve,
-        backend: Backend,
-    ) -> tuple[Tensor, int]:
-        """Many gradients of one output, or those of many samples, which share their bits."""
-        of_dy, of_y, *_ = in_dims
-        if of_y is None:
-            assert of_dy is not None
-            return torch.stack([_Gradient.apply(one, y, side, curve, backend) for one in dy.unbind(of_dy)]), 0
-        dy = dy.expand_as(y.movedim(of_y, 0)).movedim(0, of_y) if of_dy is None else dy.movedim(of_dy, of_y)
-        return _Gradient.apply(dy, y, side, curve, backend), of_y
+    def kept(self, output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return output, inputs[1]
+
+    def backward(self, dy: Tensor, kept: tuple[Tensor, ...], side: Tensor | None) -> tuple[Tensor, ...]:
+        product, up = kept
+        return self.backend.gate_backward(dy, product, up, side, self.curve)
+
+
+@dataclass(frozen=True)
+class _ExactGate:
+    """Keeps ``gate`` and ``up``, and computes the native gradients from them."""
+
+    curve: Curve
+    backend: Backend
+
+    @property
+    def name(self) -> str:
+        return f"a gate of {self.curve.name}"
+
+    def forward(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.curve.forward(gate).mul_(up), None
+
+    def kept(self, output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs
+
+    def backward(self, dy: Tensor, kept: tuple[Tensor, ...], side: Tensor | None) -> tuple[Tensor, ...]:
+        gate, up = kept
+        return self.backend.exact_gate_backward(dy, gate, up, self.curve)
 
 
 def invert(x: Tensor, curve: Curve, backend: str | None = None) -> Tensor:
@@ -105,5 +97,38 @@ def invert(x: Tensor, curve: Curve, backend: str | None = None) -> Tensor:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return curve.forward(x)
     y: Tensor
-    y, _ = InvertedActivation.apply(x, curve, chosen)
+    y, _ = Inverted.apply(_Activation(curve, chosen), x)
+    return y
+
+
+def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", backend: str | None = None) -> Tensor:
+    """``curve.forward(gate) * up``, keeping two tensors for the backward pass instead of four.
+
+    Args:
+        gate, up: of one shape and floating dtype, any memory layout.
+        curve: the activation.
+        saving: "output" keeps the product (which the next layer keeps anyway), ``up``, and one bit per element; the
+            product of an ``up`` that is nearly 0 is that of the smallest factor which still keeps the activation's
+            output (2^-60, in float16 2^-12). "inputs" keeps ``gate`` and ``up``, and is exact.
+        backend: a backend's name; None or "auto" chooses by device.
+
+    Raises:
+        ValueError: the shapes or dtypes differ; unknown `saving` or backend.
+    """
+    chosen = choose_backend(AUTO if backend is None else backend, gate.device)
+    if saving not in SAVINGS:
+        raise ValueError(f"saving must be one of {', '.join(map(repr, SAVINGS))}, got {saving!r}")
+    if (gate.shape, gate.dtype) != (up.shape, up.dtype):
+        raise ValueError(
+            "gate and up must have one shape and dtype, got "
+            f"{tuple(gate.shape)}, {gate.dtype} and {tuple(up.shape)}, {up.dtype}"
+        )
+    if not (torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad)):
+        return curve.forward(gate) * up
+    if saving == "output" and up.untyped_storage().nbytes() > up.numel() * up.element_size():
+        # A view, as one half of a fused projection is, would keep the other half alive too.
+        up = up.clone(memory_format=torch.contiguous_format)
+    operation = _Gate(curve, chosen) if saving == "output" else _ExactGate(curve, chosen)
+    y: Tensor
+    y, _ = Inverted.apply(operation, gate, up)
     return y

@@ -17,14 +17,28 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Backend:
-    """How an activation and its gradient are computed. See `eager` for the arguments."""
+    """How activations, gates and their gradients are computed. See `eager` for the arguments."""
 
     name: str
     forward: Callable[[Tensor, Curve], tuple[Tensor, Tensor | None]]
     backward: Callable[[Tensor, Tensor, Tensor | None, Curve], Tensor]
+    gate_forward: Callable[[Tensor, Tensor, Curve], tuple[Tensor, Tensor | None]]
+    gate_backward: Callable[[Tensor, Tensor, Tensor, Tensor | None, Curve], tuple[Tensor, Tensor]]
+    exact_gate_backward: Callable[[Tensor, Tensor, Tensor, Curve], tuple[Tensor, Tensor]]
 
 
-BACKENDS = MappingProxyType({"eager": Backend("eager", eager.forward, eager.backward)})
+BACKENDS = MappingProxyType(
+    {
+        "eager": Backend(
+            "eager",
+            forward=eager.forward,
+            backward=eager.backward,
+            gate_forward=eager.gate_forward,
+            gate_backward=eager.gate_backward,
+            exact_gate_backward=eager.exact_gate_backward,
+        )
+    }
+)
 
 
 def check_backend(name: str) -> None:

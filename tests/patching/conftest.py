@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -41,6 +42,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counted["backward"] += 1
         return eager.backward(*args)
 
-    counting = backends.Backend("counting", forward, backward)
+    counting = replace(eager, name="counting", forward=forward, backward=backward)
     monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "counting": counting})
     return counted
