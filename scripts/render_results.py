@@ -23,7 +23,7 @@ def render() -> str:
     """The README with its results replaced."""
     comparison = json.loads(COMPARISON.read_text(encoding="utf-8"))
     rows = [
-        "| small model, CPU, float32 | kept per activation | kept for backward, whole model "
+        "| small model, CPU, float32 | kept per MLP | kept for backward, whole model "
         "| largest loss difference at any step | spread between two seeds | step time |",
         "| :-- | --: | --: | --: | --: | --: |",
         *map(_row, summary_rows(comparison)),
@@ -42,11 +42,11 @@ def render() -> str:
 
 
 def _row(row: SummaryRow) -> str:
-    units = " → ".join(f"{row.site_units[name]:.2f} I" for name in ("plain", "inverted"))
+    units = " → ".join(f"{row.intermediate_units[name]:.2f} I" for name in ("plain", "inverted"))
     saved = " → ".join(f"{row.saved_bytes[name] / 2**20:.1f}" for name in ("plain", "inverted"))
     change = row.saved_bytes["inverted"] / row.saved_bytes["plain"] - 1
     if "fused" in row.saved_bytes:
-        units += f" (fused: {row.site_units['fused']:.2f} I)"
+        units += f" (fused: {row.intermediate_units['fused']:.2f} I)"
         change_fused = row.saved_bytes["inverted"] / row.saved_bytes["fused"] - 1
         saved_change = f"{change:+.1%}; fused: {change_fused:+.1%}"
     else:

@@ -161,7 +161,7 @@ def _row(run: PlannedRun, result: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "step_seconds",
         "saved_bytes",
         "saved_parts",
-        "site_units",
+        "intermediate_units",
         "peak_cuda_allocated_bytes",
         "peak_cuda_reserved_bytes",
     )

@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from ..memory import by_part
+from ..memory import by_part, intermediate_units
 from ..patching import activation_sites
 from ..trainer import InvActTrainerMixin, InvertedActivationsCallback, MemoryCallback
 from .arguments import RunArguments, first_difference, parse_run
@@ -208,10 +208,8 @@ def _memory_facts(model: PreTrainedModel, memory: MemoryCallback) -> dict[str, A
         "peak_cuda_reserved_bytes": figures.get("peak_cuda_reserved_bytes"),
     }
     if (saved := memory.saved) is not None:
-        sites = set(activation_sites(model))
-        kept = sum(record.bytes for record in saved.records if {record.saved_by, record.output_of} & sites)
-        outputs = sum(saved.output_bytes[site] for site in sites)
-        facts |= {"saved_parts": by_part(saved, model), "site_units": kept / outputs if outputs else None}
+        units = intermediate_units(saved, model, activation_sites(model))
+        facts |= {"saved_parts": by_part(saved, model), "intermediate_units": units}
     return facts
 
 

@@ -35,7 +35,7 @@ class SummaryRow:
     largest_spread: float | None
     final_loss: Mapping[str, float]
     saved_bytes: Mapping[str, int]
-    site_units: Mapping[str, float]
+    intermediate_units: Mapping[str, float]
     peak_bytes: Mapping[str, int]
     step_time: Mapping[str, float] | None  # ratio, low, high, pairs
 
@@ -122,7 +122,7 @@ def _summary_row(model: dict[str, Any]) -> SummaryRow:
         largest_spread=comparison.get("largest_spread"),
         final_loss={variant: run["loss"][-1]["loss"] for variant, run in runs.items() if run["loss"]},
         saved_bytes=measured("saved_bytes"),
-        site_units=measured("site_units"),
+        intermediate_units=measured("intermediate_units"),
         peak_bytes=measured("peak_cuda_allocated_bytes"),
         step_time=model["step_time"],
     )
@@ -137,7 +137,7 @@ def _summary_grid(rows: list[SummaryRow]) -> Grid:
         "Final loss": _final_loss,
         "Kept for backward, MiB": lambda row: _by_variant(row.saved_bytes, plots.mebibytes),
         "Change": lambda row: _change(row.saved_bytes),
-        "Kept per activation, units": lambda row: _by_variant(row.site_units, "{:.2f}".format),
+        "Kept per MLP, units": lambda row: _by_variant(row.intermediate_units, "{:.2f}".format),
         "Peak CUDA, MiB": lambda row: _by_variant(row.peak_bytes, plots.mebibytes),
         "Step time ratio": _step_time,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -37,6 +37,10 @@ class SavedActivations:
 
     The figures may be read after the context is left. It can be used once.
 
+    Args:
+        model: whose modules the figures are told by.
+        ignore: further tensors that do not count, such as the input.
+
     >>> import torch
     >>> from hf_invact.memory import SavedActivations
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 8))
@@ -48,9 +52,9 @@ class SavedActivations:
     {'0': 128, '1': 512, '2': 512}
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, ignore: Iterable[Tensor] = ()) -> None:
         self._model = model
-        self._own = {_key(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+        self._own = {_key(tensor) for tensor in [*model.parameters(), *model.buffers(), *ignore]}
         self._stack = ExitStack()
         self._running: list[str] = []
         self._returned: dict[int, tuple[weakref.ref[Tensor], str]] = {}

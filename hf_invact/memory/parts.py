@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from .meter import SavedActivations
+from .meter import SavedActivations, SavedStorage
 
 PARTS = ("activation", "mlp", "attention", "norm", "dropout", "embedding", "head and loss", "other")
 
@@ -23,15 +23,53 @@ _WORDS = (
 def by_part(saved: SavedActivations, model: nn.Module) -> dict[str, int]:
     """Saved bytes of each of `PARTS` that has any.
 
-    An activation's part holds what it saves and its output where anything keeps it, whichever module was the first to
-    do so: that pair is what inverting the activation changes.
+    The activation's part holds what MLPs keep between their projections: that is what inverting the activation, or
+    the gate, changes.
     """
+    sites = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in _ACTIVATION_SLOTS]
     part_of = _classifier(model)
     totals = dict.fromkeys(PARTS, 0)
     for record in saved.records:
-        made_by_activation = record.output_of is not None and part_of(record.output_of) == "activation"
-        totals["activation" if made_by_activation else part_of(record.saved_by)] += record.bytes
+        part = part_of(record.saved_by)
+        totals["activation" if part != "dropout" and _is_intermediate(record, sites) else part] += record.bytes
     return {part: size for part, size in totals.items() if size}
+
+
+def intermediate_units(saved: SavedActivations, model: nn.Module, sites: Sequence[str]) -> float | None:
+    """What MLPs keep between their projections, in tensors of the intermediate size; None where nothing was measured.
+
+    Args:
+        sites: qualified names of their activations.
+    """
+    part_of = _classifier(model)
+    kept = [record for record in saved.records if part_of(record.saved_by) != "dropout"]
+    unit = 0
+    for site in sites:
+        unit += max((size for name, size in saved.output_bytes.items() if _is_within(name, _block_of(site))), default=0)
+    return sum(record.bytes for record in kept if _is_intermediate(record, sites)) / unit if unit else None
+
+
+def _is_intermediate(record: SavedStorage, sites: Sequence[str]) -> bool:
+    """Whether an MLP keeps it between its projections.
+
+    That is: the activation saved or returned it, or the block that holds the activation saved what it made itself.
+    """
+    for site in sites:
+        if site in (record.saved_by, record.output_of):
+            return True
+        block = _block_of(site)
+        made_inside = record.output_of is None or _is_within(record.output_of, block)
+        if made_inside and _is_within(record.saved_by, block):
+            return True
+    return False
+
+
+def _block_of(site: str) -> str:
+    return site.rpartition(".")[0]
+
+
+def _is_within(name: str, block: str) -> bool:
+    return name == block or name.startswith(f"{block}.")
 
 
 def _classifier(model: nn.Module) -> Callable[[str], str]:

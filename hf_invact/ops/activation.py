@@ -39,6 +39,28 @@ class _Activation:
 
 
 @dataclass(frozen=True)
+class _ExactActivation:
+    """Keeps its input, and computes the native gradient from it."""
+
+    curve: Curve
+    backend: Backend
+
+    @property
+    def name(self) -> str:
+        return f"a recomputed {self.curve.name}"
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.curve.forward(x), None
+
+    def kept(self, output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs
+
+    def backward(self, dy: Tensor, kept: tuple[Tensor, ...], side: Tensor | None) -> tuple[Tensor, ...]:
+        (x,) = kept
+        return (self.backend.exact_backward(dy, x, self.curve),)
+
+
+@dataclass(frozen=True)
 class _Gate:
     """Keeps its product, ``up``, and one bit per element: the activation's output is their quotient."""
 
@@ -69,7 +91,7 @@ class _ExactGate:
 
     @property
     def name(self) -> str:
-        return f"a gate of {self.curve.name}"
+        return f"a recomputed gate of {self.curve.name}"
 
     def forward(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.curve.forward(gate).mul_(up), None
@@ -82,22 +104,24 @@ class _ExactGate:
         return self.backend.exact_gate_backward(dy, gate, up, self.curve)
 
 
-def invert(x: Tensor, curve: Curve, backend: str | None = None) -> Tensor:
+def invert(x: Tensor, curve: Curve, backend: str | None = None, saving: Saving = "output") -> Tensor:
     """``curve.forward(x)``, keeping the output and one bit per element for the backward pass.
 
     Args:
         x: any shape, memory layout and floating dtype.
         curve: the activation.
         backend: a backend's name; None or "auto" chooses by device.
+        saving: "inputs" keeps ``x`` and is exact: less than the steps of an unfused formula would keep.
 
     Raises:
-        ValueError: unknown backend.
+        ValueError: unknown backend or `saving`.
     """
     chosen = choose_backend(AUTO if backend is None else backend, x.device)
+    _check(saving)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return curve.forward(x)
     y: Tensor
-    y, _ = Inverted.apply(_Activation(curve, chosen), x)
+    y, _ = Inverted.apply((_Activation if saving == "output" else _ExactActivation)(curve, chosen), x)
     return y
 
 
@@ -116,8 +140,7 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
         ValueError: the shapes or dtypes differ; unknown `saving` or backend.
     """
     chosen = choose_backend(AUTO if backend is None else backend, gate.device)
-    if saving not in SAVINGS:
-        raise ValueError(f"saving must be one of {', '.join(map(repr, SAVINGS))}, got {saving!r}")
+    _check(saving)
     if (gate.shape, gate.dtype) != (up.shape, up.dtype):
         raise ValueError(
             "gate and up must have one shape and dtype, got "
@@ -125,10 +148,22 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
         )
     if not (torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad)):
         return curve.forward(gate) * up
-    if saving == "output" and up.untyped_storage().nbytes() > up.numel() * up.element_size():
-        # A view, as one half of a fused projection is, would keep the other half alive too.
+    if saving == "output" and _is_part(up):
+        # One half of a fused projection would keep the other half alive too.
         up = up.clone(memory_format=torch.contiguous_format)
     operation = _Gate(curve, chosen) if saving == "output" else _ExactGate(curve, chosen)
     y: Tensor
     y, _ = Inverted.apply(operation, gate, up)
     return y
+
+
+def _check(saving: str) -> None:
+    if saving not in SAVINGS:
+        raise ValueError(f"saving must be one of {', '.join(map(repr, SAVINGS))}, got {saving!r}")
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """Whether its storage holds more. (A compiler decides itself what it keeps.)"""
+    if torch.compiler.is_compiling():
+        return False
+    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()

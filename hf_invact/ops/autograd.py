@@ -64,10 +64,6 @@ class Inverted(torch.autograd.Function):
         return None, *Gradient.apply(ctx.operation, side, dy, first, *others)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(f"{ctx.operation.name} has no forward-mode derivative. {WAY_OUT}")
-
-    @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], operation: Operation, *inputs: Tensor) -> Any:
         """`torch.vmap`: one more dimension is nothing to an element-wise function. All samples share their bits."""
         return Inverted.apply(operation, *_batched(info.batch_size, in_dims[1:], inputs)), (0, None)

@@ -24,6 +24,7 @@ class Backend:
     backward: Callable[[Tensor, Tensor, Tensor | None, Curve], Tensor]
     gate_forward: Callable[[Tensor, Tensor, Curve], tuple[Tensor, Tensor | None]]
     gate_backward: Callable[[Tensor, Tensor, Tensor, Tensor | None, Curve], tuple[Tensor, Tensor]]
+    exact_backward: Callable[[Tensor, Tensor, Curve], Tensor]
     exact_gate_backward: Callable[[Tensor, Tensor, Tensor, Curve], tuple[Tensor, Tensor]]
 
 
@@ -35,6 +36,7 @@ BACKENDS = MappingProxyType(
             backward=eager.backward,
             gate_forward=eager.gate_forward,
             gate_backward=eager.gate_backward,
+            exact_backward=eager.exact_backward,
             exact_gate_backward=eager.exact_gate_backward,
         )
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -125,17 +125,34 @@ def exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: Curve) -> t
         dy: gradient of the product, of its shape and dtype, any layout.
         gate, up: of one shape and floating dtype, any layout.
     """
-    dgate = torch.empty_like(gate)
-    dup = torch.empty_like(dgate)
-    size, stride = dgate.size(), dgate.stride()
-    gradients, gates, ups = (flat(with_layout(tensor, size, stride)) for tensor in (dy, gate, up))
-    dgates, dups = flat(dgate), flat(dup)
-    for start, stop in _pieces(gates):
-        leaves = [tensor[start:stop].detach().requires_grad_() for tensor in (gates, ups)]
-        with torch.enable_grad():
-            product = curve.forward(leaves[0]) * leaves[1]
-        dgates[start:stop], dups[start:stop] = torch.autograd.grad(product, leaves, gradients[start:stop])
+    dgate, dup = _recomputed(dy, [gate, up], lambda gate, up: curve.forward(gate) * up)
     return dgate, dup
+
+
+def exact_backward(dy: Tensor, x: Tensor, curve: Curve) -> Tensor:
+    """The native gradient of ``x``, recomputed piece by piece from it.
+
+    Args:
+        dy: gradient of the output, of its shape and dtype, any layout.
+        x: any shape, layout and floating dtype.
+    """
+    return _recomputed(dy, [x], curve.forward)[0]
+
+
+def _recomputed(dy: Tensor, inputs: list[Tensor], function: Callable[..., Tensor]) -> list[Tensor]:
+    results = [torch.empty_like(inputs[0]) for _ in inputs]
+    size, stride = results[0].size(), results[0].stride()
+    gradients, *flat_inputs = (flat(with_layout(tensor, size, stride)) for tensor in (dy, *inputs))
+    flat_results = [flat(result) for result in results]
+    for start, stop in _pieces(gradients):
+        leaves = [tensor[start:stop].detach().requires_grad_() for tensor in flat_inputs]
+        with torch.enable_grad():
+            output = function(*leaves)
+        for result, gradient in zip(
+            flat_results, torch.autograd.grad(output, leaves, gradients[start:stop]), strict=True
+        ):
+            result[start:stop] = gradient
+    return results
 
 
 def _left_of(side: Tensor | None, start: int, stop: int) -> Tensor | None:

@@ -8,7 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..ops import AUTO, check_backend
+from .plans import AUTO_PLAN, PLANS
+
+AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -18,18 +23,24 @@ class InvActConfig:
     Attributes:
         include: patterns (as in a shell: ``*``, ``?``, ``[abc]``) of block names to patch, e.g. ``("*.mlp",)``.
         exclude: patterns of block names to leave alone.
+        plan: what is kept. "auto" measures each kind of block and takes what keeps least (the exact one of equals, the
+            unpatched block if nothing keeps less); "output", "gate-output" and "gate-inputs" demand one of `PLANS`.
         backend: what computes the operation: "auto" (by device) or a backend's name.
+        autocast_dtype: under which training will run ("bfloat16" and "float16" are understood too); None takes the
+            autocast that is active when `patch_model` is called, if any. The callback fills it in.
 
     Raises:
-        ValueError: an unknown backend, or patterns that are not strings.
+        ValueError: an unknown plan, backend or dtype, or patterns that are not strings.
 
     >>> InvActConfig.from_dict({"include": ["*.mlp"], "backend": "eager"})
-    InvActConfig(include=('*.mlp',), exclude=(), backend='eager')
+    InvActConfig(include=('*.mlp',), exclude=(), plan='auto', backend='eager', autocast_dtype=None)
     """
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    plan: str = AUTO_PLAN
     backend: str = AUTO
+    autocast_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
@@ -38,6 +49,13 @@ class InvActConfig:
             if not is_list or not all(isinstance(pattern, str) for pattern in patterns):
                 raise ValueError(f"{name} must be a list of patterns such as ['*.mlp'], got {patterns!r}")
             object.__setattr__(self, name, tuple(patterns))
+        if self.plan != AUTO_PLAN and self.plan not in PLANS:
+            raise ValueError(f"unknown plan {self.plan!r}; known: {', '.join([AUTO_PLAN, *PLANS])}")
+        if isinstance(self.autocast_dtype, str) and self.autocast_dtype in AUTOCAST_DTYPES:
+            object.__setattr__(self, "autocast_dtype", AUTOCAST_DTYPES[self.autocast_dtype])
+        if self.autocast_dtype not in (None, *AUTOCAST_DTYPES.values()):
+            known = ", ".join(AUTOCAST_DTYPES)
+            raise ValueError(f"autocast_dtype must be one of {known} or null, got {self.autocast_dtype!r}")
         if not isinstance(self.backend, str):
             raise ValueError(f"backend must be the name of a backend, got {self.backend!r}")
         check_backend(self.backend)

@@ -14,7 +14,8 @@ from ..nn import InvertedActivation
 from . import slot
 from .activations import curve_of, describe, reason_to_leave, supported_activations
 from .config import InvActConfig
-from .registry import find_blocks, registered_blocks
+from .planner import Decision, Planner, rule
+from .registry import Found, find_activations
 from .report import PatchReport, Site
 
 
@@ -24,10 +25,18 @@ class PatchingError(ValueError):
 
 @dataclass(frozen=True)
 class _Candidate:
-    block: nn.Module
-    attribute: str
-    site: Site
+    found: Found
     curve: Curve | None
+    decision: Decision
+
+    @property
+    def site(self) -> Site:
+        found, decision = self.found, self.decision
+        activation = describe(slot.original_of(getattr(found.module, found.attribute)))
+        plan = decision.plan.name if decision.plan else None
+        curve = self.curve.name if self.curve and decision.plan else None
+        block = type(found.module).__name__
+        return Site(found.site, block, activation, curve, plan, decision.before, decision.after, decision.reason)
 
 
 def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchReport:
@@ -49,12 +58,14 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
     """
     config = config or InvActConfig()
     candidates = _select(model, config)
+    report = PatchReport(tuple(candidate.site for candidate in candidates))
     for candidate in candidates:
-        if candidate.curve is None:
-            slot.restore(candidate.block, candidate.attribute)
+        block, attribute, plan = candidate.found.module, candidate.found.attribute, candidate.decision.plan
+        if candidate.curve is None or plan is None:
+            slot.restore(block, attribute)
         else:
-            slot.install(candidate.block, candidate.attribute, candidate.curve, config.backend)
-    return PatchReport(tuple(candidate.site for candidate in candidates))
+            slot.install(block, attribute, candidate.curve, config.backend, plan)
+    return report
 
 
 def unpatch_model(model: nn.Module) -> None:
@@ -79,15 +90,15 @@ def inverted_activations(model: nn.Module, config: InvActConfig | None = None) -
 
 
 def activation_sites(model: nn.Module) -> list[str]:
-    """Qualified names of the activations in the blocks that are known, patched or not."""
-    return [_join(name, block.activation) for name, _, block in find_blocks(model)]
+    """Qualified names of the activations that `patch_model` finds, patched or not."""
+    return [found.site for found in find_activations(model)]
 
 
 def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
-    blocks = list(find_blocks(model))
-    if not blocks:
+    everything = list(find_activations(model))
+    if not everything:
         raise PatchingError(_nothing_found(model))
-    names = [name for name, _, _ in blocks]
+    names = [found.name for found in everything]
     for pattern in (*config.include, *config.exclude):
         if not _matches(names, pattern):
             raise PatchingError(f"the pattern {pattern!r} matches none of the model's blocks: {_shorten(names)}")
@@ -95,36 +106,36 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
     chosen -= {name for pattern in config.exclude for name in _matches(names, pattern)}
     if not chosen:
         raise PatchingError(f"include={config.include} without exclude={config.exclude} leaves no block to patch")
-    candidates = [
-        _candidate(name, module, block.activation, excluded=name not in chosen) for name, module, block in blocks
-    ]
+    planner = Planner(model, config)
+    candidates = [_candidate(planner, found, is_excluded=found.name not in chosen) for found in everything]
     if not any(candidate.curve for candidate in candidates):
         raise PatchingError(f"nothing to invert:\n{PatchReport(tuple(candidate.site for candidate in candidates))}")
     return candidates
 
 
-def _candidate(name: str, module: nn.Module, attribute: str, *, excluded: bool) -> _Candidate:
+def _candidate(planner: Planner, found: Found, *, is_excluded: bool) -> _Candidate:
+    name, module, attribute = found.name, found.module, found.attribute
     if not hasattr(module, attribute):
         raise PatchingError(
             f"{name}: this {type(module).__name__} has no attribute {attribute!r}, in which its registration says that "
             "it holds its activation; register the block with the right one"
         )
     activation = slot.original_of(getattr(module, attribute))
-    curve, reason = None, ""
-    if excluded:
-        reason = "left alone: excluded by the config"
-    elif why := reason_to_leave(activation):
-        reason = f"left alone: {why}"
-    elif isinstance(activation, InvertedActivation):
-        reason = "left alone: inverted already, by the model itself"
-    else:
-        _check_forward_is_its_own(name, module)
-        _check_forward_is_its_own(_join(name, attribute), activation)
-        curve = _known_curve(_join(name, attribute), activation)
-    site = Site(
-        _join(name, attribute), type(module).__name__, describe(activation), curve.name if curve else None, reason
-    )
-    return _Candidate(module, attribute, site, curve)
+    if is_excluded:
+        return _left_alone(found, "excluded by the config")
+    if why := reason_to_leave(activation):
+        return _left_alone(found, why)
+    if isinstance(activation, InvertedActivation):
+        return _left_alone(found, "inverted already, by the model itself")
+    _check_forward_is_its_own(name, module)
+    _check_forward_is_its_own(found.site, activation)
+    curve = _known_curve(found.site, activation)
+    by_rule = rule(found.block.is_gated) if found.block else None
+    return _Candidate(found, curve, planner.decide(name, attribute, curve, by_rule))
+
+
+def _left_alone(found: Found, why: str) -> _Candidate:
+    return _Candidate(found, None, Decision(None, reason=f"left alone: {why}"))
 
 
 def _check_forward_is_its_own(name: str, module: object) -> None:
@@ -149,17 +160,13 @@ def _known_curve(name: str, activation: object) -> Curve:
 
 
 def _nothing_found(model: nn.Module) -> str:
-    known = ", ".join(block.cls.rpartition(".")[2] for block in registered_blocks())
-    likely = sorted({type(module).__name__ for module in model.modules() if _holds_an_activation(module)})
-    found = f"blocks with an activation: {', '.join(likely)}" if likely else "no block with an activation"
+    reasons = {describe(module): why for module in model.modules() if (why := reason_to_leave(module))}
+    found = "; ".join(f"{activation} is left alone: {why}" for activation, why in reasons.items())
     return (
-        f"no block to patch in {type(model).__name__}. Known blocks: {known}. Found {found}. "
-        "Register a block of your own with hf_invact.register_block(BlockClass, activation='its attribute')"
+        f"no activation to invert in {type(model).__name__}{f' ({found})' if found else ''}. "
+        f"Supported: {', '.join(supported_activations())}. Add one of your own with hf_invact.register_activation, and "
+        "a block that holds it with hf_invact.register_block(BlockClass, activation='its attribute')"
     )
-
-
-def _holds_an_activation(module: nn.Module) -> bool:
-    return any(curve_of(child) is not None for child in module.children())
 
 
 def _matches(names: Sequence[str], pattern: str) -> list[str]:
@@ -168,7 +175,3 @@ def _matches(names: Sequence[str], pattern: str) -> list[str]:
 
 def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 4 else [*names[:2], "...", names[-1]])
-
-
-def _join(block: str, attribute: str) -> str:
-    return f"{block}.{attribute}" if block else attribute

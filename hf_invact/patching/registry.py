@@ -1,4 +1,4 @@
-"""The blocks that can be patched: a module class, and the attribute in which it holds its activation."""
+"""Finds the blocks of a model that hold an activation: of registered classes, and any other by its form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .activations import full_name
+from .activations import curve_of, full_name, reason_to_leave
+from .slot import original_of
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,36 @@ class Block:
 
     Attributes:
         cls: full name of the module class. Subclasses count too.
-        activation: attribute of the block that is called with one tensor and whose result feeds the next layer.
+        activation: attribute of the block that is called with one tensor.
+        is_gated: whether its result is multiplied with another projection. Counts only where the block cannot be
+            probed.
     """
 
     cls: str
     activation: str
+    is_gated: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """An activation in a model.
+
+    Attributes:
+        name: qualified name of the module that holds it.
+        module: that module.
+        attribute: where it holds the activation.
+        block: what its class is registered as; None where it is found by its form.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    block: Block | None
+
+    @property
+    def site(self) -> str:
+        """Qualified name of the activation."""
+        return f"{self.name}.{self.attribute}" if self.name else self.attribute
 
 
 _BLOCKS: dict[str, Block] = {
@@ -28,21 +54,22 @@ _BLOCKS: dict[str, Block] = {
     for block in (
         Block("transformers.models.gpt2.modeling_gpt2.GPT2MLP", "act"),
         Block("transformers.models.bert.modeling_bert.BertIntermediate", "intermediate_act_fn"),
-        Block("transformers.models.mistral.modeling_mistral.MistralMLP", "act_fn"),
-        Block("transformers.models.llama.modeling_llama.LlamaMLP", "act_fn"),
+        Block("transformers.models.mistral.modeling_mistral.MistralMLP", "act_fn", is_gated=True),
+        Block("transformers.models.llama.modeling_llama.LlamaMLP", "act_fn", is_gated=True),
     )
 }
 
 
-def register_block(block: type[nn.Module], activation: str) -> None:
-    """Have `patch_model` patch a block of your own.
+def register_block(block: type[nn.Module], activation: str, *, is_gated: bool = False) -> None:
+    """Have `patch_model` patch a block of your own, also where it cannot be probed (see `InvActConfig.plan`).
 
     Args:
         block: the module class. Subclasses count too.
         activation: attribute of the block that holds its activation.
+        is_gated: whether the activation's result is multiplied with another projection.
 
     Raises:
-        ValueError: the class is registered already with another attribute.
+        ValueError: the class is registered already otherwise.
 
     >>> import torch, hf_invact
     >>> class FeedForward(torch.nn.Module):
@@ -55,20 +82,33 @@ def register_block(block: type[nn.Module], activation: str) -> None:
     >>> hf_invact.patch_model(FeedForward()).patched
     1
     """
-    new = Block(full_name(block), activation)
-    if _BLOCKS.setdefault(new.cls, new) != new:
-        raise ValueError(f"{new.cls} is registered already, with its activation in {_BLOCKS[new.cls].activation!r}")
+    new = Block(full_name(block), activation, is_gated)
+    known = _BLOCKS.setdefault(new.cls, new)
+    if known != new:
+        gated = "gated" if known.is_gated else "not gated"
+        raise ValueError(f"{new.cls} is registered already, with its activation in {known.activation!r}, {gated}")
 
 
 def registered_blocks() -> tuple[Block, ...]:
-    """All blocks that are known."""
+    """All classes that are registered."""
     return tuple(_BLOCKS.values())
 
 
-def find_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, Block]]:
-    """The known blocks of a model: qualified name, module, kind."""
+def find_activations(model: nn.Module) -> Iterator[Found]:
+    """The activations that can be inverted, and (in registered blocks) whatever is in their place, in model order."""
     for name, module in model.named_modules():
-        for cls in type(module).__mro__:
-            if block := _BLOCKS.get(full_name(cls)):
-                yield name, module, block
-                break
+        if is_activation(module):
+            continue
+        block = next((_BLOCKS[full_name(cls)] for cls in type(module).__mro__ if full_name(cls) in _BLOCKS), None)
+        if block is not None:
+            yield Found(name, module, block.activation, block)
+            continue
+        for attribute, value in {**vars(module), **module._modules}.items():
+            if callable(value) and curve_of(original_of(value)) is not None:
+                yield Found(name, module, attribute, None)
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is itself an activation that is known."""
+    original = original_of(module)
+    return curve_of(original) is not None or reason_to_leave(original) is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import dataclass
 
 
@@ -14,19 +16,25 @@ class Site:
         block: class of the block.
         activation: what is installed there in the unpatched model.
         curve: the curve that replaces it; None where it is left alone.
-        reason: why it is left alone; empty where it is patched.
+        plan: name of the plan (see `InvActConfig.plan`); None where it is left alone.
+        before, after: bytes that the block keeps for the backward pass per token, beyond its input, unpatched and as
+            it is now; None where they were not measured.
+        reason: why it is left alone, or why not measured; else empty.
     """
 
     name: str
     block: str
     activation: str
     curve: str | None
+    plan: str | None = None
+    before: int | None = None
+    after: int | None = None
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class PatchReport:
-    """The sites that were found, in the model's order. Printing it gives a table."""
+    """The sites that were found, in the model's order. Printing it gives a table with a row for all that are alike."""
 
     sites: tuple[Site, ...]
 
@@ -35,13 +43,45 @@ class PatchReport:
         """How many activations are inverted now."""
         return sum(site.curve is not None for site in self.sites)
 
+    @property
+    def saved_bytes_per_token(self) -> int:
+        """What all measured sites together keep less per token."""
+        pairs = ((site.before, site.after) for site in self.sites if site.curve is not None)
+        return sum(before - after for before, after in pairs if before is not None and after is not None)
+
     def __str__(self) -> str:
         head = f"inverted activations: {self.patched} of {len(self.sites)} sites patched"
-        rows = [("site", "block", "activation", "plan")]
-        rows += [
-            (site.name, site.block, site.activation, f"save output ({site.curve})" if site.curve else site.reason)
-            for site in self.sites
-        ]
+        if self.saved_bytes_per_token:
+            head += f", {_size(self.saved_bytes_per_token)} per token less for the backward pass"
+        rows: list[tuple[str, ...]] = [("site", "block", "activation", "plan", "kept per token", "")]
+        rows += [_row(list(alike)) for _, alike in itertools.groupby(self.sites, key=_look)]
+        if not any(row[-1] for row in rows):
+            rows = [row[:-1] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
         return "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+def _look(site: Site) -> tuple[object, ...]:
+    """What rows that are joined have in common: everything but the numbers in their names."""
+    return (re.sub(r"\d+", "*", site.name), *(getattr(site, name) for name in Site.__annotations__ if name != "name"))
+
+
+def _row(sites: list[Site]) -> tuple[str, ...]:
+    site = sites[0]
+    kept = "" if site.before is None or site.after is None else f"{_size(site.before)} -> {_size(site.after)}"
+    plan = f"{site.plan} ({site.curve})" if site.curve else "-"
+    return _name(sites), site.block, site.activation, plan, kept, site.reason
+
+
+def _name(sites: list[Site]) -> str:
+    """``layers.0-31.mlp.act_fn (32)`` for sites whose names differ in one number."""
+    if len(sites) == 1:
+        return sites[0].name
+    parts = zip(*(re.split(r"(\d+)", site.name) for site in sites), strict=True)
+    joined = "".join(part[0] if len(set(part)) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+    return f"{joined} ({len(sites)})"
+
+
+def _size(count: int) -> str:
+    return f"{count} B" if count < 1024 else f"{count / 1024:,.1f} KiB"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from ..curves import Curve
 from ..nn import InvertedActivation
+from ..ops import invert
+from .pending import PendingActivation
+from .plans import OUTPUT, Plan
 
 
 class PatchedActivation(InvertedActivation):
@@ -21,25 +25,85 @@ class PatchedActivation(InvertedActivation):
 
     original: Callable[[Tensor], Tensor]
 
-    def __init__(self, original: Callable[[Tensor], Tensor], curve: Curve, backend: str) -> None:
+    def __init__(
+        self,
+        original: Callable[[Tensor], Tensor],
+        curve: Curve,
+        backend: str,
+        plan: Plan = OUTPUT,
+        is_strict: bool = False,
+    ) -> None:
         super().__init__(curve, backend)
+        self.plan = plan
+        self.is_strict = is_strict
         # Not as a submodule: the patched model has the modules of the unpatched one and no more.
         object.__setattr__(self, "original", original)
         self.train(getattr(original, "training", True))
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and input.requires_grad:
-            return super().forward(input)
-        return self.original(input)
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            return self.original(input)
+        if not self.plan.is_gate:
+            return invert(input, self.curve, self.backend, self.plan.saving)
+        # No tensor, but the block multiplies it at once, and what it is multiplied with is part of the operation.
+        pending: Any = PendingActivation(input, self.curve, self.plan.saving, self.backend, self.is_strict)
+        product: Tensor = pending
+        return product
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, original={self.original!r}"
+        return f"{super().extra_repr()}, plan={self.plan.name!r}, original={self.original!r}"
 
 
-def install(block: nn.Module, attribute: str, curve: Curve, backend: str) -> None:
+def install(block: nn.Module, attribute: str, curve: Curve, backend: str, plan: Plan) -> None:
     """Put a `PatchedActivation` into a block's attribute, or replace the one that is there."""
     restore(block, attribute)
-    _set(block, attribute, PatchedActivation(getattr(block, attribute), curve, backend))
+    _set(block, attribute, PatchedActivation(getattr(block, attribute), curve, backend, plan))
+
+
+def plan_of(block: nn.Module, attribute: str) -> Plan | None:
+    """The plan that is installed; None where the attribute is not patched."""
+    installed = getattr(block, attribute)
+    return installed.plan if isinstance(installed, PatchedActivation) else None
+
+
+@contextmanager
+def restored(block: nn.Module, attribute: str) -> Iterator[None]:
+    """The original object inside; afterwards what was there."""
+    with _replaced(block, attribute, original_of(getattr(block, attribute))):
+        yield
+
+
+@contextmanager
+def tried(block: nn.Module, attribute: str, curve: Curve, backend: str, plan: Plan) -> Iterator[None]:
+    """A patched activation inside that raises `NotAGateError` where the block uses it otherwise than the plan says."""
+    original: Any = original_of(getattr(block, attribute))
+    with _replaced(block, attribute, PatchedActivation(original, curve, backend, plan, is_strict=True)):
+        yield
+
+
+@contextmanager
+def recorded(block: nn.Module, attribute: str, results: list[Tensor]) -> Iterator[None]:
+    """The original object inside, with its results added to a list."""
+    original: Any = original_of(getattr(block, attribute))
+
+    class Recorder(nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            result: Tensor = original(*args, **kwargs)
+            results.append(result)
+            return result
+
+    with _replaced(block, attribute, Recorder()):
+        yield
+
+
+@contextmanager
+def _replaced(block: nn.Module, attribute: str, activation: object) -> Iterator[None]:
+    before = getattr(block, attribute)
+    _set(block, attribute, activation)
+    try:
+        yield
+    finally:
+        _set(block, attribute, before)
 
 
 def restore(block: nn.Module, attribute: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -67,7 +69,10 @@ class InvertedActivationsCallback(MemoryCallback):
         self.report = report
 
     def _config(self, args: TrainingArguments) -> InvActConfig:
-        if self.config is not None:
-            return self.config
-        from_arguments = getattr(args, "inverted_activations", None)
-        return from_arguments() if from_arguments is not None else InvActConfig()
+        config = self.config
+        if config is None:
+            from_arguments = getattr(args, "inverted_activations", None)
+            config = from_arguments() if from_arguments is not None else InvActConfig()
+        if config.autocast_dtype is not None:
+            return config
+        return replace(config, autocast_dtype=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)

@@ -64,7 +64,7 @@ def test_what_is_compared(finished):
     ]
     assert (bert["title"], bert["task"], bert["activation"]) == ("BERT", "masked-lm", "GELUActivation")
     assert (gpt2["title"], gpt2["task"], gpt2["activation"]) == ("gpt2", "causal-lm", "NewGELUActivation")
-    units = {run["variant"]: run["site_units"] for run in gpt2["runs"]}
+    units = {run["variant"]: run["intermediate_units"] for run in gpt2["runs"]}
     assert units == {"plain": 5.0, "fused": 2.0, "inverted": 1.03125}
     for model in (bert, gpt2):
         assert model["comparison"]["first_loss_identical"] is True

@@ -152,7 +152,7 @@ def test_only_gradients_before_the_last_activation_are_approximate(tmp_path, nam
 
 @each_model
 def test_what_an_activation_keeps(runs, name):
-    units = {variant: runs[name][variant]["site_units"] for variant in VARIANTS}
+    units = {variant: runs[name][variant]["intermediate_units"] for variant in VARIANTS}
     # GPT-2's is spelt out in Python; the others keep input and output. One bit of 32 is 0.03.
     assert units["plain"] == {"gpt2": 5.0, "bert": 2.0, "llama": 2.0}[name]
     assert units["inverted"] == 1 + 1 / 32
@@ -167,7 +167,7 @@ def test_the_parts_make_up_the_whole(runs, name, variant):
     run = runs[name][variant]
     assert sum(run["saved_parts"].values()) == run["saved_bytes"]
     head = BERT_HEAD if name == "bert" else 0
-    assert run["saved_parts"]["activation"] == run["site_units"] * 2 * SIZE * INTERMEDIATE[name] * 4 + head
+    assert run["saved_parts"]["activation"] == run["intermediate_units"] * 2 * SIZE * INTERMEDIATE[name] * 4 + head
 
 
 def test_classification(tmp_path):
@@ -175,7 +175,7 @@ def test_classification(tmp_path):
     changes = {"train_file": write_records(tmp_path / "data.jsonl", records), "task": "sequence-classification"}
     result = train(tmp_path, "bert", **changes, use_inverted_activations=True)
     assert result["eval"].keys() == {"eval_loss", "eval_accuracy", "eval_f1", "eval_f1_macro"}
-    assert result["site_units"] == pytest.approx(1.03, abs=0.01)
+    assert result["intermediate_units"] == pytest.approx(1.03, abs=0.01)
 
 
 def test_instructions_with_adapters(tmp_path):
@@ -194,7 +194,7 @@ def test_instructions_with_adapters(tmp_path):
     assert all("lora_" in name for name in adapters)
     assert read(tmp_path / "run/adapter_config.json")["r"] == 2
     assert [site["curve"] for site in result["patched"]] == ["silu", "silu"]
-    assert result["site_units"] == pytest.approx(1.03, abs=0.01)
+    assert result["intermediate_units"] == pytest.approx(1.03, abs=0.01)
     assert len(result["loss"]) == 6
 
 

@@ -96,7 +96,7 @@ def _run(name: str, variant: str, seed: int, units: float, cuda: bool) -> dict[s
         "step_seconds": 0.2,
         "saved_bytes": saved,
         "saved_parts": saved_parts,
-        "site_units": units,
+        "intermediate_units": units,
         "peak_cuda_allocated_bytes": saved + 80 * MIB if cuda else None,
         "peak_cuda_reserved_bytes": saved + 130 * MIB if cuda else None,
     }
@@ -169,7 +169,7 @@ def test_summary_rows_hold_bare_numbers() -> None:
     assert row.title == "GPT-2"
     assert row.first_loss_identical is True
     assert row.largest_difference == 1.234e-5
-    assert row.site_units == {"plain": 3.0, "fused": 2.0, "inverted": 1.03}
+    assert row.intermediate_units == {"plain": 3.0, "fused": 2.0, "inverted": 1.03}
     assert list(row.saved_bytes) == ["plain", "fused", "inverted"]
     assert row.peak_bytes == {}
 

@@ -106,7 +106,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, model, changes):
     resumed, began = go_on(interrupted(tmp_path / "cut", model, **changes))
     assert began == 4
     assert losses(resumed) == losses(whole)
-    for fact in ("eval", "parameters", "patched", "saved_bytes", "saved_parts", "site_units"):
+    for fact in ("eval", "parameters", "patched", "saved_bytes", "saved_parts", "intermediate_units"):
         assert resumed[fact] == whole[fact]
 
 

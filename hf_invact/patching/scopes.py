@@ -1,0 +1,111 @@
+"""Finds what can be run by itself and holds both an activation and what consumes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import slot
+from .probe import TOKENS, Scope, call, first_tensor, undisturbed
+
+LEVELS = 3  # the block itself, and two around it
+WIDTHS = 4
+
+
+class NoProbeError(Exception):
+    """Why a block cannot be run by itself."""
+
+
+def find_scope(model: nn.Module, name: str, attribute: str) -> Scope:
+    """The smallest module around a block that runs on hidden states alone and uses the activation.
+
+    Args:
+        model: the whole model, for its width.
+        name: qualified name of the block.
+        attribute: where the block holds the activation.
+
+    Raises:
+        NoProbeError: there is none, or its weights are sharded or missing.
+    """
+    block = model.get_submodule(name)
+    fallback: Scope | None = None
+    failure = "it runs on nothing but hidden states"
+    for module in _around(model, name):
+        for scope in _attempts(model, module):
+            try:
+                output, results = _try(scope, block, attribute)
+            except Exception as error:  # whatever a foreign forward raises: reported as the reason
+                failure = f"{type(module).__name__} cannot be run by itself: {_first_line(error)}"
+                continue
+            if not results:
+                failure = f"{type(module).__name__} does not call it"
+                continue
+            if not _is_next_to(output, results[-1]):
+                return scope
+            fallback = fallback or scope
+            break
+    if fallback is None:
+        raise NoProbeError(failure)
+    return fallback
+
+
+def _around(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    for _ in range(LEVELS):
+        module = model.get_submodule(name)
+        if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            yield module
+        if not name:
+            return
+        name = name.rpartition(".")[0]
+
+
+def _attempts(model: nn.Module, module: nn.Module) -> Iterator[Scope]:
+    weights = [weight for weight in module.parameters() if weight.is_floating_point()]
+    weights = weights or [weight for weight in model.parameters() if weight.is_floating_point()]
+    if not weights:
+        return
+    _require_whole(module)
+    dtype, device = weights[0].dtype, weights[0].device
+    for width in _widths(model, module):
+        without_attention: Any = getattr(module, "feed_forward_chunk", None)  # BERT and its kin
+        if without_attention is not None:
+            yield Scope(module, without_attention, width, dtype, device)
+        yield Scope(module, module.forward, width, dtype, device)
+
+
+def _require_whole(module: nn.Module) -> None:
+    for weight in module.parameters():
+        if isinstance(weight, torch.distributed.tensor.DTensor) or hasattr(weight, "ds_id") or weight.numel() == 0:
+            raise NoProbeError("its weights are sharded")
+
+
+def _widths(model: nn.Module, module: nn.Module) -> list[int]:
+    """Candidates for the size of hidden states."""
+    config = getattr(model, "config", None)
+    found = [getattr(config, "hidden_size", None)]
+    for each in module.modules():
+        found += [getattr(each, "in_features", None), getattr(each, "nx", None)]
+    return list(dict.fromkeys(width for width in found if isinstance(width, int)))[:WIDTHS]
+
+
+def _try(scope: Scope, block: nn.Module, attribute: str) -> tuple[Tensor, list[Tensor]]:
+    results: list[Tensor] = []
+    with slot.recorded(block, attribute, results), undisturbed(scope.module, scope.device):
+        x = torch.zeros(1, TOKENS, scope.width, device=scope.device, dtype=scope.dtype).requires_grad_()
+        return first_tensor(call(scope.call, x)), results
+
+
+def _is_next_to(output: Tensor, result: Tensor) -> bool:
+    """Whether the activation's result, or one operation on it, is returned, so that its consumer is elsewhere."""
+    function = output.grad_fn
+    if function is None or result.grad_fn is None:
+        return False
+    return function is result.grad_fn or any(before is result.grad_fn for before, _ in function.next_functions)
+
+
+def _first_line(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return text if len(text) <= 120 else f"{text[:117]}..."
