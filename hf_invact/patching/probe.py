@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..memory import SavedActivations
+from .pending import NotAGateError, PendingActivation
 
 TOKENS = 4
 SEED = 0
@@ -77,6 +78,8 @@ def first_tensor(output: Any) -> Tensor:
     """A tensor that a module returned, by itself or first of several."""
     while isinstance(output, (tuple, list)) and output:
         output = output[0]
+    if isinstance(output, PendingActivation):
+        raise NotAGateError("the block returns the activation itself")
     if not isinstance(output, Tensor):
         raise TypeError(f"returned {type(output).__name__}, no tensor")
     return output
