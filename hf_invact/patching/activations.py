@@ -37,6 +37,7 @@ _CURVE_OF_CLASS: dict[str, Curve] = {
     "transformers.activations.NewGELUActivation": GELU_TANH,  # gelu_new
     "transformers.activations.FastGELUActivation": GELU_TANH,  # gelu_fast
     "transformers.activations.AccurateGELUActivation": GELU_TANH,  # gelu_accurate
+    "transformers.models.bloom.modeling_bloom.BloomGelu": GELU_TANH,
     "transformers.activations.QuickGELUActivation": QUICK_GELU,
     "torch.nn.modules.activation.Mish": MISH,
     "transformers.activations.MishActivation": MISH,

@@ -66,12 +66,17 @@ def _run(scope: Scope, tokens: int, autocast_dtype: torch.dtype | None) -> tuple
 
 
 def call(function: Callable[..., Any], x: Tensor) -> Any:
-    """Call a forward method with hidden states alone: None for what else it requires, but for other hidden states."""
+    """Call a forward method with hidden states alone, a mask that hides nothing, and None for what else it requires."""
     parameters = inspect.signature(function).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]
     required = [p.name for p in positional if p.default is p.empty]
-    others = (x if any(word in name for word in HIDDEN_STATES) else None for name in required[1:])
-    return function(x, *others)
+    return function(x, *(_stand_in(name, x) for name in required[1:]))
+
+
+def _stand_in(name: str, x: Tensor) -> Tensor | None:
+    if "mask" in name:
+        return x.new_ones(1, 1, x.shape[1], x.shape[1])
+    return x if any(word in name for word in HIDDEN_STATES) else None
 
 
 def first_tensor(output: Any) -> Tensor:

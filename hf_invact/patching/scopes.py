@@ -31,7 +31,6 @@ def find_scope(model: nn.Module, name: str, attribute: str) -> Scope:
         NoProbeError: there is none, or its weights are sharded or missing.
     """
     block = model.get_submodule(name)
-    fallback: Scope | None = None
     failure = "it runs on nothing but hidden states"
     for module in _around(model, name):
         for scope in _attempts(model, module):
@@ -43,13 +42,11 @@ def find_scope(model: nn.Module, name: str, attribute: str) -> Scope:
             if not results:
                 failure = f"{type(module).__name__} does not call it"
                 continue
-            if not _is_next_to(output, results[-1]):
+            if _uses(output, results[-1]):
                 return scope
-            fallback = fallback or scope
+            failure = f"what uses the result of {type(module).__name__} cannot be run by itself"
             break
-    if fallback is None:
-        raise NoProbeError(failure)
-    return fallback
+    raise NoProbeError(failure)
 
 
 def _around(model: nn.Module, name: str) -> Iterator[nn.Module]:
@@ -80,6 +77,8 @@ def _require_whole(module: nn.Module) -> None:
     for weight in module.parameters():
         if isinstance(weight, torch.distributed.tensor.DTensor) or hasattr(weight, "ds_id") or weight.numel() == 0:
             raise NoProbeError("its weights are sharded")
+        if weight.is_meta:
+            raise NoProbeError("its weights are missing")
 
 
 def _widths(model: nn.Module, module: nn.Module) -> list[int]:
@@ -98,12 +97,13 @@ def _try(scope: Scope, block: nn.Module, attribute: str) -> tuple[Tensor, list[T
         return first_tensor(call(scope.call, x)), results
 
 
-def _is_next_to(output: Tensor, result: Tensor) -> bool:
-    """Whether the activation's result, or one operation on it, is returned, so that its consumer is elsewhere."""
+def _uses(output: Tensor, result: Tensor) -> bool:
+    """Whether more is returned than the activation's result, or its product: else what uses it is elsewhere."""
     function = output.grad_fn
-    if function is None or result.grad_fn is None:
+    if function is None or function is result.grad_fn:
         return False
-    return function is result.grad_fn or any(before is result.grad_fn for before, _ in function.next_functions)
+    is_product = type(function).__name__ == "MulBackward0"
+    return not (is_product and any(before is result.grad_fn for before, _ in function.next_functions))
 
 
 def _first_line(error: Exception) -> str:
