@@ -3,6 +3,7 @@
 from .catalogue import CURVES, GELU, GELU_TANH, MISH, QUICK_GELU, SILU, clipped_gelu
 from .closed import HARDSWISH, LAPLACE, RELU2, RELU6, SQRTSOFTPLUS, elu, leaky_relu, selu, softplus
 from .record import ClosedForm, Curve, Fit, MeasuredError
+from .xielu import XIELU
 
 __all__ = [
     "CURVES",
@@ -16,6 +17,7 @@ __all__ = [
     "RELU6",
     "SILU",
     "SQRTSOFTPLUS",
+    "XIELU",
     "ClosedForm",
     "Curve",
     "Fit",

@@ -30,21 +30,28 @@ def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
         activation without a turning point.
     """
     y = curve.forward(x)
-    return y, None if curve.x_min is None else _sides(x, y, curve)
+    if curve.x_min is None:
+        return y, None
+    return y, sides(x, y, curve.threshold(x.dtype), with_infinity=isinstance(curve.inverse, Fit))
 
 
-def _sides(x: Tensor, y: Tensor, curve: Curve) -> Tensor:
+def sides(x: Tensor, y: Tensor, threshold: float | Tensor, *, with_infinity: bool = False) -> Tensor:
+    """Which inputs lie left of the threshold, as bits in the memory order of ``y``, uint8, shape (ceil(numel / 8),).
+
+    Args:
+        threshold: a number, or a tensor of shape (1,).
+        with_infinity: count an infinite input as left.
+    """
     side = torch.empty(packed_size(x.numel()), dtype=torch.uint8, device=x.device)
     inputs = flat(with_layout(x, y.size(), y.stride()))
-    threshold = curve.threshold(x.dtype)
     flags: Tensor | None = None
-    for start, stop in _pieces(inputs):
+    for start, stop in pieces(inputs):
         padded = packed_size(stop - start) * BITS
         if flags is None or flags.numel() != padded:
             flags = torch.zeros(padded, dtype=torch.bool, device=x.device)
         piece = inputs[start:stop]
         torch.lt(piece, threshold, out=flags[: stop - start])
-        if isinstance(curve.inverse, Fit):
+        if with_infinity:
             # An infinite input has no gradient (the formula in x gives NaN), but a finite one may overflow to the same
             # output; on the left side an infinite output gives NaN.
             flags[: stop - start].logical_or_(piece == math.inf)
@@ -67,7 +74,7 @@ def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor
     dx = torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=y.device)
     gradients, outputs, results = flat(with_layout(dy, y.size(), y.stride())), flat(y), flat(dx)
     slopes = slopes_of(curve, y)
-    for start, stop in _pieces(outputs):
+    for start, stop in pieces(outputs):
         is_left = None if side is None else unpack(side[start // BITS : packed_size(stop)])[: stop - start]
         torch.mul(gradients[start:stop], slopes(outputs[start:stop], is_left), out=results[start:stop])
     return dx
@@ -79,7 +86,7 @@ def slopes_of(curve: Curve, like: Tensor) -> Callable[[Tensor, Tensor | None], T
     Its result, shaped as the piece, is valid until the next call.
     """
     if isinstance(curve.inverse, ClosedForm):
-        slope, wide = curve.inverse.slope, _dtype_inside(like)
+        slope, wide = curve.inverse.slope, dtype_inside(like)
         return lambda y, is_left: slope(y.to(wide), is_left, like.dtype)
     workspace: _Workspace | None = None
 
@@ -93,7 +100,8 @@ def slopes_of(curve: Curve, like: Tensor) -> Callable[[Tensor, Tensor | None], T
     return fitted
 
 
-def _dtype_inside(tensor: Tensor) -> torch.dtype:
+def dtype_inside(tensor: Tensor) -> torch.dtype:
+    """What a gradient is computed in before it is rounded: float32, and float64 for float64."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
@@ -103,7 +111,7 @@ class _Workspace:
     def __init__(self, size: int, like: Tensor, curve: Curve) -> None:
         assert isinstance(curve.inverse, Fit)
         self.size = size
-        self.dtype = _dtype_inside(like)
+        self.dtype = dtype_inside(like)
         self.curve, self.fit = curve, curve.inverse
         # Constants for fake tensors must not outlive their mode.
         constants = _cached_constants if type(like) is Tensor else _Constants
@@ -194,7 +202,9 @@ def _polynomial(coefficients: Sequence[Tensor], u: Tensor, *, out: Tensor) -> Te
     return out
 
 
-def _pieces(flattened: Tensor) -> Iterator[tuple[int, int]]:
-    size = CPU_PIECE if flattened.device.type == "cpu" else DEVICE_PIECE
-    for start in range(0, flattened.numel(), size):
-        yield start, min(start + size, flattened.numel())
+def pieces(rows: Tensor) -> Iterator[tuple[int, int]]:
+    """Start and end of consecutive rows (elements of a flat tensor) of about a piece in all, at least one."""
+    size = CPU_PIECE if rows.device.type == "cpu" else DEVICE_PIECE
+    step = max(1, size // max(1, math.prod(rows.shape[1:])))
+    for start in range(0, rows.size(0), step):
+        yield start, min(start + step, rows.size(0))

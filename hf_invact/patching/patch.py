@@ -12,10 +12,11 @@ from torch import nn
 from ..curves import Curve
 from ..nn import InvertedActivation
 from . import slot
-from .activations import curve_of, describe, reason_to_leave, supported_activations
+from .activations import describe, inverse_of, reason_to_leave, supported_activations
 from .config import InvActConfig
 from .registry import find_blocks, registered_blocks
 from .report import PatchReport, Site
+from .slot import LearnedActivation
 
 
 class PatchingError(ValueError):
@@ -27,7 +28,7 @@ class _Candidate:
     block: nn.Module
     attribute: str
     site: Site
-    curve: Curve | None
+    inverse: Curve | type[LearnedActivation] | None
 
 
 def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchReport:
@@ -50,10 +51,10 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
     config = config or InvActConfig()
     candidates = _select(model, config)
     for candidate in candidates:
-        if candidate.curve is None:
+        if candidate.inverse is None:
             slot.restore(candidate.block, candidate.attribute)
         else:
-            slot.install(candidate.block, candidate.attribute, candidate.curve, config.backend)
+            slot.install(candidate.block, candidate.attribute, candidate.inverse, config.backend)
     return PatchReport(tuple(candidate.site for candidate in candidates))
 
 
@@ -98,7 +99,7 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
     candidates = [
         _candidate(name, module, block.activation, excluded=name not in chosen) for name, module, block in blocks
     ]
-    if not any(candidate.curve for candidate in candidates):
+    if not any(candidate.inverse for candidate in candidates):
         raise PatchingError(f"nothing to invert:\n{PatchReport(tuple(candidate.site for candidate in candidates))}")
     return candidates
 
@@ -110,7 +111,7 @@ def _candidate(name: str, module: nn.Module, attribute: str, *, excluded: bool) 
             "it holds its activation; register the block with the right one"
         )
     activation = slot.original_of(getattr(module, attribute))
-    curve, reason = None, ""
+    inverse, reason = None, ""
     if excluded:
         reason = "left alone: excluded by the config"
     elif why := reason_to_leave(activation):
@@ -120,11 +121,11 @@ def _candidate(name: str, module: nn.Module, attribute: str, *, excluded: bool) 
     else:
         _check_forward_is_its_own(name, module)
         _check_forward_is_its_own(_join(name, attribute), activation)
-        curve = _known_curve(_join(name, attribute), activation)
+        inverse = _known_inverse(_join(name, attribute), activation)
     site = Site(
-        _join(name, attribute), type(module).__name__, describe(activation), curve.name if curve else None, reason
+        _join(name, attribute), type(module).__name__, describe(activation), inverse.name if inverse else None, reason
     )
-    return _Candidate(module, attribute, site, curve)
+    return _Candidate(module, attribute, site, inverse)
 
 
 def _check_forward_is_its_own(name: str, module: object) -> None:
@@ -137,15 +138,15 @@ def _check_forward_is_its_own(name: str, module: object) -> None:
         )
 
 
-def _known_curve(name: str, activation: object) -> Curve:
-    curve = curve_of(activation)
-    if curve is None:
+def _known_inverse(name: str, activation: object) -> Curve | type[LearnedActivation]:
+    inverse = inverse_of(activation)
+    if inverse is None:
         raise PatchingError(
             f"{name}: the activation {describe(activation)} is not known. Supported: "
             f"{', '.join(supported_activations())}. If it computes one of these, say so with "
             "hf_invact.register_activation; or exclude the block with InvActConfig(exclude=[...])"
         )
-    return curve
+    return inverse
 
 
 def _nothing_found(model: nn.Module) -> str:
@@ -159,7 +160,7 @@ def _nothing_found(model: nn.Module) -> str:
 
 
 def _holds_an_activation(module: nn.Module) -> bool:
-    return any(curve_of(child) is not None for child in module.children())
+    return any(inverse_of(child) is not None for child in module.children())
 
 
 def _matches(names: Sequence[str], pattern: str) -> list[str]:

@@ -13,7 +13,7 @@ class Site:
         name: qualified name of the activation, e.g. ``model.layers.0.mlp.act_fn``.
         block: class of the block.
         activation: what is installed there in the unpatched model.
-        curve: the curve that replaces it; None where it is left alone.
+        curve: the curve that is inverted; None where it is left alone.
         reason: why it is left alone; empty where it is patched.
     """
 

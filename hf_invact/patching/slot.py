@@ -1,9 +1,9 @@
-"""The module that stands in an activation's place while a block is patched."""
+"""What stands in an activation's place while a block is patched, and how it comes there and goes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,26 +36,59 @@ class PatchedActivation(InvertedActivation):
         return f"{super().extra_repr()}, original={self.original!r}"
 
 
-def install(block: nn.Module, attribute: str, curve: Curve, backend: str) -> None:
-    """Put a `PatchedActivation` into a block's attribute, or replace the one that is there."""
+class LearnedActivation:
+    """Base of the classes that an activation with parameters of its own has while its block is patched.
+
+    It is not replaced: state dicts, optimizers and wrappers know its parameters. The instance stays, and only its class
+    becomes a subclass of the original one that overrides `forward` and adds no state but `has_warned`.
+
+    Attributes:
+        name: how the report calls it.
+        original_class: the class to go back to.
+        has_warned: whether the module has said that it is not inverted for now.
+    """
+
+    name: ClassVar[str]
+    original_class: ClassVar[type[nn.Module]]
+    has_warned: bool = False
+
+    @staticmethod
+    def reason_to_leave(module: Any) -> str | None:
+        """Why a module of the original class, or of this one, cannot be inverted as it is; None if it can."""
+        raise NotImplementedError
+
+
+def install(block: nn.Module, attribute: str, inverse: Curve | type[LearnedActivation], backend: str) -> None:
+    """Have a block's activation inverted, whatever was installed before.
+
+    Args:
+        inverse: the curve to compute in its place, or the class to give it.
+        backend: computes the curve.
+    """
     restore(block, attribute)
-    _set(block, attribute, PatchedActivation(getattr(block, attribute), curve, backend))
+    activation = getattr(block, attribute)
+    if isinstance(inverse, Curve):
+        _set(block, attribute, PatchedActivation(activation, inverse, backend))
+    else:
+        activation.__class__ = inverse
 
 
 def restore(block: nn.Module, attribute: str) -> None:
-    """Put the original object back. Does nothing where the attribute is not patched."""
+    """Put the original object, or its class, back. Does nothing where the attribute is not patched."""
     patched = getattr(block, attribute)
-    if not isinstance(patched, PatchedActivation):
-        return
-    if isinstance(patched.original, nn.Module):
-        patched.original.train(patched.training)
-    _set(block, attribute, patched.original)
+    if isinstance(patched, LearnedActivation):
+        vars(patched).pop("has_warned", None)
+        patched.__class__ = patched.original_class  # type: ignore[assignment]
+    elif isinstance(patched, PatchedActivation):
+        if isinstance(patched.original, nn.Module):
+            patched.original.train(patched.training)
+        _set(block, attribute, patched.original)
 
 
 def patched_attributes(block: nn.Module) -> list[str]:
     """The attributes of a block that are patched."""
     attributes = {**vars(block), **block._modules}
-    return [name for name, value in attributes.items() if isinstance(value, PatchedActivation)]
+    return [name for name, value in attributes.items() if isinstance(value, (PatchedActivation, LearnedActivation))]
 
 
 def _set(block: nn.Module, attribute: str, activation: Any) -> None:
@@ -65,5 +98,10 @@ def _set(block: nn.Module, attribute: str, activation: Any) -> None:
 
 
 def original_of(activation: object) -> object:
-    """The activation object of the unpatched block."""
+    """The activation object of the unpatched block. One with parameters is itself; see `original_class`."""
     return activation.original if isinstance(activation, PatchedActivation) else activation
+
+
+def original_class(activation: object) -> type:
+    """The class of an activation object in the unpatched block."""
+    return activation.original_class if isinstance(activation, LearnedActivation) else type(activation)
