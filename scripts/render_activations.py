@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 
 from hf_invact.curves import CURVES, Curve, Fit
 from hf_invact.experiments.derivative_errors import LARGEST_INPUT
-from hf_invact.patching.activations import curve_of, reason_to_leave
+from hf_invact.patching.activations import inverse_of, reason_to_leave
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "activations.md"
@@ -33,6 +33,15 @@ WHERE_LOST = {
     "laplace": "x > 0.94, where y nears 1; x < -0.4 (float32: x < 0.6), where the 1 + erf of its formula cancels",
     "sqrtsoftplus": "x < -87, where softplus underflows in float32",
 }
+# What is kept beside the output, and what the last column says.
+LEARNED = {
+    "prelu": ("nothing", "nowhere; left alone while a weight is not positive"),
+    "xielu": (
+        "1 bit",
+        "next to the turning point, x = log(1 - beta / alpha_n), and -1e-6 < x < 0; left alone if beta is not "
+        "positive, or with the kernel of the xielu package",
+    ),
+}
 
 INTRODUCTION = """# Activations
 
@@ -47,6 +56,8 @@ of its minimum the input was on), and nothing where it only rises.
 - **Exact formula**: the derivative is a formula in the output, within 2 units in the last place in bfloat16 and float16
   and within 3 in float32 (there the native output itself is not correctly rounded), except where the last column says
   that the rounded output has lost it.
+- **Learned**: the inverse follows the parameters, which get their gradients from the output as well. The errors depend
+  on the parameters, so none are listed.
 
 An activation of your own is fitted, measured and patched from then on by `hf_invact.register_activation("name",
 function)`, which refuses what cannot be inverted, with the reason.
@@ -94,11 +105,14 @@ def _activations(errors: dict[str, Any]) -> list[str]:
 
 
 def _activation(name: str, errors: dict[str, Any]) -> str:
-    curve, reason = curve_of(ACT2FN[name]), reason_to_leave(ACT2FN[name])
+    curve, reason = inverse_of(ACT2FN[name]), reason_to_leave(ACT2FN[name])
     if curve is None:
         if reason is None:
             raise SystemExit(f"{name}: give it a curve or a reason in hf_invact/patching/activations.py")
         return f"| {name} | left alone | | | | | {reason} |"
+    if not isinstance(curve, Curve):
+        kept, where = LEARNED[curve.name]
+        return f"| {name} | learned | {kept} | - | - | - | {where} |"
     treatment = "fitted" if isinstance(curve.inverse, Fit) else "exact formula"
     kept = "nothing" if curve.x_min is None else "1 bit"
     cells = (_pair(errors[curve.name][dtype], "rms", "max") for dtype in ("bf16", "fp16", "fp32"))

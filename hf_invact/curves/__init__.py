@@ -5,6 +5,7 @@ from .closed import HARDSWISH, LAPLACE, RELU2, RELU6, SQRTSOFTPLUS, elu, leaky_r
 from .custom import fit_curve
 from .record import ClosedForm, Curve, Fit, MeasuredError
 from .shape import UnsuitableActivation
+from .xielu import XIELU
 
 __all__ = [
     "CURVES",
@@ -18,6 +19,7 @@ __all__ = [
     "RELU6",
     "SILU",
     "SQRTSOFTPLUS",
+    "XIELU",
     "ClosedForm",
     "Curve",
     "Fit",

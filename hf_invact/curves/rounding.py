@@ -21,7 +21,7 @@ def output_error(value: float, dtype: torch.dtype) -> float:
     return _OUTPUT_ERROR.get(dtype, _WIDE_OUTPUT_ERROR) * math.ldexp(1.0, exponent - _digits(dtype))
 
 
-def mean_root(rise: Tensor, error: float) -> Tensor:
+def mean_root(rise: Tensor, error: float | Tensor) -> Tensor:
     """The middle of what ``sqrt(y - y_min)`` may have been, where the rise ``y - y_min`` is known up to ``error``.
 
     Next to the turning point this, not the root of the rise, is the least wrong guess: the inputs that share an output

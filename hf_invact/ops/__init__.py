@@ -1,6 +1,19 @@
-"""The operations on tensors: packing, backends, and the autograd function."""
+"""The operations on tensors: packing, backends, and the autograd functions."""
 
 from .activation import SAVINGS, Saving, gate, invert
 from .backends import AUTO, BACKENDS, check_backend
+from .learned import SMALLEST_SLOPE, invert_prelu, invert_xielu, prelu_is_invertible
 
-__all__ = ["AUTO", "BACKENDS", "SAVINGS", "Saving", "check_backend", "gate", "invert"]
+__all__ = [
+    "AUTO",
+    "BACKENDS",
+    "SAVINGS",
+    "SMALLEST_SLOPE",
+    "Saving",
+    "check_backend",
+    "gate",
+    "invert",
+    "invert_prelu",
+    "invert_xielu",
+    "prelu_is_invertible",
+]

@@ -31,21 +31,28 @@ def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
         activation without a turning point.
     """
     y = curve.forward(x)
-    return y, None if curve.x_min is None else _sides(x, y, curve)
+    if curve.x_min is None:
+        return y, None
+    return y, sides(x, y, curve.threshold(x.dtype), with_infinity=isinstance(curve.inverse, Fit))
 
 
-def _sides(x: Tensor, y: Tensor, curve: Curve) -> Tensor:
+def sides(x: Tensor, y: Tensor, threshold: float | Tensor, *, with_infinity: bool = False) -> Tensor:
+    """Which inputs lie left of the threshold, as bits in the memory order of ``y``, uint8, shape (ceil(numel / 8),).
+
+    Args:
+        threshold: a number, or a tensor of shape (1,).
+        with_infinity: count an infinite input as left.
+    """
     side = torch.empty(packed_size(x.numel()), dtype=torch.uint8, device=x.device)
     inputs = flat(with_layout(x, y.size(), y.stride()))
-    threshold = curve.threshold(x.dtype)
     flags: Tensor | None = None
-    for start, stop in _pieces(inputs):
+    for start, stop in pieces(inputs):
         padded = packed_size(stop - start) * BITS
         if flags is None or flags.numel() != padded:
             flags = torch.zeros(padded, dtype=torch.bool, device=x.device)
         piece = inputs[start:stop]
         torch.lt(piece, threshold, out=flags[: stop - start])
-        if isinstance(curve.inverse, Fit):
+        if with_infinity:
             # An infinite input has no gradient (the formula in x gives NaN), but a finite one may overflow to the same
             # output; on the left side an infinite output gives NaN.
             flags[: stop - start].logical_or_(piece == math.inf)
@@ -68,7 +75,7 @@ def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor
     dx = torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=y.device)
     gradients, outputs, results = flat(with_layout(dy, y.size(), y.stride())), flat(y), flat(dx)
     slopes = slopes_of(curve, y)
-    for start, stop in _pieces(outputs):
+    for start, stop in pieces(outputs):
         slope = slopes(outputs[start:stop], _left_of(side, start, stop))
         torch.mul(gradients[start:stop], slope, out=results[start:stop])
     return dx
@@ -86,7 +93,7 @@ def gate_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor
     """
     product, side = forward(gate, curve)
     products, ups = flat(product), flat(with_layout(up, product.size(), product.stride()))
-    for start, stop in _pieces(products):
+    for start, stop in pieces(products):
         products[start:stop].mul_(away_from_zero(ups[start:stop]))
     return product, side
 
@@ -109,7 +116,7 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
     dgates, dups = flat(dgate), flat(dup)
     slopes = slopes_of(curve, product)
-    for start, stop in _pieces(products):
+    for start, stop in pieces(products):
         rebuilt = rebuild(products[start:stop], ups[start:stop], curve.limits or ())
         gradient = gradients[start:stop].to(rebuilt.y.dtype)
         torch.mul(gradient, rebuilt.y, out=dups[start:stop])
@@ -144,7 +151,7 @@ def _recomputed(dy: Tensor, inputs: list[Tensor], function: Callable[..., Tensor
     size, stride = results[0].size(), results[0].stride()
     gradients, *flat_inputs = (flat(with_layout(tensor, size, stride)) for tensor in (dy, *inputs))
     flat_results = [flat(result) for result in results]
-    for start, stop in _pieces(gradients):
+    for start, stop in pieces(gradients):
         leaves = [tensor[start:stop].detach().requires_grad_() for tensor in flat_inputs]
         with torch.enable_grad():
             output = function(*leaves)
@@ -159,7 +166,9 @@ def _left_of(side: Tensor | None, start: int, stop: int) -> Tensor | None:
     return None if side is None else unpack(side[start // BITS : packed_size(stop)])[: stop - start]
 
 
-def _pieces(flattened: Tensor) -> Iterator[tuple[int, int]]:
-    size = CPU_PIECE if flattened.device.type == "cpu" else DEVICE_PIECE
-    for start in range(0, flattened.numel(), size):
-        yield start, min(start + size, flattened.numel())
+def pieces(rows: Tensor) -> Iterator[tuple[int, int]]:
+    """Start and end of consecutive rows (elements of a flat tensor) of about a piece in all, at least one."""
+    size = CPU_PIECE if rows.device.type == "cpu" else DEVICE_PIECE
+    step = max(1, size // max(1, math.prod(rows.shape[1:])))
+    for start in range(0, rows.size(0), step):
+        yield start, min(start + step, rows.size(0))

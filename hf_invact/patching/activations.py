@@ -27,6 +27,7 @@ from ..curves import (
     selu,
     softplus,
 )
+from .slot import Inverse, LearnedActivation, original_class
 
 # Classes by their full name, so that nothing of Transformers is imported to look one up.
 _CURVE_OF_CLASS: dict[str, Curve] = {
@@ -69,15 +70,18 @@ _CURVE_OF_FUNCTION: dict[Hashable, Curve] = {
     F.relu6: RELU6,
 }
 
+# Those with parameters of their own, and the names of the classes of `learned` for them.
+_LEARNED = {
+    "torch.nn.modules.activation.PReLU": "PatchedPReLU",
+    "transformers.activations.XIELUActivation": "PatchedXIELU",
+}
+
 _SAVES_OUTPUT = "its gradient already uses the output"
-_LEARNED = "its shape is learned, and it may become one whose output no longer determines the input"
 _LEFT_ALONE = {
     "torch.nn.modules.activation.ReLU": _SAVES_OUTPUT,
     "torch.nn.modules.activation.Tanh": _SAVES_OUTPUT,
     "torch.nn.modules.activation.Sigmoid": _SAVES_OUTPUT,
     "transformers.activations.LinearActivation": "it keeps nothing",
-    "torch.nn.modules.activation.PReLU": _LEARNED,
-    "transformers.activations.XIELUActivation": _LEARNED,
 }
 
 
@@ -100,8 +104,29 @@ def curve_of(activation: object) -> Curve | None:
     return _CURVE_OF_FUNCTION.get(activation) if isinstance(activation, Hashable) else None
 
 
+def learned_class_of(activation: object) -> type[LearnedActivation] | None:
+    """The class that inverts an activation with parameters of its own, patched already or not; None for any other."""
+    name = _LEARNED.get(full_name(original_class(activation)))
+    if name is None:
+        return None
+    from . import learned  # imports the activations of Transformers
+
+    found: type[LearnedActivation] = getattr(learned, name)
+    return found
+
+
+def inverse_of(activation: object) -> Inverse | None:
+    """What `slot.install` needs to invert an activation object; None where it is not known, or cannot be inverted."""
+    learned = learned_class_of(activation)
+    if learned is None:
+        return curve_of(activation)
+    return None if learned.reason_to_leave(activation) else learned
+
+
 def reason_to_leave(activation: object) -> str | None:
     """Why an activation that is known is better left as it is, or has to be; None for any other."""
+    if learned := learned_class_of(activation):
+        return learned.reason_to_leave(activation)
     name = full_name(type(activation))
     if name in _CURVE_OF_INSTANCE:
         try:
@@ -125,7 +150,7 @@ def recognise(activations: Iterable[type[nn.Module] | Callable[..., Any]], curve
         else:
             functions[activation] = curve
     for name in classes:
-        if name in _CURVE_OF_INSTANCE:
+        if name in _CURVE_OF_INSTANCE or name in _LEARNED:
             raise ValueError(f"{name} is known already: an instance's own parameters say which curve it computes")
         if name in _LEFT_ALONE:
             raise ValueError(f"{name} is known already, and left alone: {_LEFT_ALONE[name]}")
@@ -145,11 +170,11 @@ def full_name(cls: type) -> str:
 
 def describe(activation: object) -> str:
     """How messages call an activation object."""
-    return type(activation).__name__ if isinstance(activation, nn.Module) else repr(activation)
+    return original_class(activation).__name__ if isinstance(activation, nn.Module) else repr(activation)
 
 
 def supported_activations() -> tuple[str, ...]:
-    """Short names of what `curve_of` knows, for messages."""
+    """Short names of what `inverse_of` knows, for messages."""
     functions = [getattr(function, "__name__", repr(function)) for function in _CURVE_OF_FUNCTION]
-    classes = (name.rpartition(".")[2] for name in (*_CURVE_OF_CLASS, *_CURVE_OF_INSTANCE))
+    classes = (name.rpartition(".")[2] for name in (*_CURVE_OF_CLASS, *_CURVE_OF_INSTANCE, *_LEARNED))
     return tuple(sorted({*classes, *functions}))

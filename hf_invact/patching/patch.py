@@ -9,14 +9,14 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ..curves import Curve
 from ..nn import InvertedActivation
 from . import slot
-from .activations import curve_of, describe, reason_to_leave, supported_activations
+from .activations import describe, inverse_of, reason_to_leave, supported_activations
 from .config import InvActConfig
 from .planner import Decision, Planner, rule
 from .registry import Found, find_activations
 from .report import PatchReport, Site
+from .slot import Inverse
 
 
 class PatchingError(ValueError):
@@ -26,7 +26,7 @@ class PatchingError(ValueError):
 @dataclass(frozen=True)
 class _Candidate:
     found: Found
-    curve: Curve | None
+    inverse: Inverse | None
     decision: Decision
 
     @property
@@ -34,7 +34,7 @@ class _Candidate:
         found, decision = self.found, self.decision
         activation = describe(slot.original_of(getattr(found.module, found.attribute)))
         plan = decision.plan.name if decision.plan else None
-        curve = self.curve.name if self.curve and decision.plan else None
+        curve = self.inverse.name if self.inverse and decision.plan else None
         block = type(found.module).__name__
         return Site(found.site, block, activation, curve, plan, decision.before, decision.after, decision.reason)
 
@@ -61,10 +61,10 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
     report = PatchReport(tuple(candidate.site for candidate in candidates))
     for candidate in candidates:
         block, attribute, plan = candidate.found.module, candidate.found.attribute, candidate.decision.plan
-        if candidate.curve is None or plan is None:
+        if candidate.inverse is None or plan is None:
             slot.restore(block, attribute)
         else:
-            slot.install(block, attribute, candidate.curve, config.backend, plan)
+            slot.install(block, attribute, candidate.inverse, config.backend, plan)
     return report
 
 
@@ -108,7 +108,7 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
         raise PatchingError(f"include={config.include} without exclude={config.exclude} leaves no block to patch")
     planner = Planner(model, config)
     candidates = [_candidate(planner, found, is_excluded=found.name not in chosen) for found in everything]
-    if not any(candidate.curve for candidate in candidates):
+    if not any(candidate.inverse for candidate in candidates):
         raise PatchingError(f"nothing to invert:\n{PatchReport(tuple(candidate.site for candidate in candidates))}")
     return candidates
 
@@ -129,9 +129,9 @@ def _candidate(planner: Planner, found: Found, *, is_excluded: bool) -> _Candida
         return _left_alone(found, "inverted already, by the model itself")
     _check_forward_is_its_own(name, module)
     _check_forward_is_its_own(found.site, activation)
-    curve = _known_curve(found.site, activation)
+    inverse = _known_inverse(found.site, activation)
     by_rule = rule(found.block.is_gated) if found.block else None
-    return _Candidate(found, curve, planner.decide(name, attribute, curve, by_rule))
+    return _Candidate(found, inverse, planner.decide(name, attribute, inverse, by_rule))
 
 
 def _left_alone(found: Found, why: str) -> _Candidate:
@@ -148,15 +148,15 @@ def _check_forward_is_its_own(name: str, module: object) -> None:
         )
 
 
-def _known_curve(name: str, activation: object) -> Curve:
-    curve = curve_of(activation)
-    if curve is None:
+def _known_inverse(name: str, activation: object) -> Inverse:
+    inverse = inverse_of(activation)
+    if inverse is None:
         raise PatchingError(
             f"{name}: the activation {describe(activation)} is not known. Supported: "
             f"{', '.join(supported_activations())}. Add it, or say that it computes one of these, with "
             "hf_invact.register_activation; or exclude the block with InvActConfig(exclude=[...])"
         )
-    return curve
+    return inverse
 
 
 def _nothing_found(model: nn.Module) -> str:

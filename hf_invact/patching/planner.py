@@ -12,9 +12,10 @@ from ..curves import Curve
 from . import slot
 from .config import InvActConfig
 from .pending import NotAGateError
-from .plans import GATE_OUTPUT, OUTPUT, PLANS, Plan
+from .plans import AUTO_PLAN, GATE_OUTPUT, OUTPUT, PLANS, Plan
 from .probe import Measurement, Scope, measure
 from .scopes import NoProbeError, find_scope
+from .slot import Inverse
 
 # Of the largest output, in units of the dtype's epsilon: formulas of several roundings differ from fused ones by less.
 SAME_RESULT = 8.0
@@ -45,19 +46,19 @@ class Planner:
         self._decisions: dict[tuple[object, ...], Decision] = {}
         self._signatures: dict[nn.Module, tuple[object, ...]] = {}
 
-    def decide(self, name: str, attribute: str, curve: Curve, by_rule: Plan | None) -> Decision:
+    def decide(self, name: str, attribute: str, inverse: Inverse, by_rule: Plan | None) -> Decision:
         """The decision for an activation.
 
         Args:
             name: qualified name of the block.
             attribute: where it holds the activation.
-            curve: what the activation computes.
+            inverse: what inverts the activation.
             by_rule: the plan where the block cannot be probed; None leaves it alone.
         """
         block, parent = self.model.get_submodule(name), self.model.get_submodule(name.rpartition(".")[0])
-        key = (attribute, curve.name, by_rule, self._signature(block), self._signature(parent))
+        key = (attribute, inverse.name, by_rule, self._signature(block), self._signature(parent))
         if key not in self._decisions:
-            self._decisions[key] = self._decide(name, attribute, curve, by_rule)
+            self._decisions[key] = self._decide(name, attribute, inverse, by_rule)
         return self._decisions[key]
 
     def _signature(self, module: nn.Module) -> tuple[object, ...]:
@@ -68,15 +69,15 @@ class Planner:
             self._signatures[module] = (type(module), repr(module), weights)
         return self._signatures[module]
 
-    def _decide(self, name: str, attribute: str, curve: Curve, by_rule: Plan | None) -> Decision:
+    def _decide(self, name: str, attribute: str, inverse: Inverse, by_rule: Plan | None) -> Decision:
         block = self.model.get_submodule(name)
         present = slot.plan_of(block, attribute)
         with slot.restored(block, attribute):
             try:
-                scope = find_scope(self.model, name, attribute)
+                scope = find_scope(self.model, name, attribute, self.autocast_dtype)
             except NoProbeError as error:
                 return self._unmeasured(present or by_rule, str(error))
-            return self._measured(scope, block, attribute, curve)
+            return self._measured(scope, block, attribute, inverse)
 
     def _unmeasured(self, plan: Plan | None, why: str) -> Decision:
         if self.config.plan in PLANS:
@@ -85,14 +86,15 @@ class Planner:
             return Decision(None, reason=f"left alone: not measured ({why})")
         return Decision(plan, reason=f"by rule, not measured: {why}")
 
-    def _measured(self, scope: Scope, block: nn.Module, attribute: str, curve: Curve) -> Decision:
+    def _measured(self, scope: Scope, block: nn.Module, attribute: str, inverse: Inverse) -> Decision:
         plain = measure(scope, self.autocast_dtype)
-        wanted = [plan for plan in PLANS.values() if self.config.plan in ("auto", plan.name)]
+        possible = PLANS.values() if isinstance(inverse, Curve) else (OUTPUT,)
+        wanted = [plan for plan in possible if self.config.plan in (AUTO_PLAN, plan.name)]
         best, after = None, plain.bytes_per_token
-        reasons = []
+        reasons = [f"{inverse.name} cannot have the plan {self.config.plan!r}"]
         for plan in wanted:
             try:
-                with slot.tried(block, attribute, curve, self.config.backend, plan):
+                with slot.tried(block, attribute, inverse, self.config.backend, plan):
                     measured = measure(scope, self.autocast_dtype)
             except NotAGateError as error:
                 reasons.append(str(error))

@@ -50,12 +50,13 @@ class Measurement:
 
 def measure(scope: Scope, autocast_dtype: torch.dtype | None) -> Measurement:
     """Run forward in training mode, for `TOKENS` and for twice as many."""
-    few, _ = _run(scope, TOKENS, autocast_dtype)
-    many, output = _run(scope, 2 * TOKENS, autocast_dtype)
+    few, _ = run(scope, TOKENS, autocast_dtype)
+    many, output = run(scope, 2 * TOKENS, autocast_dtype)
     return Measurement((many - few) // TOKENS, output)
 
 
-def _run(scope: Scope, tokens: int, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor]:
+def run(scope: Scope, tokens: int, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor]:
+    """Run forward in training mode. Returns the bytes that are kept, beyond the input, and the result."""
     with undisturbed(scope.module, scope.device):
         torch.manual_seed(SEED)
         x = torch.randn(1, tokens, scope.width).to(device=scope.device, dtype=scope.dtype).requires_grad_()
@@ -96,7 +97,7 @@ def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
     modules = list(module.modules())
     attributes = [dict(vars(each)) for each in modules]
     registered = [dict(each._buffers) for each in modules]
-    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    values = [(buffer, buffer._version, buffer.detach().clone()) for buffer in module.buffers()]
     devices = [] if device.type in ("cpu", "meta") else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"), torch.enable_grad():
         try:
@@ -110,5 +111,6 @@ def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
                 each._buffers.clear()
                 each._buffers.update(buffers)
             with torch.no_grad():
-                for buffer, value in values:
-                    buffer.copy_(value)
+                for buffer, version, value in values:
+                    if buffer._version != version:
+                        buffer.copy_(value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .activations import curve_of, full_name, reason_to_leave
+from .activations import full_name, inverse_of, reason_to_leave
 from .slot import original_of
 
 
@@ -104,11 +104,11 @@ def find_activations(model: nn.Module) -> Iterator[Found]:
             yield Found(name, module, block.activation, block)
             continue
         for attribute, value in {**vars(module), **module._modules}.items():
-            if callable(value) and curve_of(original_of(value)) is not None:
+            if callable(value) and inverse_of(original_of(value)) is not None:
                 yield Found(name, module, attribute, None)
 
 
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is itself an activation that is known."""
     original = original_of(module)
-    return curve_of(original) is not None or reason_to_leave(original) is not None
+    return inverse_of(original) is not None or reason_to_leave(original) is not None

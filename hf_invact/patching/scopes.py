@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import slot
-from .probe import TOKENS, Scope, call, first_tensor, undisturbed
+from .probe import TOKENS, Scope, run
 
 LEVELS = 3  # the block itself, and two around it
 WIDTHS = 4
@@ -19,13 +19,14 @@ class NoProbeError(Exception):
     """Why a block cannot be run by itself."""
 
 
-def find_scope(model: nn.Module, name: str, attribute: str) -> Scope:
+def find_scope(model: nn.Module, name: str, attribute: str, autocast_dtype: torch.dtype | None) -> Scope:
     """The smallest module around a block that runs on hidden states alone and uses the activation.
 
     Args:
         model: the whole model, for its width.
         name: qualified name of the block.
         attribute: where the block holds the activation.
+        autocast_dtype: what it runs under; None runs it without.
 
     Raises:
         NoProbeError: there is none, or its weights are sharded or missing.
@@ -35,7 +36,7 @@ def find_scope(model: nn.Module, name: str, attribute: str) -> Scope:
     for module in _around(model, name):
         for scope in _attempts(model, module):
             try:
-                output, results = _try(scope, block, attribute)
+                output, results = _try(scope, block, attribute, autocast_dtype)
             except Exception as error:  # whatever a foreign forward raises: reported as the reason
                 failure = f"{type(module).__name__} cannot be run by itself: {_first_line(error)}"
                 continue
@@ -90,11 +91,14 @@ def _widths(model: nn.Module, module: nn.Module) -> list[int]:
     return list(dict.fromkeys(width for width in found if isinstance(width, int)))[:WIDTHS]
 
 
-def _try(scope: Scope, block: nn.Module, attribute: str) -> tuple[Tensor, list[Tensor]]:
+def _try(
+    scope: Scope, block: nn.Module, attribute: str, autocast_dtype: torch.dtype | None
+) -> tuple[Tensor, list[Tensor]]:
     results: list[Tensor] = []
-    with slot.recorded(block, attribute, results), undisturbed(scope.module, scope.device):
-        x = torch.zeros(1, TOKENS, scope.width, device=scope.device, dtype=scope.dtype).requires_grad_()
-        return first_tensor(call(scope.call, x)), results
+    with slot.recorded(block, attribute, results):
+        for tokens in (TOKENS, 2 * TOKENS):  # as it will be measured
+            _, output = run(scope, tokens, autocast_dtype)
+    return output, results
 
 
 def _uses(output: Tensor, result: Tensor) -> bool:

@@ -1,10 +1,10 @@
-"""The module that stands in an activation's place while a block is patched."""
+"""What stands in an activation's place while a block is patched, and how it comes there and goes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -54,31 +54,91 @@ class PatchedActivation(InvertedActivation):
         return f"{super().extra_repr()}, plan={self.plan.name!r}, original={self.original!r}"
 
 
-def install(block: nn.Module, attribute: str, curve: Curve, backend: str, plan: Plan) -> None:
-    """Put a `PatchedActivation` into a block's attribute, or replace the one that is there."""
+class LearnedActivation:
+    """Base of the classes that an activation with parameters of its own has while its block is patched.
+
+    It is not replaced: state dicts, optimizers and wrappers know its parameters. The instance stays, and only its class
+    becomes a subclass of the original one that overrides `forward` and adds no state but `has_warned`.
+
+    Attributes:
+        name: how the report calls it.
+        original_class: the class to go back to.
+        has_warned: whether the module has said that it is not inverted for now.
+    """
+
+    name: ClassVar[str]
+    original_class: ClassVar[type[nn.Module]]
+    has_warned: bool = False
+
+    @staticmethod
+    def reason_to_leave(module: Any) -> str | None:
+        """Why a module of the original class, or of this one, cannot be inverted as it is; None if it can."""
+        raise NotImplementedError
+
+
+Inverse: TypeAlias = Curve | type[LearnedActivation]
+
+
+def install(block: nn.Module, attribute: str, inverse: Inverse, backend: str, plan: Plan) -> None:
+    """Have a block's activation inverted, whatever was installed before.
+
+    Args:
+        inverse: the curve to compute in its place, or the class to give it (for which there is one plan).
+        backend: computes the curve.
+        plan: what is kept.
+    """
     restore(block, attribute)
-    _set(block, attribute, PatchedActivation(getattr(block, attribute), curve, backend, plan))
+    activation = getattr(block, attribute)
+    if isinstance(inverse, Curve):
+        _set(block, attribute, PatchedActivation(activation, inverse, backend, plan))
+    else:
+        activation.__class__ = inverse
+
+
+def restore(block: nn.Module, attribute: str) -> None:
+    """Put the original object, or its class, back. Does nothing where the attribute is not patched."""
+    patched = getattr(block, attribute)
+    if isinstance(patched, LearnedActivation):
+        vars(patched).pop("has_warned", None)
+        patched.__class__ = patched.original_class  # type: ignore[assignment]
+    elif isinstance(patched, PatchedActivation):
+        if isinstance(patched.original, nn.Module):
+            patched.original.train(patched.training)
+        _set(block, attribute, patched.original)
+
+
+def patched_attributes(block: nn.Module) -> list[str]:
+    """The attributes of a block that are patched."""
+    attributes = {**vars(block), **block._modules}
+    return [name for name, value in attributes.items() if isinstance(value, (PatchedActivation, LearnedActivation))]
 
 
 def plan_of(block: nn.Module, attribute: str) -> Plan | None:
     """The plan that is installed; None where the attribute is not patched."""
     installed = getattr(block, attribute)
+    if isinstance(installed, LearnedActivation):
+        return OUTPUT
     return installed.plan if isinstance(installed, PatchedActivation) else None
 
 
 @contextmanager
 def restored(block: nn.Module, attribute: str) -> Iterator[None]:
-    """The original object inside; afterwards what was there."""
-    with _replaced(block, attribute, original_of(getattr(block, attribute))):
+    """The original object, with its class, inside; afterwards what was there."""
+    installed = getattr(block, attribute)
+    with _replaced(block, attribute, original_of(installed)), _reclassed(installed, original_class(installed)):
         yield
 
 
 @contextmanager
-def tried(block: nn.Module, attribute: str, curve: Curve, backend: str, plan: Plan) -> Iterator[None]:
+def tried(block: nn.Module, attribute: str, inverse: Inverse, backend: str, plan: Plan) -> Iterator[None]:
     """A patched activation inside that raises `NotAGateError` where the block uses it otherwise than the plan says."""
     original: Any = original_of(getattr(block, attribute))
-    with _replaced(block, attribute, PatchedActivation(original, curve, backend, plan, is_strict=True)):
-        yield
+    if isinstance(inverse, Curve):
+        with _replaced(block, attribute, PatchedActivation(original, inverse, backend, plan, is_strict=True)):
+            yield
+    else:
+        with _reclassed(original, inverse):
+            yield
 
 
 @contextmanager
@@ -106,20 +166,17 @@ def _replaced(block: nn.Module, attribute: str, activation: object) -> Iterator[
         _set(block, attribute, before)
 
 
-def restore(block: nn.Module, attribute: str) -> None:
-    """Put the original object back. Does nothing where the attribute is not patched."""
-    patched = getattr(block, attribute)
-    if not isinstance(patched, PatchedActivation):
+@contextmanager
+def _reclassed(activation: Any, cls: type) -> Iterator[None]:
+    before = type(activation)
+    if cls is before:
+        yield
         return
-    if isinstance(patched.original, nn.Module):
-        patched.original.train(patched.training)
-    _set(block, attribute, patched.original)
-
-
-def patched_attributes(block: nn.Module) -> list[str]:
-    """The attributes of a block that are patched."""
-    attributes = {**vars(block), **block._modules}
-    return [name for name, value in attributes.items() if isinstance(value, PatchedActivation)]
+    activation.__class__ = cls
+    try:
+        yield
+    finally:
+        activation.__class__ = before
 
 
 def _set(block: nn.Module, attribute: str, activation: Any) -> None:
@@ -129,5 +186,10 @@ def _set(block: nn.Module, attribute: str, activation: Any) -> None:
 
 
 def original_of(activation: object) -> object:
-    """The activation object of the unpatched block."""
+    """The activation object of the unpatched block. One with parameters is itself; see `original_class`."""
     return activation.original if isinstance(activation, PatchedActivation) else activation
+
+
+def original_class(activation: object) -> type:
+    """The class of an activation object in the unpatched block."""
+    return activation.original_class if isinstance(activation, LearnedActivation) else type(activation)

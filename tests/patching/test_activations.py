@@ -31,7 +31,7 @@ from hf_invact.curves import (
     selu,
     softplus,
 )
-from hf_invact.patching.activations import curve_of, reason_to_leave, supported_activations
+from hf_invact.patching.activations import curve_of, inverse_of, reason_to_leave, supported_activations
 from tests.helpers import assert_gradient_within, dtype_name, error_bar, normal, output_and_gradient, rounded_rms
 from tests.models import tiny_model
 
@@ -163,7 +163,7 @@ def test_curve_of_an_object(activation: object, curve: Curve | None) -> None:
 
 @pytest.mark.parametrize("name", ACT2FN)
 def test_every_name_of_transformers_is_inverted_or_left_alone_for_a_reason(name: str) -> None:
-    curve, reason = curve_of(ACT2FN[name]), reason_to_leave(ACT2FN[name])
+    curve, reason = inverse_of(ACT2FN[name]), reason_to_leave(ACT2FN[name])
     assert (curve is None) != (reason is None), (
         f"the installed Transformers offers the activation {name!r}, a {type(ACT2FN[name]).__name__}, which "
         f"{'is not known here' if curve is None else 'is both inverted and left alone'}: give its class a curve, or a "
@@ -171,10 +171,10 @@ def test_every_name_of_transformers_is_inverted_or_left_alone_for_a_reason(name:
     )
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "linear", "prelu", "xielu"])
+@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid", "linear"])
 def test_an_activation_that_is_left_alone_has_a_reason(name: str) -> None:
     assert reason_to_leave(ACT2FN[name])
-    assert curve_of(ACT2FN[name]) is None
+    assert inverse_of(ACT2FN[name]) is None
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS, ids=str)
@@ -206,8 +206,13 @@ def test_registering_twice_alike_is_harmless() -> None:
 
 @pytest.mark.parametrize(
     ("cls", "why"),
-    [(nn.GELU, "an instance's own parameters"), (nn.LeakyReLU, "an instance's own"), (nn.ReLU, "left alone: its")],
-    ids=["GELU", "LeakyReLU", "ReLU"],
+    [
+        (nn.GELU, "an instance's own parameters"),
+        (nn.LeakyReLU, "an instance's own"),
+        (nn.PReLU, "an instance's own"),
+        (nn.ReLU, "left alone: its"),
+    ],
+    ids=["GELU", "LeakyReLU", "PReLU", "ReLU"],
 )
 def test_registering_what_is_known_otherwise_is_refused(cls: type[nn.Module], why: str) -> None:
     with pytest.raises(ValueError, match=rf"{cls.__name__} is known already.* {why}"):
