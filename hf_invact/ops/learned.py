@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..curves import XIELU
+from .autograd import first_derivative_only
 from .eager import pieces, sides
 from .layout import flat, with_layout
 from .packing import BITS, packed_size, unpack
@@ -66,7 +66,7 @@ class _InvertedPReLU(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("an inverted prelu")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         y, weight = ctx.saved_tensors
         y = with_layout(y, y.size(), ctx.stride)
@@ -101,7 +101,7 @@ class _InvertedXIELU(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("an inverted xielu")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         y, side, y_at_zero, alpha_p, alpha_n, beta = ctx.saved_tensors
         y = with_layout(y, y.size(), ctx.stride)
