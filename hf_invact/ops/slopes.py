@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 import torch
@@ -26,8 +26,45 @@ class Slopes(Protocol):
         """
 
 
+# From so many elements on, looking up all numbers of a half-precision dtype costs less than evaluating the formula.
+TABLE_FROM = 1 << 18
+
+
 def slopes_of(curve: Curve, like: Tensor) -> Slopes:
     """What evaluates a curve's derivative on pieces of a tensor such as this one."""
+    evaluated = _evaluated(curve, like)
+    is_real_cpu_tensor = type(like) is Tensor and like.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not is_real_cpu_tensor or like.dtype.itemsize != 2 or like.numel() < TABLE_FROM:
+        return evaluated
+    table = _table(curve, like.dtype)
+
+    def looked_up(y: Tensor, is_left: Tensor | None, error: Tensor | None = None) -> Tensor:
+        if y.dtype != like.dtype:  # rebuilt, and no number of the dtype
+            return evaluated(y, is_left, error)
+        index = y.view(torch.int16).to(torch.int32)
+        if is_left is not None:
+            index.add_(is_left, alpha=1 << 16)
+        return table.index_select(0, index.add_(1 << 15))
+
+    return looked_up
+
+
+@cache
+def _table(curve: Curve, dtype: torch.dtype) -> Tensor:
+    """The derivative at every number of a half-precision dtype, in the order of their bits as integers.
+
+    Returns:
+        float32, shape (65536,), and for a curve with a turning point (131072,): right of it, then left.
+    """
+    with torch.no_grad(), torch.device("cpu"):
+        y = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
+        slopes = _evaluated(curve, y)
+        if curve.x_min is None:
+            return slopes(y, None).clone()
+        return torch.cat([slopes(y, torch.full(y.shape, is_left)).clone() for is_left in (False, True)])
+
+
+def _evaluated(curve: Curve, like: Tensor) -> Slopes:
     if isinstance(curve.inverse, ClosedForm):
         closed_form, wide = curve.inverse.slope, dtype_inside(like)
 
