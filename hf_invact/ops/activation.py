@@ -125,10 +125,17 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
         )
     if not (torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad)):
         return curve.forward(gate) * up
-    if saving == "output" and up.untyped_storage().nbytes() > up.numel() * up.element_size():
-        # A view, as one half of a fused projection is, would keep the other half alive too.
-        up = up.clone(memory_format=torch.contiguous_format)
     operation = _Gate(curve, chosen) if saving == "output" else _ExactGate(curve, chosen)
     y: Tensor
-    y, _ = Inverted.apply(operation, gate, up)
+    y, _ = Inverted.apply(operation, gate, _on_its_own(up) if saving == "output" else up)
     return y
+
+
+def _on_its_own(tensor: Tensor) -> Tensor:
+    """A copy of a part of a larger storage, as one half of a fused projection is: the view would keep all of it."""
+    try:
+        stored = tensor.untyped_storage().nbytes()
+    except NotImplementedError:  # the tensors inside torch.func's transforms do not tell
+        return tensor
+    is_part = stored > tensor.numel() * tensor.element_size()
+    return tensor.clone(memory_format=torch.contiguous_format) if is_part else tensor
