@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from hf_invact.curves import CURVES, GELU, ClosedForm, Curve, Fit
+from hf_invact.ops import SAVINGS, Saving, gate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+# The smallest factors that a gate's product is made with, where it is kept in place of the activation's output.
+TINY = {torch.float16: 2.0**-12, torch.bfloat16: 2.0**-60, torch.float32: 2.0**-60, torch.float64: 2.0**-60}
 
 # Fitted and over the whole line (clipped_gelu is GELU's fit between its limits), and exact.
 FITTED = tuple(curve for curve in CURVES.values() if isinstance(curve.inverse, Fit) and curve.limits is None)
@@ -167,7 +171,9 @@ each_operation = pytest.mark.parametrize("curve", [GELU, *REPRESENTATIVES], ids=
 each_closed = pytest.mark.parametrize("curve", CLOSED, ids=lambda curve: curve.name)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 each_half_dtype = pytest.mark.parametrize("dtype", HALF_DTYPES, ids=dtype_name)
+each_saving = pytest.mark.parametrize("saving", SAVINGS)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)) or "scalar")
 
 
 def all_numbers(dtype: torch.dtype) -> Tensor:
@@ -180,14 +186,28 @@ def exact_derivative(curve: Curve, x: Tensor) -> Tensor:
     return curve.derivative(x.detach().double())
 
 
+def last_place(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between numbers of `dtype` at these float64 values."""
+    info = torch.finfo(dtype)
+    exponent = torch.frexp(value.abs()).exponent - 1
+    return torch.ldexp(torch.full_like(value, info.eps), exponent.clamp(min=round(math.log2(info.smallest_normal))))
+
+
+def output_and_gradients(
+    function: Callable[..., Tensor], *inputs: Tensor, dy: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """``function(*inputs)`` and the gradients of the inputs, leaves of their layouts, for ``dy`` (ones where None)."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    y = function(*leaves)
+    return y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y) if dy is None else dy)
+
+
 def output_and_gradient(
     function: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``function(x)`` and the gradient of `x`, a leaf of the same layout, for ``dy`` (ones where None)."""
-    leaf = x.detach().requires_grad_()
-    y = function(leaf)
-    (dx,) = torch.autograd.grad(y, leaf, torch.ones_like(y) if dy is None else dy)
-    return y.detach(), dx
+    """The same of a function of one tensor."""
+    y, dx = output_and_gradients(function, x, dy=dy)
+    return y, dx
 
 
 def assert_gradient_within(bar: ErrorBar, dx: Tensor, dy: Tensor, exact: Tensor) -> None:
@@ -199,6 +219,14 @@ def assert_gradient_within(bar: ErrorBar, dx: Tensor, dy: Tensor, exact: Tensor)
     assert (excess <= 0).all(), f"off by {excess.max():.2g} more than {bar.max:g}"
 
 
+def native_gate(curve: Curve) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda a, u: curve.forward(a) * u
+
+
+def inverted_gate(curve: Curve, saving: Saving = "output") -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda a, u: gate(a, u, curve, saving)
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Runs the block on this many CPU threads."""
@@ -208,6 +236,13 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def contiguous_copies() -> torch.autograd.graph.saved_tensors_hooks:
+    """Saves copies that forget the layout, as compression and serialisation do."""
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: tensor.clone(memory_format=torch.contiguous_format), lambda tensor: tensor
+    )
 
 
 @contextmanager

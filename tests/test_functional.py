@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_invact import functional
-from hf_invact.curves import CURVES
+from hf_invact.curves import CURVES, Curve
+from hf_invact.ops import Saving
 from tests.helpers import (
     DTYPES,
     Case,
@@ -19,8 +20,11 @@ from tests.helpers import (
     dtype_name,
     each_case,
     each_half_dtype,
+    each_saving,
+    native_gate,
     normal,
     output_and_gradient,
+    output_and_gradients,
     record_saved,
 )
 
@@ -123,6 +127,43 @@ def test_is_the_function_that_keeps_its_output(
     (dx,) = torch.autograd.grad(y.sum(), x)
     _, native_dx = output_and_gradient(native, x.double())
     assert (dx.double() - native_dx).abs().max() < 0.03
+
+
+@each_saving
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
+def test_gate_by_the_name_of_its_activation(curve: Curve, saving: Saving) -> None:
+    a, u = normal(100), normal(100, seed=1)
+    results = output_and_gradients(lambda a, u: functional.gate(a, u, curve.name, saving=saving), a, u)
+    native = output_and_gradients(native_gate(curve), a, u)
+    assert torch.equal(results[0], native[0])
+    torch.testing.assert_close(results, native, rtol=1e-5, atol=3e-4)
+    assert saving == "output" or all(map(torch.equal, results, native))
+
+
+def test_gate_defaults_to_silu_and_its_output() -> None:
+    a, u = normal(80).requires_grad_(), normal(80, seed=1)
+    with record_saved() as saved:
+        y = functional.gate(a, u)
+    assert torch.equal(y, F.silu(a) * u)
+    assert [tensor.untyped_storage().nbytes() for tensor in saved] == [320, 320, 10]
+    assert saved[0].data_ptr() == y.data_ptr()
+    with record_saved() as saved:
+        functional.gate(a, u, saving="inputs")
+    assert [tensor.data_ptr() for tensor in saved] == [a.data_ptr(), u.data_ptr()]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "SwiGLU"}, "unknown activation 'SwiGLU'; known: gelu, gelu_tanh, silu, "),
+        ({"saving": "input"}, "saving must be one of 'output', 'inputs', got 'input'"),
+        ({"backend": "fast"}, "unknown backend 'fast'; known: auto, eager"),
+    ],
+    ids=["activation", "saving", "backend"],
+)
+def test_gate_refuses_an_unknown_choice_with_the_known_ones(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        functional.gate(torch.ones(3), torch.ones(3), **options)
 
 
 def test_gelu_defaults_to_the_exact_form() -> None:

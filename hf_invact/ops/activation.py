@@ -148,12 +148,9 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
         )
     if not (torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad)):
         return curve.forward(gate) * up
-    if saving == "output" and _is_part(up):
-        # One half of a fused projection would keep the other half alive too.
-        up = up.clone(memory_format=torch.contiguous_format)
     operation = _Gate(curve, chosen) if saving == "output" else _ExactGate(curve, chosen)
     y: Tensor
-    y, _ = Inverted.apply(operation, gate, up)
+    y, _ = Inverted.apply(operation, gate, _on_its_own(up) if saving == "output" else up)
     return y
 
 
@@ -162,8 +159,13 @@ def _check(saving: str) -> None:
         raise ValueError(f"saving must be one of {', '.join(map(repr, SAVINGS))}, got {saving!r}")
 
 
-def _is_part(tensor: Tensor) -> bool:
-    """Whether its storage holds more. (A compiler decides itself what it keeps.)"""
-    if torch.compiler.is_compiling():
-        return False
-    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+def _on_its_own(tensor: Tensor) -> Tensor:
+    """A copy of a part of a larger storage, as one half of a fused projection is: the view would keep all of it."""
+    if torch.compiler.is_compiling():  # a compiler decides itself what it keeps
+        return tensor
+    try:
+        stored = tensor.untyped_storage().nbytes()
+    except NotImplementedError:  # the tensors inside torch.func's transforms do not tell
+        return tensor
+    is_part = stored > tensor.numel() * tensor.element_size()
+    return tensor.clone(memory_format=torch.contiguous_format) if is_part else tensor

@@ -12,7 +12,7 @@ from torch import Tensor
 from .layout import with_layout
 
 WAY_OUT = (
-    "It keeps its output, and has a formula for the gradient alone: for more, unpatch the model "
+    "It has a formula for the gradient alone: for more, unpatch the model "
     "(hf_invact.unpatch_model), or leave this block as it is with InvActConfig(exclude=[...])"
 )
 
@@ -31,7 +31,7 @@ class Operation(Protocol):
         """Which of them the backward pass gets."""
 
     def backward(self, dy: Tensor, kept: tuple[Tensor, ...], side: Tensor | None) -> tuple[Tensor, ...]:
-        """The gradient of each input. The first of `kept` has the strides that it had."""
+        """The gradient of each input. The first of `kept` has the output's strides."""
 
 
 class Inverted(torch.autograd.Function):
@@ -54,7 +54,7 @@ class Inverted(torch.autograd.Function):
         kept = ctx.operation.kept(y, tuple(tensors))
         ctx.save_for_backward(*kept, side)
         ctx.set_materialize_grads(False)
-        ctx.stride = kept[0].stride()
+        ctx.stride = y.stride()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:

@@ -121,12 +121,16 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
         gradient = gradients[start:stop].to(rebuilt.y.dtype)
         torch.mul(gradient, rebuilt.y, out=dups[start:stop])
         slope = slopes(rebuilt.y, _left_of(side, start, stop), rebuilt.error)
-        torch.mul(slope.mul_(ups[start:stop]), gradient, out=dgates[start:stop])
+        # Multiplied in the order of the native gradients, which overflows nowhere else.
+        torch.mul(slope, gradient * ups[start:stop], out=dgates[start:stop])
     return dgate, dup
 
 
 def exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
     """The native gradients of ``gate`` and ``up``, recomputed piece by piece from both of them.
+
+    The same to the bit, but for elements that PyTorch's kernels round differently for where they lie in memory (which
+    decides whether vector instructions reach them).
 
     Args:
         dy: gradient of the product, of its shape and dtype, any layout.

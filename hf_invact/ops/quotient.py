@@ -11,7 +11,7 @@ from torch import Tensor
 from .slopes import dtype_inside
 
 # A factor smaller than this would take what it is multiplied with along to 0. The exponents of bfloat16 and float32
-# have room; in float16 the product of the smallest factor and an output next to 0.2 is just not subnormal.
+# have room; in float16 the product of the smallest factor and an output of 1/4 is just not subnormal.
 TINY = {torch.float16: 2.0**-12}
 DEFAULT_TINY = 2.0**-60
 EXPONENT_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
@@ -19,7 +19,10 @@ EXPONENT_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """``y``, in float32 (float64 for float64), and how far the exact output may be from it, where that is known."""
+    """``y``, in float32 (float64 for float64), and how far the exact output may be from it, where that is known.
+
+    It may be further where a subnormal product has lost digits, except next to a turning point, where that matters.
+    """
 
     y: Tensor
     error: Tensor | None
@@ -33,8 +36,8 @@ def away_from_zero(factor: Tensor) -> Tensor:
 def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = ()) -> Rebuilt:
     """The output ``y`` whose product with ``away_from_zero(factor)`` was rounded to ``product``; shape (size,) each.
 
-    In half precision ``y`` was rounded too. Mostly only one number of the dtype can have had this product, and it is
-    found; else two neighbours can, and the middle between them is taken.
+    In half precision ``y`` was rounded too. Unless the product is subnormal, mostly only one number of the dtype can
+    have had it, and is found; else two neighbours can, and the middle between them is taken.
 
     Args:
         likely: outputs of whole ranges of inputs, which are taken where they can have been it.

@@ -19,6 +19,7 @@ from tests.helpers import (
     FOUR_DIMENSIONS,
     Case,
     assert_gradient_within,
+    contiguous_copies,
     each_case,
     each_curve,
     each_dtype,
@@ -121,13 +122,6 @@ def test_a_change_of_the_output_before_backward_is_an_error() -> None:
         y.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
-
-
-def contiguous_copies() -> torch.autograd.graph.saved_tensors_hooks:
-    """Saves copies that forget the layout, as compression and serialisation do."""
-    return torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: tensor.clone(memory_format=torch.contiguous_format), lambda tensor: tensor
-    )
 
 
 @pytest.mark.parametrize("hooks", [torch.autograd.graph.save_on_cpu, contiguous_copies])

@@ -21,6 +21,7 @@ from tests.helpers import (
     each_closed,
     each_half_dtype,
     exact_derivative,
+    last_place,
     normal,
     output_and_gradient,
     record_saved,
@@ -113,13 +114,6 @@ def numbers(dtype: torch.dtype) -> Tensor:
     kinks = torch.tensor([-3.0, -1.5, 0.0, 3.0, 6.0, 20.0])
     beside = [torch.nextafter(kinks, torch.tensor(way)) for way in (-math.inf, math.inf)]
     return torch.cat([torch.linspace(-30, 30, 400_001), sizes, -sizes, kinks, *beside])
-
-
-def last_place(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between numbers of `dtype` at these float64 values."""
-    info = torch.finfo(dtype)
-    exponent = torch.frexp(value.abs()).exponent - 1
-    return torch.ldexp(torch.full_like(value, info.eps), exponent.clamp(min=round(math.log2(info.smallest_normal))))
 
 
 def between(x: Tensor, ends: tuple[float, float]) -> Tensor:

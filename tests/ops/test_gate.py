@@ -1,0 +1,294 @@
+"""Gates: their output, what they keep, and that they compose with what PyTorch does to a graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hf_invact.curves import GELU, SILU, Curve
+from hf_invact.memory import SavedActivations
+from hf_invact.ops import SAVINGS, Saving, gate
+from hf_invact.ops.packing import packed_size
+from tests.helpers import (
+    FOUR_DIMENSIONS,
+    HALF_DTYPES,
+    LAYOUTS,
+    TINY,
+    all_numbers,
+    assert_gradient_within,
+    contiguous_copies,
+    each_curve,
+    each_dtype,
+    each_layout,
+    each_operation,
+    each_saving,
+    each_shape,
+    error_bar,
+    exact_derivative,
+    inverted_gate,
+    native_gate,
+    normal,
+    output_and_gradients,
+    record_saved,
+)
+
+# Of gate and up: each with a contiguous other, with its like, and with the half of a fused projection.
+PAIRS_OF_LAYOUTS = sorted(
+    {(of_gate, of_up) for of_gate in LAYOUTS for of_up in ("contiguous", of_gate, "half_of_a_row")}
+    | {("contiguous", of_up) for of_up in LAYOUTS}
+)
+# A rounded product costs more digits next to the turning point than a rounded output (measured: up to 2.5 times).
+MAX_ERROR_RATIO = 2.6
+
+
+def storages(tensors: list[Tensor]) -> dict[int, int]:
+    """Sizes of the distinct storages, by address."""
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+def values(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Gates and ups: random ones, and a choice of all numbers against a few."""
+    few = torch.tensor([0.0, -0.0, -0.3, 7.0, *(TINY[dtype] * k for k in (0.4, -0.9, 1.0, -1.1))], dtype=dtype)
+    numbers = all_numbers(dtype if dtype in HALF_DTYPES else torch.bfloat16).to(dtype)[::9]
+    some, others = torch.cartesian_prod(numbers[numbers.isfinite()], few).T
+    a, u = 1.5 * normal(20_000, dtype=dtype), normal(20_000, dtype=dtype, seed=1)
+    return torch.cat([a, some, others]), torch.cat([u, others, some])
+
+
+@each_dtype
+@each_curve
+def test_output_is_the_native_product_unless_up_is_nearly_zero(curve: Curve, dtype: torch.dtype) -> None:
+    a, u = values(dtype)
+    f, expected = curve.forward(a), curve.forward(a) * u
+    y, exact = (inverted_gate(curve, saving)(a.clone().requires_grad_(), u).detach() for saving in SAVINGS)
+    torch.testing.assert_close(exact, expected, rtol=0, atol=0, equal_nan=True)
+    tells = u.abs() >= TINY[dtype]
+    assert torch.equal(y[tells], expected[tells])
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    difference, bound = (y - expected).double().abs(), TINY[dtype] * f.double().abs() + smallest
+    assert (difference <= bound)[~tells & f.isfinite()].all()
+
+
+def check_against_float64(a: Tensor, u: Tensor, dy: Tensor, saving: Saving) -> None:
+    """Output, both gradients, and what is said of their shape, dtype and layout."""
+    y, da, du = output_and_gradients(inverted_gate(SILU, saving), a, u, dy=dy)
+    expected = native_gate(SILU)(a, u)
+    assert (y.shape, y.dtype, y.stride()) == (expected.shape, expected.dtype, expected.stride())
+    tells = u.abs() >= TINY[u.dtype]
+    assert torch.equal(y[tells], expected[tells])
+    bar = error_bar(SILU, a.dtype)
+    bar = replace(bar, max=MAX_ERROR_RATIO * bar.max)
+    assert_gradient_within(bar, da, dy.double() * u.double(), exact_derivative(SILU, a))
+    eps = torch.finfo(u.dtype).eps
+    torch.testing.assert_close(du.double(), dy.double() * SILU.forward(a.double()), rtol=4 * eps, atol=eps)
+
+
+@each_saving
+@each_dtype
+@each_shape
+def test_shapes(shape: tuple[int, ...], dtype: torch.dtype, saving: Saving) -> None:
+    check_against_float64(*(normal(*shape, dtype=dtype, seed=seed) for seed in range(3)), saving)
+
+
+@each_saving
+@pytest.mark.parametrize(("of_gate", "of_up"), PAIRS_OF_LAYOUTS, ids=map("-".join, PAIRS_OF_LAYOUTS))
+def test_layouts(of_gate: str, of_up: str, saving: Saving) -> None:
+    layouts = enumerate((of_gate, of_up, "transposed"))
+    tensors = [LAYOUTS[layout](FOUR_DIMENSIONS, torch.bfloat16, seed) for seed, layout in layouts]
+    check_against_float64(*tensors, saving)
+
+
+@each_saving
+@each_dtype
+def test_halves_of_a_fused_projection(dtype: torch.dtype, saving: Saving) -> None:
+    def block(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: function(*x.chunk(2, dim=-1))
+
+    x = normal(5, 3, 2 * 64, dtype=dtype)
+    (y, dx), (expected, native_dx) = (
+        output_and_gradients(block(function), x) for function in (inverted_gate(SILU, saving), native_gate(SILU))
+    )
+    tells = x.chunk(2, dim=-1)[1].abs() >= TINY[dtype]
+    assert torch.equal(y[tells], expected[tells])
+    if saving == "inputs":
+        assert torch.equal(dx, native_dx)
+    largest = MAX_ERROR_RATIO * error_bar(SILU, dtype).max * x.abs().max().item()
+    torch.testing.assert_close(dx, native_dx, rtol=4 * torch.finfo(dtype).eps, atol=largest)
+
+
+@each_dtype
+@each_operation
+def test_keeps_its_own_product_and_up_and_one_bit_per_element_where_the_curve_turns(
+    curve: Curve, dtype: torch.dtype
+) -> None:
+    a, u = normal(65, dtype=dtype).requires_grad_(), normal(65, dtype=dtype, seed=1).requires_grad_()
+    with record_saved() as saved:
+        y = gate(a, u, curve)
+    bits = [] if curve.x_min is None else [packed_size(65)]
+    assert [t.untyped_storage().data_ptr() for t in saved[:2]] == [t.untyped_storage().data_ptr() for t in (y, u)]
+    assert [t.untyped_storage().nbytes() for t in saved[2:]] == bits
+    with record_saved() as saved:
+        gate(a, u, curve, "inputs")
+    assert storages(saved) == storages([a, u])
+
+
+class GatedMLP(nn.Module):
+    """A fused projection, the gate, and the linear layer after it."""
+
+    def __init__(self, activation: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gate_up, self.down = nn.Linear(4, 2 * 40, bias=False), nn.Linear(40, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(*self.gate_up(x).chunk(2, dim=-1)))
+
+
+INPUT, WIDE = 4 * 16 * 4, 4 * 16 * 40  # bytes of 16 rows in float32, of the MLP's input and of the tensors inside
+
+
+@pytest.mark.parametrize(
+    ("activation", "inside"),
+    [
+        (native_gate(GELU), 4 * WIDE),  # both halves, the activation's output, the product
+        (inverted_gate(GELU), 2 * WIDE + 16 * 40 // 8),  # up and the product, without the other half
+        (inverted_gate(GELU, "inputs"), 3 * WIDE),
+    ],
+    ids=["native", *SAVINGS],
+)
+def test_what_a_gated_mlp_keeps(activation: Callable[[Tensor, Tensor], Tensor], inside: int) -> None:
+    model = GatedMLP(activation)
+    with SavedActivations(model) as saved:
+        loss = model(normal(16, 4)).sum()
+    assert saved.total_bytes == INPUT + inside
+    assert loss.requires_grad
+
+
+def test_a_projection_of_up_alone_is_kept_without_a_copy() -> None:
+    for up in (normal(16, 40), normal(40, 16).T, normal(16, 1).expand(16, 40)):
+        up = up.requires_grad_()
+        with record_saved() as saved:
+            y = gate(normal(16, 40), up, GELU)
+        assert saved[1].data_ptr() == up.data_ptr()
+        assert y.requires_grad
+
+
+@each_saving
+@each_curve
+def test_inputs_that_are_not_kept_may_change_before_backward(curve: Curve, saving: Saving) -> None:
+    def change(a: Tensor, u: Tensor) -> Tensor:
+        hidden, up = torch.stack([a, u]).unbind()
+        y = gate(hidden, up, curve, saving)
+        if saving == "output":
+            hidden.detach().fill_(torch.nan)
+            up.detach().fill_(torch.nan)  # of a view, a copy is kept
+        else:
+            y.detach().fill_(torch.nan)
+        return y
+
+    a, u = normal(100), normal(100, seed=1)
+    _, *changed = output_and_gradients(change, a, u)
+    assert all(map(torch.equal, changed, output_and_gradients(inverted_gate(curve, saving), a, u)[1:]))
+
+
+@pytest.mark.parametrize(
+    ("saving", "changed"), [("output", "product"), ("output", "up"), ("inputs", "gate"), ("inputs", "up")]
+)
+def test_a_change_of_what_is_kept_is_an_error(saving: Saving, changed: str) -> None:
+    tensors = {"gate": normal(100).requires_grad_().clone(), "up": normal(100, seed=1).requires_grad_().clone()}
+    tensors["product"] = gate(tensors["gate"], tensors["up"], GELU, saving)
+    with torch.no_grad():
+        tensors[changed].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        tensors["product"].sum().backward()
+
+
+@pytest.mark.parametrize("hooks", [torch.autograd.graph.save_on_cpu, contiguous_copies])
+@each_saving
+@each_layout
+def test_hooks_on_saved_tensors(layout: str, saving: Saving, hooks: Callable[[], AbstractContextManager[Any]]) -> None:
+    a, u = (LAYOUTS[layout](FOUR_DIMENSIONS, torch.float32, seed) for seed in range(2))
+    results = output_and_gradients(inverted_gate(GELU, saving), a, u)
+    with hooks():
+        hooked = output_and_gradients(inverted_gate(GELU, saving), a, u)
+    assert all(map(torch.equal, hooked, results))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not_reentrant"])
+@each_saving
+@each_operation
+def test_checkpoint(curve: Curve, saving: Saving, use_reentrant: bool) -> None:
+    def block(x: Tensor) -> Tensor:
+        return gate(*(2 * x).chunk(2, dim=-1), curve, saving) * 3
+
+    x = normal(6, 22)
+    y, dx = output_and_gradients(block, x)
+    leaf = x.requires_grad_()
+    recomputed = checkpoint(block, leaf, use_reentrant=use_reentrant)
+    recomputed.sum().backward()
+    assert torch.equal(recomputed, y)
+    assert torch.equal(leaf.grad, dx)
+
+
+@each_saving
+@each_dtype
+@each_curve
+def test_backward_twice_gives_the_same(curve: Curve, dtype: torch.dtype, saving: Saving) -> None:
+    a, u = normal(1000, dtype=dtype).requires_grad_(), normal(1000, dtype=dtype, seed=1).requires_grad_()
+    y = gate(a, u, curve, saving)
+    before = [tensor.detach().clone() for tensor in (y, a, u)]
+    first = torch.autograd.grad(y.sum(), (a, u), retain_graph=True)
+    second = torch.autograd.grad(y.sum(), (a, u))
+    assert all(map(torch.equal, first, second))
+    assert all(map(torch.equal, (y, a, u), before))
+
+
+@each_saving
+@each_operation
+def test_one_input_alone_may_need_a_gradient(curve: Curve, saving: Saving) -> None:
+    a, u = normal(100), normal(100, seed=1)
+    _, da, du = output_and_gradients(inverted_gate(curve, saving), a, u)
+    assert torch.equal(output_and_gradients(lambda leaf: gate(leaf, u, curve, saving), a)[1], da)
+    assert torch.equal(output_and_gradients(lambda leaf: gate(a, leaf, curve, saving), u)[1], du)
+
+
+@each_saving
+@each_curve
+def test_is_the_native_product_without_a_gradient(curve: Curve, saving: Saving) -> None:
+    a, u = normal(100), torch.zeros(100)
+    with record_saved() as saved:
+        outputs = [gate(a, u, curve, saving)]
+        with torch.no_grad():
+            outputs.append(gate(a.clone().requires_grad_(), u, curve, saving))
+    assert saved == []
+    for y in outputs:
+        assert not y.requires_grad
+        assert (y == 0).all()
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+@pytest.mark.parametrize(
+    ("up", "options", "message"),
+    [
+        (torch.ones(3), {"saving": "product"}, "saving must be one of 'output', 'inputs', got 'product'"),
+        (torch.ones(3), {"backend": "cuda"}, "unknown backend 'cuda'; known: auto, eager"),
+        (torch.ones(1), {}, "one shape and dtype, got (3,), torch.float32 and (1,), torch.float32"),
+        (torch.ones(3).double(), {}, "one shape and dtype, got (3,), torch.float32 and (3,), torch.float64"),
+    ],
+    ids=["saving", "backend", "shape", "dtype"],
+)
+def test_refuses_with_what_came(up: Tensor, options: dict[str, Any], message: str, requires_grad: bool) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        gate(torch.ones(3, requires_grad=requires_grad), up, GELU, **options)
+
+
+def test_savings_are_those_of_the_type() -> None:
+    assert get_args(Saving) == SAVINGS
