@@ -6,6 +6,8 @@ import itertools
 import re
 from dataclasses import dataclass
 
+from .plans import PLANS, Plan
+
 
 @dataclass(frozen=True)
 class Site:
@@ -53,12 +55,13 @@ class PatchReport:
         head = f"inverted activations: {self.patched} of {len(self.sites)} sites patched"
         if self.saved_bytes_per_token:
             head += f", {_size(self.saved_bytes_per_token)} per token less for the backward pass"
-        rows: list[tuple[str, ...]] = [("site", "block", "activation", "plan", "kept per token", "")]
+        rows: list[tuple[str, ...]] = [("site", "block", "activation", "plan", "each keeps per token", "why")]
         rows += [_row(list(alike)) for _, alike in itertools.groupby(self.sites, key=_look)]
-        if not any(row[-1] for row in rows):
+        if not any(row[-1] for row in rows[1:]):
             rows = [row[:-1] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines += [_explain(plan) for plan in PLANS.values() if any(site.plan == plan.name for site in self.sites)]
         return "\n".join([head, *(f"  {line}" for line in lines)])
 
 
@@ -83,5 +86,9 @@ def _name(sites: list[Site]) -> str:
     return f"{joined} ({len(sites)})"
 
 
+def _explain(plan: Plan) -> str:
+    return f"{plan.name}: keeps {plan.keeps}; {'exact' if plan.exact else 'approximate'} gradients"
+
+
 def _size(count: int) -> str:
-    return f"{count} B" if count < 1024 else f"{count / 1024:,.1f} KiB"
+    return f"{count:,} B" if count < 10 * 1024 else f"{count / 1024:,.1f} KiB"

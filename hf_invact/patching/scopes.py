@@ -32,23 +32,23 @@ def find_scope(model: nn.Module, name: str, attribute: str) -> Scope:
     """
     block = model.get_submodule(name)
     fallback: Scope | None = None
-    failure = "it runs on nothing but hidden states"
+    failures = [f"{type(block).__name__} has no weights"]
     for module in _around(model, name):
         for scope in _attempts(model, module):
             try:
                 output, results = _try(scope, block, attribute)
             except Exception as error:  # whatever a foreign forward raises: reported as the reason
-                failure = f"{type(module).__name__} cannot be run by itself: {_first_line(error)}"
+                failures.append(f"{type(module).__name__} cannot be run by itself: {_first_line(error)}")
                 continue
             if not results:
-                failure = f"{type(module).__name__} does not call it"
-                continue
+                failures.append(f"{type(module).__name__} does not call it")
+                break
             if not _is_next_to(output, results[-1]):
                 return scope
             fallback = fallback or scope
             break
     if fallback is None:
-        raise NoProbeError(failure)
+        raise NoProbeError(failures[-1])
     return fallback
 
 
