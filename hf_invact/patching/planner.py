@@ -12,8 +12,8 @@ from . import slot
 from .config import InvActConfig
 from .pending import NotAGateError
 from .plans import GATE_OUTPUT, OUTPUT, PLANS, Plan
-from .probe import Measurement, Scope, measure
-from .scopes import NoProbeError, find_scope
+from .probe import Measurement, NoProbeError, Scope, measure
+from .scopes import find_scope
 
 # Of the largest output, in units of the dtype's epsilon: formulas of several roundings differ from fused ones by less.
 SAME_RESULT = 8.0
@@ -36,7 +36,7 @@ class Decision:
 
 
 class Planner:
-    """Decides for the sites of one model. Equal blocks share a probe."""
+    """Decides for the sites of one model, all of which hold their original activation. Equal blocks share a probe."""
 
     def __init__(self, model: nn.Module, config: InvActConfig) -> None:
         self.model, self.config = model, config
@@ -68,14 +68,12 @@ class Planner:
         return self._signatures[module]
 
     def _decide(self, name: str, attribute: str, curve: Curve, by_rule: Plan | None) -> Decision:
-        block = self.model.get_submodule(name)
-        present = slot.plan_of(block, attribute)
-        with slot.restored(block, attribute):
-            try:
-                scope = find_scope(self.model, name, attribute)
-            except NoProbeError as error:
-                return self._unmeasured(present or by_rule, str(error))
-            return self._measured(scope, block, attribute, curve)
+        try:
+            scope = find_scope(self.model, name, attribute)
+            plain = measure(scope, self.autocast_dtype)
+        except NoProbeError as error:
+            return self._unmeasured(by_rule, str(error))
+        return self._measured(scope, plain, self.model.get_submodule(name), attribute, curve)
 
     def _unmeasured(self, plan: Plan | None, why: str) -> Decision:
         if self.config.plan in PLANS:
@@ -84,8 +82,7 @@ class Planner:
             return Decision(None, reason=f"left alone: not measured ({why})")
         return Decision(plan, reason=f"by rule, not measured: {why}")
 
-    def _measured(self, scope: Scope, block: nn.Module, attribute: str, curve: Curve) -> Decision:
-        plain = measure(scope, self.autocast_dtype)
+    def _measured(self, scope: Scope, plain: Measurement, block: nn.Module, attribute: str, curve: Curve) -> Decision:
         wanted = [plan for plan in PLANS.values() if self.config.plan in ("auto", plan.name)]
         best, after = None, plain.bytes_per_token
         reasons = []
@@ -95,6 +92,9 @@ class Planner:
                     measured = measure(scope, self.autocast_dtype)
             except NotAGateError as error:
                 reasons.append(str(error))
+                continue
+            except NoProbeError as error:
+                reasons.append(f"once patched, {error}")
                 continue
             if difference := _difference(plain, measured):
                 reasons.append(difference)
@@ -112,8 +112,10 @@ def rule(is_gated: bool) -> Plan:
 
 
 def _difference(plain: Measurement, measured: Measurement) -> str | None:
-    """How the result changes; None where it does not, or cannot be seen (without weights)."""
+    """How the result changes; None where it does not, or cannot be seen (without weights, or with unfit ones)."""
     if plain.output.device.type == "meta" or isinstance(plain.output, torch._subclasses.FakeTensor):
+        return None
+    if not plain.output.isfinite().all():
         return None
     allowed = SAME_RESULT * torch.finfo(plain.output.dtype).eps * plain.output.abs().max().item()
     change = (measured.output.double() - plain.output.double()).abs().max().item()

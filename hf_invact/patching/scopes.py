@@ -9,14 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from . import slot
-from .probe import TOKENS, Scope, call, first_tensor, undisturbed
+from .probe import TOKENS, NoProbeError, Scope, reason, undisturbed
 
 LEVELS = 3  # the block itself, and two around it
 WIDTHS = 4
-
-
-class NoProbeError(Exception):
-    """Why a block cannot be run by itself."""
 
 
 def find_scope(model: nn.Module, name: str, attribute: str) -> Scope:
@@ -32,23 +28,23 @@ def find_scope(model: nn.Module, name: str, attribute: str) -> Scope:
     """
     block = model.get_submodule(name)
     fallback: Scope | None = None
-    failures = [f"{type(block).__name__} has no weights"]
+    failures: list[str] = []
     for module in _around(model, name):
         for scope in _attempts(model, module):
             try:
                 output, results = _try(scope, block, attribute)
             except Exception as error:  # whatever a foreign forward raises: reported as the reason
-                failures.append(f"{type(module).__name__} cannot be run by itself: {_first_line(error)}")
+                failures.append(reason(module, error))
                 continue
             if not results:
-                failures.append(f"{type(module).__name__} does not call it")
-                break
+                failures.insert(0, f"{type(module).__name__} does not call it")
+                continue
             if not _is_next_to(output, results[-1]):
                 return scope
             fallback = fallback or scope
             break
     if fallback is None:
-        raise NoProbeError(failures[-1])
+        raise NoProbeError(failures[0] if failures else "the size of its hidden states is not known")
     return fallback
 
 
@@ -74,6 +70,7 @@ def _attempts(model: nn.Module, module: nn.Module) -> Iterator[Scope]:
         if without_attention is not None:
             yield Scope(module, without_attention, width, dtype, device)
         yield Scope(module, module.forward, width, dtype, device)
+        yield Scope(module, module.forward, width, dtype, device, has_mask=True)
 
 
 def _require_whole(module: nn.Module) -> None:
@@ -94,8 +91,7 @@ def _widths(model: nn.Module, module: nn.Module) -> list[int]:
 def _try(scope: Scope, block: nn.Module, attribute: str) -> tuple[Tensor, list[Tensor]]:
     results: list[Tensor] = []
     with slot.recorded(block, attribute, results), undisturbed(scope.module, scope.device):
-        x = torch.zeros(1, TOKENS, scope.width, device=scope.device, dtype=scope.dtype).requires_grad_()
-        return first_tensor(call(scope.call, x)), results
+        return scope.run(scope.hidden_states(TOKENS)), results
 
 
 def _is_next_to(output: Tensor, result: Tensor) -> bool:
@@ -104,8 +100,3 @@ def _is_next_to(output: Tensor, result: Tensor) -> bool:
     if function is None or result.grad_fn is None:
         return False
     return function is result.grad_fn or any(before is result.grad_fn for before, _ in function.next_functions)
-
-
-def _first_line(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    return text if len(text) <= 120 else f"{text[:117]}..."
