@@ -40,7 +40,7 @@ def test_in_the_number_of_lines_that_are_promised() -> None:
 def test_without_a_trainer(capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model("bert")
     names = run(WITHOUT_A_TRAINER, model=model, batch=batch(model))
-    assert "2 of 2 sites patched" in capsys.readouterr().out
+    assert "3 of 3 sites patched" in capsys.readouterr().out
     with SavedActivations(model) as plain:
         model(**batch(model))
     assert names["saved"].total_bytes == plain.total_bytes

@@ -31,7 +31,7 @@ def by_part(saved: SavedActivations, model: nn.Module) -> dict[str, int]:
     totals = dict.fromkeys(PARTS, 0)
     for record in saved.records:
         part = part_of(record.saved_by)
-        totals["activation" if part != "dropout" and _is_intermediate(record, sites) else part] += record.bytes
+        totals["activation" if _is_intermediate(record, part, sites) else part] += record.bytes
     return {part: size for part, size in totals.items() if size}
 
 
@@ -42,24 +42,28 @@ def intermediate_units(saved: SavedActivations, model: nn.Module, sites: Sequenc
         sites: qualified names of their activations.
     """
     part_of = _classifier(model)
-    kept = [record for record in saved.records if part_of(record.saved_by) != "dropout"]
     unit = 0
     for site in sites:
         unit += max((size for name, size in saved.output_bytes.items() if _is_within(name, _block_of(site))), default=0)
-    return sum(record.bytes for record in kept if _is_intermediate(record, sites)) / unit if unit else None
+    kept = (record.bytes for record in saved.records if _is_intermediate(record, part_of(record.saved_by), sites))
+    return sum(kept) / unit if unit else None
 
 
-def _is_intermediate(record: SavedStorage, sites: Sequence[str]) -> bool:
+def _is_intermediate(record: SavedStorage, part: str, sites: Sequence[str]) -> bool:
     """Whether an MLP keeps it between its projections.
 
-    That is: the activation saved or returned it, or the block that holds the activation saved what it made itself.
+    That is: the activation saved or returned it, or the block that holds the activation saved what it made itself (but
+    for the masks of dropout and the statistics of norms).
+
+    Args:
+        part: of the module that saved it.
     """
     for site in sites:
         if site in (record.saved_by, record.output_of):
             return True
         block = _block_of(site)
         made_inside = record.output_of is None or _is_within(record.output_of, block)
-        if made_inside and _is_within(record.saved_by, block):
+        if made_inside and _is_within(record.saved_by, block) and part not in ("dropout", "norm"):
             return True
     return False
 

@@ -24,7 +24,7 @@ class InvActConfig:
         include: patterns (as in a shell: ``*``, ``?``, ``[abc]``) of block names to patch, e.g. ``("*.mlp",)``.
         exclude: patterns of block names to leave alone.
         plan: what is kept. "auto" measures each kind of block and takes what keeps least (the exact one of equals, the
-            unpatched block if nothing keeps less); "output", "gate-output" and "gate-inputs" demand one of `PLANS`.
+            unpatched block if nothing keeps less); "gate-inputs", "input", "gate-output" and "output" demand that one.
         backend: what computes the operation: "auto" (by device) or a backend's name.
         autocast_dtype: under which training will run ("bfloat16" and "float16" are understood too); None takes the
             autocast that is active when `patch_model` is called, if any. The callback fills it in.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -14,6 +14,7 @@ from . import slot
 from .activations import describe, inverse_of, reason_to_leave, supported_activations
 from .config import InvActConfig
 from .planner import Decision, Planner, rule
+from .plans import Plan
 from .registry import Found, find_activations
 from .report import PatchReport, Site
 from .slot import Inverse
@@ -106,21 +107,39 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
     chosen -= {name for pattern in config.exclude for name in _matches(names, pattern)}
     if not chosen:
         raise PatchingError(f"include={config.include} without exclude={config.exclude} leaves no block to patch")
+    for found in everything:
+        _require_attribute(found)
+    by_rule = [_plan_by_rule(found) for found in everything]
     planner = Planner(model, config)
-    candidates = [_candidate(planner, found, is_excluded=found.name not in chosen) for found in everything]
+    with ExitStack() as originals:
+        for found in everything:
+            originals.enter_context(slot.restored(found.module, found.attribute))
+        candidates = [
+            _candidate(planner, found, plan, is_excluded=found.name not in chosen)
+            for found, plan in zip(everything, by_rule, strict=True)
+        ]
     if not any(candidate.inverse for candidate in candidates):
         raise PatchingError(f"nothing to invert:\n{PatchReport(tuple(candidate.site for candidate in candidates))}")
     return candidates
 
 
-def _candidate(planner: Planner, found: Found, *, is_excluded: bool) -> _Candidate:
-    name, module, attribute = found.name, found.module, found.attribute
-    if not hasattr(module, attribute):
+def _require_attribute(found: Found) -> None:
+    if not hasattr(found.module, found.attribute):
         raise PatchingError(
-            f"{name}: this {type(module).__name__} has no attribute {attribute!r}, in which its registration says that "
-            "it holds its activation; register the block with the right one"
+            f"{found.name}: this {type(found.module).__name__} has no attribute {found.attribute!r}, in which its "
+            "registration says that it holds its activation; register the block with the right one"
         )
-    activation = slot.original_of(getattr(module, attribute))
+
+
+def _plan_by_rule(found: Found) -> Plan | None:
+    """What to do where nothing can be measured: what is done already (the weights may have been sharded since)."""
+    present = slot.plan_of(found.module, found.attribute)
+    return present or (rule(found.block.is_gated) if found.block else None)
+
+
+def _candidate(planner: Planner, found: Found, by_rule: Plan | None, *, is_excluded: bool) -> _Candidate:
+    name, module, attribute = found.name, found.module, found.attribute
+    activation = getattr(module, attribute)
     if is_excluded:
         return _left_alone(found, "excluded by the config")
     if why := reason_to_leave(activation):
@@ -130,7 +149,6 @@ def _candidate(planner: Planner, found: Found, *, is_excluded: bool) -> _Candida
     _check_forward_is_its_own(name, module)
     _check_forward_is_its_own(found.site, activation)
     inverse = _known_inverse(found.site, activation)
-    by_rule = rule(found.block.is_gated) if found.block else None
     return _Candidate(found, inverse, planner.decide(name, attribute, inverse, by_rule))
 
 

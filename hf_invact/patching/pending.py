@@ -41,7 +41,7 @@ class PendingActivation:
         product: Tensor = self._as_tensor() * (other._as_tensor() if isinstance(other, PendingActivation) else other)
         return product
 
-    __mul__ = __rmul__ = times
+    __mul__ = __rmul__ = mul = multiply = times
 
     def _fits(self, other: Any) -> bool:
         return isinstance(other, Tensor) and other.shape == self._gate.shape and other.dtype == self._gate.dtype
@@ -66,6 +66,24 @@ class PendingActivation:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._as_tensor(), name)
+
+
+# Python looks operators up in the class.
+_OPERATORS = (
+    *("add", "radd", "sub", "rsub", "truediv", "rtruediv", "pow", "rpow", "matmul", "rmatmul", "neg", "pos", "abs"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "getitem", "len", "iter", "bool", "float"),
+)
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def apply(self: PendingActivation, *args: Any) -> Any:
+        return getattr(self._as_tensor(), name)(*args)
+
+    return apply
+
+
+for _name in _OPERATORS:
+    setattr(PendingActivation, f"__{_name}__", _operator(f"__{_name}__"))
 
 
 def _with_tensors(value: Any) -> Any:

@@ -13,8 +13,8 @@ from . import slot
 from .config import InvActConfig
 from .pending import NotAGateError
 from .plans import AUTO_PLAN, GATE_OUTPUT, OUTPUT, PLANS, Plan
-from .probe import Measurement, Scope, measure
-from .scopes import NoProbeError, find_scope
+from .probe import Measurement, NoProbeError, Scope, measure
+from .scopes import find_scope
 from .slot import Inverse
 
 # Of the largest output, in units of the dtype's epsilon: formulas of several roundings differ from fused ones by less.
@@ -38,7 +38,7 @@ class Decision:
 
 
 class Planner:
-    """Decides for the sites of one model. Equal blocks share a probe."""
+    """Decides for the sites of one model, all of which hold their original activation. Equal blocks share a probe."""
 
     def __init__(self, model: nn.Module, config: InvActConfig) -> None:
         self.model, self.config = model, config
@@ -70,14 +70,12 @@ class Planner:
         return self._signatures[module]
 
     def _decide(self, name: str, attribute: str, inverse: Inverse, by_rule: Plan | None) -> Decision:
-        block = self.model.get_submodule(name)
-        present = slot.plan_of(block, attribute)
-        with slot.restored(block, attribute):
-            try:
-                scope = find_scope(self.model, name, attribute, self.autocast_dtype)
-            except NoProbeError as error:
-                return self._unmeasured(present or by_rule, str(error))
-            return self._measured(scope, block, attribute, inverse)
+        try:
+            scope = find_scope(self.model, name, attribute)
+            plain = measure(scope, self.autocast_dtype)
+        except NoProbeError as error:
+            return self._unmeasured(by_rule, str(error))
+        return self._measured(scope, plain, self.model.get_submodule(name), attribute, inverse)
 
     def _unmeasured(self, plan: Plan | None, why: str) -> Decision:
         if self.config.plan in PLANS:
@@ -86,8 +84,9 @@ class Planner:
             return Decision(None, reason=f"left alone: not measured ({why})")
         return Decision(plan, reason=f"by rule, not measured: {why}")
 
-    def _measured(self, scope: Scope, block: nn.Module, attribute: str, inverse: Inverse) -> Decision:
-        plain = measure(scope, self.autocast_dtype)
+    def _measured(
+        self, scope: Scope, plain: Measurement, block: nn.Module, attribute: str, inverse: Inverse
+    ) -> Decision:
         possible = PLANS.values() if isinstance(inverse, Curve) else (OUTPUT,)
         wanted = [plan for plan in possible if self.config.plan in (AUTO_PLAN, plan.name)]
         best, after = None, plain.bytes_per_token
@@ -98,6 +97,9 @@ class Planner:
                     measured = measure(scope, self.autocast_dtype)
             except NotAGateError as error:
                 reasons.append(str(error))
+                continue
+            except NoProbeError as error:
+                reasons.append(f"once patched, {error}")
                 continue
             if difference := _difference(plain, measured):
                 reasons.append(difference)
@@ -115,8 +117,10 @@ def rule(is_gated: bool) -> Plan:
 
 
 def _difference(plain: Measurement, measured: Measurement) -> str | None:
-    """How the result changes; None where it does not, or cannot be seen."""
+    """How the result changes; None where it does not, or cannot be seen (without weights, or with unfit ones)."""
     if isinstance(plain.output, FakeTensor):
+        return None
+    if not plain.output.isfinite().all():
         return None
     allowed = SAME_RESULT * torch.finfo(plain.output.dtype).eps * plain.output.abs().max().item()
     change = (measured.output.double() - plain.output.double()).abs().max().item()

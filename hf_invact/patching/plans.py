@@ -16,7 +16,7 @@ class Plan:
 
     Attributes:
         name: as `InvActConfig.plan` spells it.
-        keeps: for reports.
+        keeps: in words.
         exact: whether its gradients are the native ones.
         saving: as `ops.gate` and `ops.invert` take it.
         is_gate: whether it is the product that is inverted.
@@ -29,10 +29,10 @@ class Plan:
     is_gate: bool = False
 
 
-INPUT = Plan("input", "input", exact=True, saving="inputs")
-OUTPUT = Plan("output", "output and side bits", exact=False, saving="output")
+INPUT = Plan("input", "the input", exact=True, saving="inputs")
+OUTPUT = Plan("output", "the output and one bit per element", exact=False, saving="output")
 GATE_INPUTS = Plan("gate-inputs", "gate and up", exact=True, saving="inputs", is_gate=True)
-GATE_OUTPUT = Plan("gate-output", "product, up and side bits", exact=False, saving="output", is_gate=True)
+GATE_OUTPUT = Plan("gate-output", "the product, up and one bit per element", exact=False, saving="output", is_gate=True)
 
 # Where two keep as much, the first is installed.
 PLANS = MappingProxyType({plan.name: plan for plan in (GATE_INPUTS, INPUT, GATE_OUTPUT, OUTPUT)})

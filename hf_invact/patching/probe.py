@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +19,43 @@ SEED = 0
 HIDDEN_STATES = ("hidden", "residual", "input", "states")  # in names of arguments
 
 
+class NoProbeError(Exception):
+    """Why a block cannot be run by itself."""
+
+
 @dataclass(frozen=True)
 class Scope:
     """What is run: a block, or the layer around it that also holds the activation's consumer.
 
     Attributes:
         module: whose parameters and buffers do not count.
-        call: a method of it, which takes hidden states, shape (1, tokens, width).
+        method: of it, which takes hidden states, shape (1, tokens, width).
+        has_mask: where it requires an attention mask, it gets one of ones instead of None.
     """
 
     module: nn.Module
-    call: Callable[..., Any]
+    method: Callable[..., Any]
     width: int
     dtype: torch.dtype
     device: torch.device
+    has_mask: bool = False
+
+    def hidden_states(self, tokens: int) -> Tensor:
+        """The same numbers every time, as a leaf."""
+        x = torch.randn(1, tokens, self.width, generator=torch.Generator().manual_seed(SEED))
+        return x.to(self.device, self.dtype).requires_grad_()
+
+    def run(self, x: Tensor) -> Tensor:
+        """The first tensor that it returns for hidden states."""
+        parameters = inspect.signature(self.method).parameters.values()
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]
+        required = [p.name for p in positional if p.default is p.empty]
+        return _first_tensor(self.method(x, *(self._argument(name, x) for name in required[1:])))
+
+    def _argument(self, name: str, x: Tensor) -> Tensor | None:
+        if any(word in name for word in HIDDEN_STATES):
+            return x
+        return x.new_ones(1, 1, x.shape[1], x.shape[1]) if self.has_mask and "mask" in name else None
 
 
 @dataclass(frozen=True)
@@ -49,38 +72,51 @@ class Measurement:
 
 
 def measure(scope: Scope, autocast_dtype: torch.dtype | None) -> Measurement:
-    """Run forward in training mode, for `TOKENS` and for twice as many."""
-    few, _ = run(scope, TOKENS, autocast_dtype)
-    many, output = run(scope, 2 * TOKENS, autocast_dtype)
+    """Run forward in training mode, for `TOKENS` and for twice as many, and backward.
+
+    Raises:
+        NotAGateError: a strict `PendingActivation` was used otherwise.
+        NoProbeError: anything else was raised.
+    """
+    try:
+        few, _ = _count(scope, TOKENS, autocast_dtype)
+        many, output = _count(scope, 2 * TOKENS, autocast_dtype)
+        _check_backward(scope, autocast_dtype)
+    except NotAGateError:
+        raise
+    except Exception as error:  # whatever a foreign forward raises
+        raise NoProbeError(reason(scope.module, error)) from error
     return Measurement((many - few) // TOKENS, output)
 
 
-def run(scope: Scope, tokens: int, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor]:
-    """Run forward in training mode. Returns the bytes that are kept, beyond the input, and the result."""
+def reason(module: nn.Module, error: Exception) -> str:
+    """Why a module cannot be run, in a line."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+    return f"{type(module).__name__} cannot be run by itself: {text if len(text) <= 120 else f'{text[:117]}...'}"
+
+
+def _count(scope: Scope, tokens: int, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor]:
     with undisturbed(scope.module, scope.device):
-        torch.manual_seed(SEED)
-        x = torch.randn(1, tokens, scope.width).to(device=scope.device, dtype=scope.dtype).requires_grad_()
-        autocast = torch.autocast(scope.device.type, autocast_dtype, enabled=autocast_dtype is not None)
-        with SavedActivations(scope.module, ignore=[x]) as saved, autocast:
-            output = first_tensor(call(scope.call, x))
+        x = scope.hidden_states(tokens)
+        with SavedActivations(scope.module, ignore=[x]) as saved, _autocast(scope, autocast_dtype):
+            output = scope.run(x)
         return saved.total_bytes, output
 
 
-def call(function: Callable[..., Any], x: Tensor) -> Any:
-    """Call a forward method with hidden states alone, a mask that hides nothing, and None for what else it requires."""
-    parameters = inspect.signature(function).parameters.values()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]
-    required = [p.name for p in positional if p.default is p.empty]
-    return function(x, *(_stand_in(name, x) for name in required[1:]))
+def _check_backward(scope: Scope, autocast_dtype: torch.dtype | None) -> None:
+    """Only here autograd notices that a block overwrites what has been saved (and not while saving is metered)."""
+    with undisturbed(scope.module, scope.device):
+        x = scope.hidden_states(TOKENS)
+        with _autocast(scope, autocast_dtype):
+            output = scope.run(x)
+        torch.autograd.grad(output, x, torch.zeros_like(output), allow_unused=True)
 
 
-def _stand_in(name: str, x: Tensor) -> Tensor | None:
-    if "mask" in name:
-        return x.new_ones(1, 1, x.shape[1], x.shape[1])
-    return x if any(word in name for word in HIDDEN_STATES) else None
+def _autocast(scope: Scope, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast(scope.device.type, dtype)
 
 
-def first_tensor(output: Any) -> Tensor:
+def _first_tensor(output: Any) -> Tensor:
     """A tensor that a module returned, by itself or first of several."""
     while isinstance(output, (tuple, list)) and output:
         output = output[0]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass
+
+from .plans import PLANS, Plan
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,16 @@ class PatchReport:
         head = f"inverted activations: {self.patched} of {len(self.sites)} sites patched"
         if self.saved_bytes_per_token:
             head += f", {_size(self.saved_bytes_per_token)} per token less for the backward pass"
-        rows: list[tuple[str, ...]] = [("site", "block", "activation", "plan", "kept per token", "")]
-        rows += [_row(list(alike)) for _, alike in itertools.groupby(self.sites, key=_look)]
-        if not any(row[-1] for row in rows):
+        rows: list[tuple[str, ...]] = [("site", "block", "activation", "plan", "each keeps per token", "why")]
+        alike: dict[tuple[object, ...], list[Site]] = {}
+        for site in self.sites:
+            alike.setdefault(_look(site), []).append(site)
+        rows += map(_row, alike.values())
+        if not any(row[-1] for row in rows[1:]):
             rows = [row[:-1] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines += [_explain(plan) for plan in PLANS.values() if any(site.plan == plan.name for site in self.sites)]
         return "\n".join([head, *(f"  {line}" for line in lines)])
 
 
@@ -75,13 +80,27 @@ def _row(sites: list[Site]) -> tuple[str, ...]:
 
 
 def _name(sites: list[Site]) -> str:
-    """``layers.0-31.mlp.act_fn (32)`` for sites whose names differ in one number."""
+    """``layers.0-4,6-31.mlp.act_fn (31)`` for sites whose names differ in their numbers."""
     if len(sites) == 1:
         return sites[0].name
     parts = zip(*(re.split(r"(\d+)", site.name) for site in sites), strict=True)
-    joined = "".join(part[0] if len(set(part)) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+    joined = "".join(part[0] if len(set(part)) == 1 else _ranges(sorted(set(map(int, part)))) for part in parts)
     return f"{joined} ({len(sites)})"
 
 
+def _ranges(numbers: list[int]) -> str:
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in ranges)
+
+
+def _explain(plan: Plan) -> str:
+    return f"{plan.name}: keeps {plan.keeps}; {'exact' if plan.exact else 'approximate'} gradients"
+
+
 def _size(count: int) -> str:
-    return f"{count} B" if count < 1024 else f"{count / 1024:,.1f} KiB"
+    return f"{count:,} B" if count < 10 * 1024 else f"{count / 1024:,.1f} KiB"

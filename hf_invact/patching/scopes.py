@@ -5,49 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from . import slot
-from .probe import TOKENS, Scope, run
+from .probe import TOKENS, NoProbeError, Scope, reason, undisturbed
 
 LEVELS = 3  # the block itself, and two around it
 WIDTHS = 4
 
 
-class NoProbeError(Exception):
-    """Why a block cannot be run by itself."""
-
-
-def find_scope(model: nn.Module, name: str, attribute: str, autocast_dtype: torch.dtype | None) -> Scope:
+def find_scope(model: nn.Module, name: str, attribute: str) -> Scope:
     """The smallest module around a block that runs on hidden states alone and uses the activation.
 
     Args:
         model: the whole model, for its width.
         name: qualified name of the block.
         attribute: where the block holds the activation.
-        autocast_dtype: what it runs under; None runs it without.
 
     Raises:
         NoProbeError: there is none, or its weights are sharded or missing.
     """
     block = model.get_submodule(name)
-    failure = "it runs on nothing but hidden states"
+    failures: list[str] = []
     for module in _around(model, name):
         for scope in _attempts(model, module):
             try:
-                output, results = _try(scope, block, attribute, autocast_dtype)
+                output, results = _try(scope, block, attribute)
             except Exception as error:  # whatever a foreign forward raises: reported as the reason
-                failure = f"{type(module).__name__} cannot be run by itself: {_first_line(error)}"
+                failures.append(reason(module, error))
                 continue
             if not results:
-                failure = f"{type(module).__name__} does not call it"
+                failures.insert(0, f"{type(module).__name__} does not call it")
                 continue
             if _uses(output, results[-1]):
                 return scope
-            failure = f"what uses the result of {type(module).__name__} cannot be run by itself"
+            failures.insert(0, f"what uses the result of {type(module).__name__} cannot be run by itself")
             break
-    raise NoProbeError(failure)
+    raise NoProbeError(failures[0] if failures else "the size of its hidden states is not known")
 
 
 def _around(model: nn.Module, name: str) -> Iterator[nn.Module]:
@@ -72,11 +66,13 @@ def _attempts(model: nn.Module, module: nn.Module) -> Iterator[Scope]:
         if without_attention is not None:
             yield Scope(module, without_attention, width, dtype, device)
         yield Scope(module, module.forward, width, dtype, device)
+        yield Scope(module, module.forward, width, dtype, device, has_mask=True)
 
 
 def _require_whole(module: nn.Module) -> None:
     for weight in module.parameters():
-        if isinstance(weight, torch.distributed.tensor.DTensor) or hasattr(weight, "ds_id") or weight.numel() == 0:
+        is_part = hasattr(weight, "device_mesh") or hasattr(weight, "ds_id")  # of a DTensor, of DeepSpeed's ZeRO-3
+        if is_part or weight.numel() == 0:
             raise NoProbeError("its weights are sharded")
         if weight.is_meta:
             raise NoProbeError("its weights are missing")
@@ -91,14 +87,10 @@ def _widths(model: nn.Module, module: nn.Module) -> list[int]:
     return list(dict.fromkeys(width for width in found if isinstance(width, int)))[:WIDTHS]
 
 
-def _try(
-    scope: Scope, block: nn.Module, attribute: str, autocast_dtype: torch.dtype | None
-) -> tuple[Tensor, list[Tensor]]:
+def _try(scope: Scope, block: nn.Module, attribute: str) -> tuple[Tensor, list[Tensor]]:
     results: list[Tensor] = []
-    with slot.recorded(block, attribute, results):
-        for tokens in (TOKENS, 2 * TOKENS):  # as it will be measured
-            _, output = run(scope, tokens, autocast_dtype)
-    return output, results
+    with slot.recorded(block, attribute, results), undisturbed(scope.module, scope.device):
+        return scope.run(scope.hidden_states(TOKENS)), results
 
 
 def _uses(output: Tensor, result: Tensor) -> bool:
@@ -108,8 +100,3 @@ def _uses(output: Tensor, result: Tensor) -> bool:
         return False
     is_product = type(function).__name__ == "MulBackward0"
     return not (is_product and any(before is result.grad_fn for before, _ in function.next_functions))
-
-
-def _first_line(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    return text if len(text) <= 120 else f"{text[:117]}..."

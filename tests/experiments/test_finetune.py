@@ -23,8 +23,8 @@ from tests.helpers import threads
 
 VARIANTS = ("plain", "inverted")
 SIZE = 2 * 16  # tokens in a batch
-INTERMEDIATE = {"gpt2": 128, "bert": 64, "llama": 64}
-BERT_HEAD = 2 * SIZE * 32 * 4  # input and output of the activation in its head, which is left alone
+# Of the two layers, and of BERT's prediction head.
+INTERMEDIATE = {"gpt2": 2 * 128, "bert": 2 * 64 + 32, "llama": 2 * 64}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -112,8 +112,10 @@ def test_the_patched_sites_are_listed(runs, name):
     assert runs[name]["plain"]["patched"] == []
     sites = runs[name]["inverted"]["patched"]
     curve = {"gpt2": "gelu_tanh", "bert": "gelu", "llama": "silu"}[name]
-    assert [site["curve"] for site in sites] == [curve, curve]
-    assert all(f".{layer}." in site["name"] for layer, site in enumerate(sites))
+    plan = {"gpt2": "output", "bert": "output", "llama": "gate-output"}[name]
+    assert {(site["curve"], site["plan"]) for site in sites} == {(curve, plan)}
+    places = [".0.", ".1.", "cls.predictions.transform"] if name == "bert" else [".0.", ".1."]
+    assert all(place in site["name"] for place, site in zip(places, sites, strict=True))
 
 
 def test_the_model_card(runs):
@@ -136,7 +138,7 @@ def test_the_inverted_run_learns_the_same(runs, name):
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [
-        ("bert", "bert.encoder.layer.1.intermediate.dense.weight", "bert.encoder.layer.1.output.dense.weight"),
+        ("bert", "cls.predictions.transform.dense.weight", "cls.predictions.transform.LayerNorm.weight"),
         ("llama", "model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.down_proj.weight"),
     ],
     ids=["bert", "llama"],
@@ -153,11 +155,12 @@ def test_only_gradients_before_the_last_activation_are_approximate(tmp_path, nam
 @each_model
 def test_what_an_activation_keeps(runs, name):
     units = {variant: runs[name][variant]["intermediate_units"] for variant in VARIANTS}
-    # GPT-2's is spelt out in Python; the others keep input and output. One bit of 32 is 0.03.
-    assert units["plain"] == {"gpt2": 5.0, "bert": 2.0, "llama": 2.0}[name]
-    assert units["inverted"] == 1 + 1 / 32
+    # GPT-2's is spelt out in Python; BERT's keeps input and output; Llama's gate keeps four tensors.
+    # One bit of 32 is 0.03.
+    assert units["plain"] == {"gpt2": 5.0, "bert": 2.0, "llama": 4.0}[name]
+    assert units["inverted"] == {"gpt2": 1, "bert": 1, "llama": 2}[name] + 1 / 32
     saved = {variant: runs[name][variant]["saved_bytes"] for variant in VARIANTS}
-    outputs = 2 * SIZE * INTERMEDIATE[name] * 4  # two layers, four bytes
+    outputs = SIZE * INTERMEDIATE[name] * 4
     assert saved["plain"] - saved["inverted"] == (units["plain"] - units["inverted"]) * outputs
 
 
@@ -166,8 +169,7 @@ def test_what_an_activation_keeps(runs, name):
 def test_the_parts_make_up_the_whole(runs, name, variant):
     run = runs[name][variant]
     assert sum(run["saved_parts"].values()) == run["saved_bytes"]
-    head = BERT_HEAD if name == "bert" else 0
-    assert run["saved_parts"]["activation"] == run["intermediate_units"] * 2 * SIZE * INTERMEDIATE[name] * 4 + head
+    assert run["saved_parts"]["activation"] == run["intermediate_units"] * SIZE * INTERMEDIATE[name] * 4
 
 
 def test_classification(tmp_path):
@@ -193,8 +195,9 @@ def test_instructions_with_adapters(tmp_path):
     adapters = load_file(tmp_path / "run/adapter_model.safetensors")
     assert all("lora_" in name for name in adapters)
     assert read(tmp_path / "run/adapter_config.json")["r"] == 2
-    assert [site["curve"] for site in result["patched"]] == ["silu", "silu"]
-    assert result["intermediate_units"] == pytest.approx(1.03, abs=0.01)
+    # The MLPs are frozen, and down_proj keeps nothing.
+    assert [(site["curve"], site["plan"]) for site in result["patched"]] == [("silu", "gate-inputs")] * 2
+    assert result["intermediate_units"] == 2.0
     assert len(result["loss"]) == 6
 
 

@@ -186,7 +186,7 @@ def test_summary_rounds() -> None:
         "3.00 → (2.00) → 1.03",
         "1.05 (1.02 to 1.09)",
     ]
-    assert summary["Kept per activation, units"][1] == "2.00 → 1.03"
+    assert summary["Kept per MLP, units"][1] == "2.00 → 1.03"
     assert summary["Step time ratio"][1] == "not measured"
 
 

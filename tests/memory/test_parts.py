@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_invact import patch_model
-from hf_invact.memory import PARTS, SavedActivations, by_part
+from hf_invact.memory import PARTS, SavedActivations, by_part, intermediate_units
+from hf_invact.patching import activation_sites
 from tests.helpers import normal
 from tests.models import LAYERS, batch, each_model, tiny_model
 
@@ -45,12 +46,34 @@ def test_patching_changes_the_activations_part_alone(name: str) -> None:
     assert plain == patched
 
 
-@pytest.mark.parametrize(("name", "units"), [("gpt2", 5), ("bert", 2), ("mistral", 2), ("llama", 2)])
-def test_an_activation_keeps_its_input_and_its_output(name: str, units: int) -> None:
-    # BERT's head has an activation of its own, in a block that is not patched.
-    head = 2 * HIDDEN if name == "bert" else 0
-    assert parts_of(name, patched=False)[0]["activation"] == units * INNER * LAYERS + head
-    assert parts_of(name, patched=True)[0]["activation"] == (1 + 1 / 32) * INNER * LAYERS + head
+# Between its projections, and in BERT's prediction head.
+@pytest.mark.parametrize(
+    ("name", "plain", "patched"),
+    [("gpt2", 5, 1), ("bert", 2, 1), ("mistral", 4, 2), ("llama", 4, 2)],
+)
+def test_what_an_mlp_keeps(name: str, plain: int, patched: int) -> None:
+    size = INNER * LAYERS + (HIDDEN if name == "bert" else 0)
+    assert parts_of(name, patched=False)[0]["activation"] == plain * size
+    assert parts_of(name, patched=True)[0]["activation"] == (patched + 1 / 32) * size
+
+
+@each_model
+def test_units_are_tensors_of_the_intermediate_size(name: str) -> None:
+    model = tiny_model(name)
+    sites = activation_sites(model)
+    with SavedActivations(model) as saved:
+        model(**batch(model))
+    size = INNER * LAYERS + (HIDDEN if name == "bert" else 0)
+    assert intermediate_units(saved, model, sites) == by_part(saved, model)["activation"] / size
+    assert intermediate_units(saved, model, sites[:1]) == intermediate_units(saved, model, sites)
+    assert intermediate_units(saved, model, []) is None
+
+
+def test_nothing_that_ran_has_no_units() -> None:
+    model = tiny_model("llama")
+    with SavedActivations(model) as saved:
+        pass
+    assert intermediate_units(saved, model, activation_sites(model)) is None
 
 
 class Square(nn.Module):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from hf_invact.curves import catalogue
 from hf_invact.ops import backends
@@ -30,18 +30,25 @@ def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Calls of the operation's forward and backward by the backend "counting", which exists during the test."""
+    """Calls of the inverted activation's and gate's forward and backward by the backend "counting", which exists
+    during the test. The probes of `patch_model` call it as well."""
     counted: Counter[str] = Counter()
     eager = backends.BACKENDS["eager"]
 
-    def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        counted["forward"] += 1
-        return eager.forward(*args)
+    def counted_as(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            counted[name] += 1
+            return function(*args)
 
-    def backward(*args: Any) -> Tensor:
-        counted["backward"] += 1
-        return eager.backward(*args)
+        return call
 
-    counting = replace(eager, name="counting", forward=forward, backward=backward)
+    counting = replace(
+        eager,
+        name="counting",
+        forward=counted_as("forward", eager.forward),
+        backward=counted_as("backward", eager.backward),
+        gate_forward=counted_as("forward", eager.gate_forward),
+        gate_backward=counted_as("backward", eager.gate_backward),
+    )
     monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "counting": counting})
     return counted

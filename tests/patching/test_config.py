@@ -6,12 +6,13 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from hf_invact import InvActConfig
 
 
 def test_defaults_patch_everything_with_the_best_backend() -> None:
-    assert InvActConfig() == InvActConfig(include=("*",), exclude=(), backend="auto")
+    assert InvActConfig() == InvActConfig(include=("*",), exclude=(), plan="auto", backend="auto", autocast_dtype=None)
 
 
 def test_lists_become_tuples_so_that_a_config_is_a_value() -> None:
@@ -46,8 +47,9 @@ def test_a_backend_that_is_no_name_is_refused(backend: Any) -> None:
 
 
 def test_from_dict() -> None:
-    values = {"include": ["*.mlp"], "exclude": ["*.0.*"], "backend": "eager"}
-    assert InvActConfig.from_dict(values) == InvActConfig(("*.mlp",), ("*.0.*",), "eager")
+    values = {"include": ["*.mlp"], "exclude": ["*.0.*"], "plan": "output", "backend": "eager"}
+    values["autocast_dtype"] = "bfloat16"
+    assert InvActConfig.from_dict(values) == InvActConfig(("*.mlp",), ("*.0.*",), "output", "eager", torch.bfloat16)
     assert InvActConfig.from_dict({}) == InvActConfig()
 
 
@@ -60,7 +62,8 @@ def test_from_dict() -> None:
     ],
 )
 def test_from_dict_refuses_an_unknown_key_with_a_hint_and_the_known_ones(key: str, hint: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown option '{key}' .*known: include, exclude, backend") as error:
+    known = "known: include, exclude, plan, backend, autocast_dtype"
+    with pytest.raises(ValueError, match=f"unknown option '{key}' .*{known}") as error:
         InvActConfig.from_dict({key: ["*"]})
     assert hint in str(error.value)
     assert ("did you mean" in str(error.value)) == hint.startswith("did")

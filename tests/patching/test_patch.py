@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from hf_invact import InvActConfig, patch_model, unpatch_model
-from hf_invact.memory import SavedActivations
+from hf_invact.memory import SavedActivations, intermediate_units
 from hf_invact.nn import InvertedActivation
 from hf_invact.patching import activation_sites
 from hf_invact.patching.slot import PatchedActivation
@@ -27,14 +27,17 @@ def assert_gradients_close(got: dict[str, Tensor], expected: dict[str, Tensor], 
         assert error <= relative * gradient.double().norm() + noise, name
 
 
-def units_at_sites(model: PreTrainedModel) -> tuple[float, int]:
-    """Bytes that are kept at the activations, in tensors of their output, and all the bytes that are kept."""
+def units_and_total(model: PreTrainedModel) -> tuple[float | None, int]:
+    """What MLPs keep between their projections, in tensors of the intermediate size, and all the bytes kept."""
     torch.manual_seed(0)
     with SavedActivations(model) as saved:
         model(**batch(model))
-    sites = set(activation_sites(model))
-    kept = sum(record.bytes for record in saved.records if {record.saved_by, record.output_of} & sites)
-    return kept / sum(saved.output_bytes[site] for site in sites), saved.total_bytes
+    return intermediate_units(saved, model, activation_sites(model)), saved.total_bytes
+
+
+def activations_outside_layers(model: PreTrainedModel) -> int:
+    """BERT's prediction head has one."""
+    return len(activation_sites(model)) - LAYERS
 
 
 # GPT-2's own activation is a formula of many steps, which the fused function replaces.
@@ -83,34 +86,40 @@ def test_gradients_are_the_same_under_checkpointing(name: str, use_reentrant: bo
     assert torch.equal(checkpointed_loss, loss)
     assert_gradients_close(checkpointed, expected, relative=1e-6)
     # The reentrant kind runs the first time without gradients.
-    assert calls == {"forward": LAYERS if use_reentrant else 2 * LAYERS, "backward": LAYERS}
+    head = activations_outside_layers(model)
+    assert calls == {"forward": (LAYERS if use_reentrant else 2 * LAYERS) + head, "backward": LAYERS + head}
 
 
-@pytest.mark.parametrize(("name", "plain_units"), [("gpt2", 5), ("bert", 2), ("mistral", 2), ("llama", 2)])
+@pytest.mark.parametrize(
+    ("name", "plain_units", "patched_units"), [("gpt2", 5, 1), ("bert", 2, 1), ("mistral", 4, 2), ("llama", 4, 2)]
+)
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 1 / 32), (torch.bfloat16, 1 / 16)], ids=["fp32", "bf16"])
-def test_a_site_keeps_its_output_and_one_bit_per_element(
-    name: str, plain_units: float, dtype: torch.dtype, bits: float
+def test_a_site_keeps_what_the_next_layer_keeps_and_one_bit_per_element(
+    name: str, plain_units: int, patched_units: int, dtype: torch.dtype, bits: float
 ) -> None:
     model = tiny_model(name).to(dtype)
-    plain, plain_total = units_at_sites(model)
-    patch_model(model)
-    patched, total = units_at_sites(model)
-    assert (plain, patched) == (plain_units, 1 + bits)
-    output_bytes = LAYERS * 2 * 16 * 96 * dtype.itemsize
-    assert plain_total - total == (plain - patched) * output_bytes
+    plain, plain_total = units_and_total(model)
+    report = patch_model(model)
+    patched, total = units_and_total(model)
+    assert (plain, patched) == (plain_units, patched_units + bits)
+    width = LAYERS * 96 + activations_outside_layers(model) * 32
+    assert plain_total - total == (plain - patched) * 2 * 16 * width * dtype.itemsize
+    assert plain_total - total == report.saved_bytes_per_token * 2 * 16
 
 
 @each_model
 def test_the_operation_runs_once_for_each_layer(name: str, calls: Counter[str]) -> None:
     model = tiny_model(name)
     patch_model(model, InvActConfig(backend="counting"))
+    sites = len(activation_sites(model))
+    calls.clear()
     model(**batch(model)).loss.backward()
-    assert calls == {"forward": LAYERS, "backward": LAYERS}
+    assert calls == {"forward": sites, "backward": sites}
     with torch.no_grad():
         model(**batch(model))
     unpatch_model(model)
     model(**batch(model)).loss.backward()
-    assert calls == {"forward": LAYERS, "backward": LAYERS}
+    assert calls == {"forward": sites, "backward": sites}
 
 
 @each_model
@@ -169,10 +178,12 @@ def test_report_lists_every_site() -> None:
     report = patch_model(tiny_model("llama"), InvActConfig(exclude=("*.0.mlp",)))
     assert report.patched == 1
     assert str(report).splitlines() == [
-        "inverted activations: 1 of 2 sites patched",
-        "  site                       block     activation      plan",
-        "  model.layers.0.mlp.act_fn  LlamaMLP  SiLUActivation  left alone: excluded by the config",
-        "  model.layers.1.mlp.act_fn  LlamaMLP  SiLUActivation  save output (silu)",
+        "inverted activations: 1 of 2 sites patched, 756 B per token less for the backward pass",
+        "  site                       block     activation      plan                each keeps per token  why",
+        "  model.layers.0.mlp.act_fn  LlamaMLP  SiLUActivation  -                                         "
+        "left alone: excluded by the config",
+        "  model.layers.1.mlp.act_fn  LlamaMLP  SiLUActivation  gate-output (silu)  1,536 B -> 780 B",
+        "  gate-output: keeps the product, up and one bit per element; approximate gradients",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,17 +34,36 @@ def test_a_refusal_is_a_value_error() -> None:
 
 def test_a_model_without_any_block() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    with refusal(model, "no block to patch in Sequential", "GPT2MLP, BertIntermediate, MistralMLP, LlamaMLP"):
+    with refusal(
+        model,
+        "no activation to invert in Sequential (ReLU is left alone: its gradient already uses the output)",
+        "Supported: AccurateGELUActivation, BloomGelu, ClippedGELUActivation, ELU, ",
+        "hf_invact.register_activation",
+        "register_block(BlockClass, activation=",
+    ):
         patch_model(model)
-    with refusal(model, "Found no block with an activation", "register_block(BlockClass, activation="):
-        patch_model(model)
+    with refusal(nn.Linear(2, 2), "no activation to invert in Linear. Supported: "):
+        patch_model(nn.Linear(2, 2))
 
 
-def test_a_model_with_blocks_that_are_not_known_names_them() -> None:
-    model = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.GELU()), nn.TransformerEncoderLayer(8, 2)])
-    model[1].act = ACT2FN["gelu_new"]
-    with refusal(model, "Found blocks with an activation: Sequential, TransformerEncoderLayer"):
-        patch_model(model)
+def test_blocks_that_are_not_known_are_patched_or_left_alone_by_name() -> None:
+    model = nn.ModuleDict(
+        {
+            "known by its form": nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Linear(2, 2)),
+            "not used": nn.TransformerEncoderLayer(8, 2),
+            "without a consumer": nn.Sequential(nn.Linear(2, 2), nn.GELU()),
+        }
+    )
+    model["not used"].act = ACT2FN["gelu_new"]
+    assert [(site.name, site.plan, site.reason) for site in patch_model(model).sites] == [
+        ("known by its form.1", "output", ""),
+        ("not used.act", None, "left alone: not measured (TransformerEncoderLayer does not call it)"),
+        (
+            "without a consumer.1",
+            None,
+            "left alone: not measured (what uses the result of Sequential cannot be run by itself)",
+        ),
+    ]
 
 
 @pytest.mark.parametrize("field", ["include", "exclude"])
@@ -82,7 +102,7 @@ def test_an_activation_that_is_not_known(activation: nn.Module) -> None:
     with refusal(
         model,
         f"model.layers.1.mlp.act_fn: the activation {kind} is not known",
-        "Supported: AccurateGELUActivation, ClippedGELUActivation, ELU, ",
+        "Supported: AccurateGELUActivation, BloomGelu, ClippedGELUActivation, ELU, ",
         "hf_invact.register_activation",
         "exclude=[...]",
     ):
@@ -104,6 +124,10 @@ class Unhashable:
         return x
 
 
+class OwnSiLU(nn.SiLU):
+    """A subclass, which may compute anything."""
+
+
 def test_a_callable_that_cannot_be_looked_up_is_not_known_either() -> None:
     model = tiny_model("bert", activation=Unhashable())
     with refusal(model, "Unhashable", "is not known"):
@@ -115,8 +139,23 @@ def test_the_ways_out_that_the_message_names() -> None:
     model.model.layers[0].mlp.act_fn = nn.Softsign()
     assert patch_model(model, InvActConfig(exclude=("*.0.mlp",))).patched == 1
     unpatch_model(model)
-    register_activation("silu", used_as=[nn.Softsign])
+    model.model.layers[0].mlp.act_fn = OwnSiLU()
+    with refusal(model, "OwnSiLU is not known"):
+        patch_model(model)
+    register_activation("silu", used_as=[OwnSiLU])
     assert patch_model(model).patched == 2
+
+
+def test_an_activation_that_is_registered_as_what_it_is_not() -> None:
+    model = tiny_model("llama")
+    activation = model.model.layers[0].mlp.act_fn = nn.Softsign()
+    register_activation("silu", used_as=[nn.Softsign])
+    first, second = patch_model(model).sites
+    assert (first.plan, second.plan) == (None, "gate-output")
+    assert re.fullmatch(
+        r"left alone: the block's result would change by [0-9.]+, which rounding does not explain", first.reason
+    )
+    assert model.model.layers[0].mlp.act_fn is activation
 
 
 def test_a_model_whose_activations_would_all_gain_nothing() -> None:

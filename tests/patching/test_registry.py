@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from hf_invact import patch_model, register_block, unpatch_model
 from hf_invact.patching import activation_sites
-from hf_invact.patching.registry import find_blocks, registered_blocks
+from hf_invact.patching.activations import full_name
+from hf_invact.patching.registry import Block, find_activations, registered_blocks
 from tests.helpers import normal
 from tests.models import LAYERS, tiny_model
 
@@ -25,6 +26,12 @@ class SpecialFeedForward(FeedForward):
     pass
 
 
+def block_of(module: nn.Module) -> Block | None:
+    """What the class of a module with one activation is registered as."""
+    (found,) = find_activations(module)
+    return found.block
+
+
 @pytest.mark.parametrize(
     ("name", "first", "cls"),
     [
@@ -37,10 +44,12 @@ class SpecialFeedForward(FeedForward):
 def test_finds_the_blocks_of_a_model_in_its_order(name: str, first: str, cls: str) -> None:
     model = tiny_model(name)
     sites = [first.replace(".0.", f".{layer}.") for layer in range(LAYERS)]
+    if name == "bert":
+        sites.append("cls.predictions.transform.transform_act_fn")  # by its form
     assert activation_sites(model) == sites
-    found = list(find_blocks(model))
-    assert [f"{name}.{block.activation}" for name, _, block in found] == sites
-    assert [type(module).__name__ for _, module, _ in found] == [cls] * LAYERS
+    registered = [found for found in find_activations(model) if found.block is not None]
+    assert [found.site for found in registered] == sites[:LAYERS]
+    assert [type(found.module).__name__ for found in registered] == [cls] * LAYERS
     patch_model(model)
     assert activation_sites(model) == sites
 
@@ -75,8 +84,13 @@ def test_a_registered_block_is_patched_and_so_are_its_subclasses(cls: type[FeedF
 
 def test_a_subclass_may_be_registered_on_its_own() -> None:
     register_block(SpecialFeedForward, activation="squash")
-    assert activation_sites(FeedForward()) == []
-    assert activation_sites(SpecialFeedForward()) == ["squash"]
+    assert block_of(FeedForward()) is None  # and found by its form
+    assert block_of(SpecialFeedForward()) == Block(full_name(SpecialFeedForward), "squash")
+
+
+def test_what_is_in_the_place_of_a_registered_blocks_activation_is_found_whatever_it_is() -> None:
+    register_block(FeedForward, activation="up")
+    assert activation_sites(FeedForward()) == ["up"]
 
 
 def test_registering_twice_alike_is_harmless() -> None:
@@ -90,4 +104,6 @@ def test_registering_twice_differently_is_refused() -> None:
     register_block(FeedForward, activation="squash")
     with pytest.raises(ValueError, match=r"FeedForward is registered already, with its activation in 'squash'"):
         register_block(FeedForward, activation="act")
-    assert activation_sites(FeedForward()) == ["squash"]
+    with pytest.raises(ValueError, match=r"its activation in 'squash', not gated"):
+        register_block(FeedForward, activation="squash", is_gated=True)
+    assert block_of(FeedForward()) == Block(full_name(FeedForward), "squash")

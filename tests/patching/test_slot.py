@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hf_invact.curves import SILU
 from hf_invact.patching import slot
+from hf_invact.patching.plans import GATE_OUTPUT, OUTPUT
 from tests.helpers import normal
 
 
@@ -31,14 +32,16 @@ def test_install_and_restore(make: Callable[[], Any]) -> None:
     original = make()
     module = block(original)
     children, attributes = list(module._modules), list(vars(module))
-    slot.install(module, "act", SILU, "eager")
+    slot.install(module, "act", SILU, "eager", OUTPUT)
     assert isinstance(module.act, slot.PatchedActivation)
-    assert (module.act.curve, module.act.backend) == (SILU, "eager")
+    assert (module.act.curve, module.act.backend, module.act.plan) == (SILU, "eager", OUTPUT)
+    assert slot.plan_of(module, "act") is OUTPUT
     assert slot.original_of(module.act) is original
     assert slot.patched_attributes(module) == ["act"]
     slot.restore(module, "act")
     assert module.act is original
     assert slot.patched_attributes(module) == []
+    assert slot.plan_of(module, "act") is None
     assert (list(module._modules), list(vars(module))) == (children, attributes)
 
 
@@ -46,9 +49,9 @@ def test_install_and_restore(make: Callable[[], Any]) -> None:
 def test_install_over_a_patched_slot_keeps_the_first_original(make: Callable[[], Any]) -> None:
     original = make()
     module = block(original)
-    slot.install(module, "act", SILU, "auto")
-    slot.install(module, "act", SILU, "eager")
-    assert module.act.backend == "eager"
+    slot.install(module, "act", SILU, "auto", OUTPUT)
+    slot.install(module, "act", SILU, "eager", GATE_OUTPUT)
+    assert (module.act.backend, module.act.plan) == ("eager", GATE_OUTPUT)
     assert module.act.original is original
 
 
@@ -70,7 +73,7 @@ def test_the_original_is_no_submodule(make: Callable[[], Any]) -> None:
 def test_mode_of_the_original_is_taken_over_and_given_back(training: bool) -> None:
     original = nn.SiLU().train(training)
     module = block(original)
-    slot.install(module, "act", SILU, "auto")
+    slot.install(module, "act", SILU, "auto", OUTPUT)
     assert module.act.training is training
     module.train(not training)
     slot.restore(module, "act")
@@ -98,7 +101,7 @@ def test_the_original_computes_where_no_gradient_is_needed(needs_gradient: bool)
 
 def test_prints_what_it_does_and_what_it_replaces() -> None:
     assert repr(slot.PatchedActivation(nn.SiLU(), SILU, "eager")) == (
-        "PatchedActivation(curve='silu', backend='eager', original=SiLU())"
+        "PatchedActivation(curve='silu', backend='eager', plan='output', original=SiLU())"
     )
 
 

@@ -26,7 +26,7 @@ CONFIG = InvActConfig(include=("*.mlp",), exclude=("*.0.mlp",), backend="eager")
 MISTAKES = {
     '{"include": ': "is not valid JSON",
     "": "is not valid JSON",
-    '{"includes": ["*"]}': r"unknown option 'includes' .*did you mean 'include'.*known: include, exclude, backend",
+    '{"includes": ["*"]}': r"unknown option 'includes' .*did you mean 'include'.*known: include, exclude, plan",
     '{"include": "*.mlp"}': "include must be a list of patterns",
     '{"exclude": null}': "exclude must be a list of patterns",
     '{"backend": "cuda"}': r"unknown backend 'cuda'; known: auto, eager",

@@ -43,7 +43,8 @@ def test_patching_lowers_the_logged_bytes(tmp_path: Path) -> None:
         trainer.train()
         return training_logs(trainer)[0][SAVED]
 
-    assert logged(False) - logged(True) == 2 * (1 - 1 / 32) * 2 * 16 * 96 * 4
+    # Two MLPs, and the prediction head, which has an activation too.
+    assert logged(False) - logged(True) == (1 - 1 / 32) * (2 * 96 + 32) * 2 * 16 * 4
 
 
 def test_only_training_logs_have_figures(tmp_path: Path) -> None:
