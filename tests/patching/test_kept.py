@@ -1,0 +1,123 @@
+"""What a block keeps for the backward pass, whatever is trained: as little as can be, and never more than before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_invact import InvActConfig, PatchReport, patch_model
+from hf_invact.memory import SavedActivations
+from hf_invact.patching.plans import PLANS
+from tests.models import MODEL_NAMES, batch, each_model
+from tests.patching.mlps import GATED, MLP, Training
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+ALL = ("up", "down")
+TRAININGS = {
+    "bf16": Training(),
+    "autocast": Training(torch.float32, autocast=True),
+    "down frozen": Training(frozen=("down",)),
+    "MLP frozen": Training(frozen=ALL),
+    "adapters bf16": Training(adapters=ALL),
+    "adapters bf16, dropout": Training(adapters=ALL, dropout=0.05),
+    "adapters fp32, autocast": Training(adapters=ALL, are_adapters_float32=True, autocast=True),
+}
+# In tensors of the intermediate size: (plain, patched) of a GELU MLP, and of a gated one.
+KEPT = {
+    "bf16": ((2.0, 1.0625), (4.0, 2.0625)),
+    "autocast": ((2.0, 1.0625), (4.0, 2.0625)),
+    "down frozen": ((1.0, 1.0), (3.0, 2.0)),
+    "MLP frozen": ((1.0, 1.0), (3.0, 2.0)),
+    "adapters bf16": ((2.0, 1.0625), (4.0, 2.0625)),
+    "adapters bf16, dropout": ((3.0, 3.0), (5.0, 4.0)),
+    "adapters fp32, autocast": ((2.0, 2.0), (4.0, 3.0)),
+}
+each_training = pytest.mark.parametrize("training", TRAININGS)
+
+
+def patch(mlp: MLP, config: InvActConfig | None = None) -> PatchReport:
+    with mlp.autocast():
+        return patch_model(mlp.model, config)
+
+
+@each_training
+@each_model
+def test_what_a_block_keeps(name: str, training: str) -> None:
+    mlp = MLP(name, TRAININGS[training])
+    plain = mlp.kept()
+    (site, *_) = patch(mlp).sites
+    assert (plain, mlp.kept()) == KEPT[training][name in GATED]
+    if mlp.kept() == plain:
+        assert (site.plan, site.reason) == (None, "left alone: nothing would keep less")
+    elif name in GATED:
+        assert site.plan == ("gate-inputs" if mlp.kept().is_integer() else "gate-output")
+    else:
+        assert site.plan == "output"
+
+
+@each_training
+@each_model
+def test_a_blocks_result_is_the_same_and_its_gradients_are_close(name: str, training: str) -> None:
+    mlp = MLP(name, TRAININGS[training])
+    y, plain = mlp.result_and_gradients()
+    (site, *_) = patch(mlp).sites
+    patched_y, patched = mlp.result_and_gradients()
+    assert torch.equal(patched_y, y)
+    for gradient, expected in zip(patched, plain, strict=True):
+        if site.plan is None or PLANS[site.plan].exact:
+            assert torch.equal(gradient, expected)
+        else:
+            assert (gradient.double() - expected.double()).norm() < 0.01 * expected.double().norm()
+
+
+@st.composite
+def trainings(draw: st.DrawFn) -> Training:
+    half, autocast = draw(st.sampled_from([(None, False), (None, True), ("bfloat16", False), ("bfloat16", True)]))
+    subsets = st.sampled_from([(), ("up",), ("down",), ALL])
+    return Training(
+        dtype=torch.bfloat16 if half else torch.float32,
+        autocast=autocast,
+        frozen=draw(subsets),
+        adapters=draw(subsets),
+        dropout=draw(st.sampled_from([0.0, 0.05])),
+        # Beside weights in half precision they work under autocast alone.
+        are_adapters_float32=autocast and draw(st.booleans()),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(name=st.sampled_from(MODEL_NAMES), training=trainings())
+def test_no_block_keeps_more_than_before(name: str, training: Training) -> None:
+    mlp = MLP(name, training)
+    plain = mlp.kept()
+    patch(mlp)
+    assert mlp.kept() <= plain
+
+
+@pytest.mark.parametrize("training", ["bf16", "down frozen", "adapters bf16, dropout"])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_no_plan_keeps_less_than_the_one_that_is_chosen(name: str, training: str) -> None:
+    mlp = MLP(name, TRAININGS[training])
+    patch(mlp)
+    chosen = mlp.kept()
+    for plan in PLANS:
+        patch(mlp, InvActConfig(plan=plan))
+        assert chosen <= mlp.kept()
+
+
+@each_training
+@each_model
+def test_the_figures_of_the_report_are_those_of_a_training_step(name: str, training: str) -> None:
+    mlp = MLP(name, TRAININGS[training])
+
+    def total_bytes() -> int:
+        torch.manual_seed(0)
+        with SavedActivations(mlp.model) as saved, mlp.autocast():
+            mlp.model(**batch(mlp.model))
+        return saved.total_bytes
+
+    plain = total_bytes()
+    report = patch(mlp)
+    assert plain - total_bytes() == report.saved_bytes_per_token * 2 * 16
