@@ -133,7 +133,7 @@ def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
     modules = list(module.modules())
     attributes = [dict(vars(each)) for each in modules]
     registered = [dict(each._buffers) for each in modules]
-    values = [(buffer, buffer._version, buffer.detach().clone()) for buffer in module.buffers()]
+    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     devices = [] if device.type in ("cpu", "meta") else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"), torch.enable_grad():
         try:
@@ -146,7 +146,5 @@ def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
                 vars(each).update(before)
                 each._buffers.clear()
                 each._buffers.update(buffers)
-            with torch.no_grad():
-                for buffer, version, value in values:
-                    if buffer._version != version:
-                        buffer.copy_(value)
+            for buffer, value in values:
+                buffer.data.copy_(value)  # as data: a graph that has saved the buffer must not take it for changed
