@@ -76,7 +76,7 @@ def _attempts(model: nn.Module, module: nn.Module) -> Iterator[Scope]:
 def _require_whole(module: nn.Module) -> None:
     for weight in module.parameters():
         if isinstance(weight, torch.distributed.tensor.DTensor) or hasattr(weight, "ds_id") or weight.numel() == 0:
-            raise NoProbeError("its weights are sharded")
+            raise NoProbeError("its weights are sharded or missing")
 
 
 def _widths(model: nn.Module, module: nn.Module) -> list[int]:
