@@ -209,3 +209,14 @@ def test_without_weights_it_is_measured_or_decided_by_rule(name: str) -> None:
     under_autocast = patch_model(model, InvActConfig(autocast_dtype=torch.bfloat16)).sites
     assert [figures(site)[0] for site in under_autocast] == [plan for plan, *_ in real]
     assert all(site.reason.startswith("by rule, not measured: ") for site in under_autocast)
+
+
+@each_model
+def test_weights_whose_results_cannot_be_compared_are_measured_too(name: str) -> None:
+    """As some ranks hold them while another loads the real ones."""
+    real = patch_model(tiny_model(name))
+    model = tiny_model(name)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(torch.nan)
+    assert patch_model(model) == real
