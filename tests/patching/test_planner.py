@@ -219,3 +219,14 @@ def test_without_weights_a_block_that_is_not_registered_is_left_alone() -> None:
     head = patch_model(model).sites[-1]
     assert (head.name, head.plan) == ("cls.predictions.transform.transform_act_fn", None)
     assert head.reason == "left alone: not measured (its weights are sharded or missing)"
+
+
+@each_model
+def test_weights_whose_results_cannot_be_compared_are_measured_too(name: str) -> None:
+    """As some ranks hold them while another loads the real ones."""
+    real = patch_model(tiny_model(name))
+    model = tiny_model(name)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(torch.nan)
+    assert patch_model(model) == real
