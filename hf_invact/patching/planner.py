@@ -42,7 +42,6 @@ class Planner:
 
     def __init__(self, model: nn.Module, config: InvActConfig) -> None:
         self.model, self.config = model, config
-        self.autocast_dtype = config.autocast_dtype or _active_autocast(model)
         self._decisions: dict[tuple[object, ...], Decision] = {}
         self._signatures: dict[nn.Module, tuple[object, ...]] = {}
 
@@ -72,7 +71,7 @@ class Planner:
     def _decide(self, name: str, attribute: str, inverse: Inverse, by_rule: Plan | None) -> Decision:
         try:
             scope = find_scope(self.model, name, attribute)
-            plain = measure(scope, self.autocast_dtype)
+            plain = measure(scope, self.config.autocast_dtype)
         except NoProbeError as error:
             return self._unmeasured(by_rule, str(error))
         return self._measured(scope, plain, self.model.get_submodule(name), attribute, inverse)
@@ -94,7 +93,7 @@ class Planner:
         for plan in wanted:
             try:
                 with slot.tried(block, attribute, inverse, self.config.backend, plan):
-                    measured = measure(scope, self.autocast_dtype)
+                    measured = measure(scope, self.config.autocast_dtype)
             except NotAGateError as error:
                 reasons.append(str(error))
                 continue
@@ -127,10 +126,3 @@ def _difference(plain: Measurement, measured: Measurement) -> str | None:
     if change <= allowed:
         return None
     return f"the block's result would change by {change:.2g}, which rounding does not explain"
-
-
-def _active_autocast(model: nn.Module) -> torch.dtype | None:
-    device = next((weight.device.type for weight in model.parameters()), "cpu")
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)

@@ -74,6 +74,10 @@ class Measurement:
 def measure(scope: Scope, autocast_dtype: torch.dtype | None) -> Measurement:
     """Run forward in training mode, for `TOKENS` and for twice as many, and backward.
 
+    Args:
+        scope: what to run.
+        autocast_dtype: what it runs under; None leaves the autocast that is active, if any.
+
     Raises:
         NotAGateError: a strict `PendingActivation` was used otherwise.
         NoProbeError: anything else was raised.

@@ -72,10 +72,8 @@ def _attempts(model: nn.Module, module: nn.Module) -> Iterator[Scope]:
 def _require_whole(module: nn.Module) -> None:
     for weight in module.parameters():
         is_part = hasattr(weight, "device_mesh") or hasattr(weight, "ds_id")  # of a DTensor, of DeepSpeed's ZeRO-3
-        if is_part or weight.numel() == 0:
-            raise NoProbeError("its weights are sharded")
-        if weight.is_meta:
-            raise NoProbeError("its weights are missing")
+        if is_part or weight.numel() == 0 or weight.is_meta:
+            raise NoProbeError("its weights are sharded or missing")
 
 
 def _widths(model: nn.Module, module: nn.Module) -> list[int]:
@@ -94,9 +92,9 @@ def _try(scope: Scope, block: nn.Module, attribute: str) -> tuple[Tensor, list[T
 
 
 def _uses(output: Tensor, result: Tensor) -> bool:
-    """Whether more is returned than the activation's result, or its product: else what uses it is elsewhere."""
+    """Whether more is returned than the activation's result, a view or a product of it: else it is used elsewhere."""
     function = output.grad_fn
-    if function is None or function is result.grad_fn:
+    if function is None or output.untyped_storage()._cdata == result.untyped_storage()._cdata:
         return False
     is_product = type(function).__name__ == "MulBackward0"
     return not (is_product and any(before is result.grad_fn for before, _ in function.next_functions))

@@ -34,6 +34,19 @@ def test_patterns_that_are_no_list_of_strings_are_refused(field: str, patterns: 
         InvActConfig(**{field: patterns})
 
 
+@pytest.mark.parametrize("plan", ["outputs", "", None], ids=repr)
+def test_an_unknown_plan_is_refused_with_the_known_ones(plan: Any) -> None:
+    known = "auto, gate-inputs, input, gate-output, output"
+    with pytest.raises(ValueError, match=rf"unknown plan {plan!r}; known: {known}"):
+        InvActConfig(plan=plan)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", torch.float32, "float32", 16], ids=repr)
+def test_what_is_no_dtype_of_autocast_is_refused_with_the_known_ones(dtype: Any) -> None:
+    with pytest.raises(ValueError, match="autocast_dtype must be one of bfloat16, float16 or null, got"):
+        InvActConfig(autocast_dtype=dtype)
+
+
 @pytest.mark.parametrize("backend", ["cuda", ""], ids=repr)
 def test_an_unknown_backend_is_refused_with_the_known_ones(backend: str) -> None:
     with pytest.raises(ValueError, match=rf"unknown backend '{backend}'; known: auto, eager"):

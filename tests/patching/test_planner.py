@@ -210,7 +210,7 @@ def test_without_weights_a_rule_decides(name: str) -> None:
         model = tiny_model(name)
     sites = [site for site in patch_model(model).sites if site.name.startswith(REGISTERED)]
     assert [figures(site) for site in sites] == [(plan, None, None) for plan in real]
-    assert all(site.reason == "by rule, not measured: its weights are missing" for site in sites)
+    assert all(site.reason == "by rule, not measured: its weights are sharded or missing" for site in sites)
 
 
 def test_without_weights_a_block_that_is_not_registered_is_left_alone() -> None:
@@ -218,4 +218,15 @@ def test_without_weights_a_block_that_is_not_registered_is_left_alone() -> None:
         model = tiny_model("bert")
     head = patch_model(model).sites[-1]
     assert (head.name, head.plan) == ("cls.predictions.transform.transform_act_fn", None)
-    assert head.reason == "left alone: not measured (its weights are missing)"
+    assert head.reason == "left alone: not measured (its weights are sharded or missing)"
+
+
+@each_model
+def test_weights_whose_results_cannot_be_compared_are_measured_too(name: str) -> None:
+    """As some ranks hold them while another loads the real ones."""
+    real = patch_model(tiny_model(name))
+    model = tiny_model(name)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(torch.nan)
+    assert patch_model(model) == real

@@ -87,4 +87,4 @@ def test_without_weights_a_stated_rule_decides() -> None:
         model = mistral(2)
     report = patch_model(model)
     assert [(site.plan, site.before) for site in report.sites] == [("gate-output", None)] * 2
-    assert all(site.reason == "by rule, not measured: its weights are missing" for site in report.sites)
+    assert all(site.reason == "by rule, not measured: its weights are sharded or missing" for site in report.sites)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from hf_invact import InvActConfig, InvertedActivationsCallback, PatchingError, unpatch_model
+from hf_invact import InvActConfig, InvertedActivationsCallback, PatchingError, patch_model, unpatch_model
 from hf_invact.patching import activation_sites
 from tests.models import each_model, tiny_model
 from tests.trainer.helpers import (
@@ -60,8 +61,6 @@ def test_without_the_flag_the_callback_itself_decides(tmp_path: Path) -> None:
 
 
 def test_a_callback_that_is_off_leaves_a_model_patched_that_was(tmp_path: Path) -> None:
-    from hf_invact import patch_model
-
     model = tiny_model("llama")
     patch_model(model)
     make_trainer(model, arguments(tmp_path), InvertedActivationsCallback()).train()
@@ -93,6 +92,27 @@ def test_config_of_the_callback_or_of_the_arguments(
     make_trainer(tiny_model("llama"), args, callback)
     assert callback.report is not None
     assert [index for index, site in enumerate(callback.report.sites) if site.curve] == patched
+
+
+@pytest.mark.parametrize(
+    ("options", "own", "expected"),
+    [
+        ({}, None, None),
+        ({"bf16": True}, None, torch.bfloat16),
+        ({"bf16": True}, InvActConfig(backend="eager"), torch.bfloat16),
+        ({"bf16": True}, InvActConfig(autocast_dtype=torch.float16), torch.float16),
+        ({}, InvActConfig(autocast_dtype=torch.bfloat16), torch.bfloat16),
+    ],
+    ids=["float32", "bf16", "bf16, own config", "own config goes first", "own config"],
+)
+def test_measures_under_the_autocast_of_the_training(
+    options: dict[str, Any], own: InvActConfig | None, expected: torch.dtype | None, tmp_path: Path
+) -> None:
+    args = arguments(tmp_path, use_inverted_activations=True, **options)
+    callback = InvertedActivationsCallback(own)
+    make_trainer(tiny_model("bert"), args, callback)
+    assert callback.report == patch_model(tiny_model("bert"), InvActConfig(autocast_dtype=expected))
+    assert (callback.report == patch_model(tiny_model("bert"))) == (expected is None)
 
 
 def test_training_twice_patches_twice(tmp_path: Path) -> None:

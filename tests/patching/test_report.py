@@ -1,0 +1,101 @@
+"""What a user reads about a patched model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from torch import nn
+
+from hf_invact import InvActConfig, PatchReport, patch_model
+from hf_invact.patching import Site
+from tests.models import tiny_model
+from tests.patching.mlps import MLP, Training
+
+SITE = Site("layers.0.mlp.act", "MLP", "GELU", "gelu", "output", 2048, 1088)
+
+
+def report_of(*names: str) -> PatchReport:
+    return PatchReport(tuple(replace(SITE, name=name) for name in names))
+
+
+def test_of_a_model_with_equal_layers() -> None:
+    assert str(patch_model(tiny_model("llama", num_hidden_layers=12))).splitlines() == [
+        "inverted activations: 12 of 12 sites patched, 9,072 B per token less for the backward pass",
+        "  site                               block     activation      plan                each keeps per token",
+        "  model.layers.0-11.mlp.act_fn (12)  LlamaMLP  SiLUActivation  gate-output (silu)  1,536 B -> 780 B",
+        "  gate-output: keeps the product, up and one bit per element; approximate gradients",
+    ]
+
+
+def test_of_a_model_with_different_blocks() -> None:
+    model = nn.ModuleDict({"text": tiny_model("bert"), "decoder": tiny_model("llama")})
+    model["decoder"].model.layers[1].mlp.down_proj.requires_grad_(False)
+    model["decoder"].model.layers[0].mlp.act_fn = nn.ReLU()
+    report = patch_model(model, InvActConfig(exclude=("text.cls.*",)))
+    rows = [[cell for cell in line.split("  ") if cell] for line in str(report).splitlines()]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["inverted activations: 3 of 5 sites patched, 1,128 B per token less for the backward pass"],
+        ["site", "block", "activation", "plan", "each keeps per token", "why"],
+        [
+            "text.bert.encoder.layer.0-1.intermediate.intermediate_act_fn (2)",
+            *("BertIntermediate", "GELUActivation", "output (gelu)", "1,032 B -> 660 B"),
+        ],
+        [
+            "text.cls.predictions.transform.transform_act_fn",
+            *("BertPredictionHeadTransform", "GELUActivation", "-", "left alone: excluded by the config"),
+        ],
+        [
+            "decoder.model.layers.0.mlp.act_fn",
+            *("LlamaMLP", "ReLU", "-", "left alone: its gradient already uses the output"),
+        ],
+        [
+            "decoder.model.layers.1.mlp.act_fn",
+            *("LlamaMLP", "SiLUActivation", "gate-inputs (silu)", "1,152 B -> 768 B"),
+        ],
+        ["gate-inputs: keeps gate and up; exact gradients"],
+        ["output: keeps the output and one bit per element; approximate gradients"],
+    ]
+
+
+def test_of_a_model_that_is_left_alone() -> None:
+    report = patch_model(MLP("gpt2", Training(frozen=("down",))).model)
+    assert str(report).splitlines() == [
+        "inverted activations: 0 of 1 sites patched",
+        "  site                     block    activation  plan  each keeps per token  why",
+        "  transformer.h.0.mlp.act  GPT2MLP  GELUTanh    -     192 B -> 192 B        "
+        "left alone: nothing would keep less",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "joined"),
+    [
+        (["layers.0.act"], "layers.0.act"),
+        (["layers.0.act", "layers.1.act"], "layers.0-1.act (2)"),
+        ([f"layers.{layer}.act" for layer in (0, 1, 2, 5, 9, 10, 11)], "layers.0-2,5,9-11.act (7)"),
+        ([f"layers.{n}.experts.{e}.act" for n in (1, 3) for e in range(4)], "layers.1,3.experts.0-3.act (8)"),
+        (["blocks.0.mlp2.act", "blocks.1.mlp2.act"], "blocks.0-1.mlp2.act (2)"),
+    ],
+)
+def test_equal_sites_share_a_row(names: list[str], joined: str) -> None:
+    assert str(report_of(*names)).splitlines()[2].split("  ")[1] == joined
+
+
+def test_equal_sites_share_a_row_wherever_they_stand() -> None:
+    report = report_of("0.a", "0.b", "1.a", "1.b")
+    assert [line.split("  ")[1].strip() for line in str(report).splitlines()[2:4]] == ["0-1.a (2)", "0-1.b (2)"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [(768, 396, "768 B -> 396 B"), (9000, 10 * 1024, "9,000 B -> 10.0 KiB"), (88064, 45408, "86.0 KiB -> 44.3 KiB")],
+)
+def test_sizes_are_read_at_a_glance(before: int, after: int, text: str) -> None:
+    assert text in str(PatchReport((replace(SITE, before=before, after=after),)))
+
+
+def test_the_whole_is_the_sum_of_what_was_measured() -> None:
+    sites = (SITE, replace(SITE, before=None, after=None), replace(SITE, curve=None, plan=None))
+    assert PatchReport(sites).saved_bytes_per_token == 2048 - 1088
+    assert PatchReport(sites).patched == 2

@@ -1,0 +1,169 @@
+"""What is run to probe an activation: the smallest module that holds what consumes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+
+from hf_invact import InvActConfig, patch_model
+from hf_invact.patching.probe import NoProbeError
+from hf_invact.patching.scopes import find_scope
+from tests.models import each_model, tiny_model
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "attribute", "scope", "method"),
+    [
+        ("gpt2", "transformer.h.0.mlp", "act", "GPT2MLP", "forward"),
+        ("llama", "model.layers.1.mlp", "act_fn", "LlamaMLP", "forward"),
+        ("bert", "bert.encoder.layer.0.intermediate", "intermediate_act_fn", "BertLayer", "feed_forward_chunk"),
+        ("bert", "cls.predictions.transform", "transform_act_fn", "BertPredictionHeadTransform", "forward"),
+    ],
+)
+def test_scope_of_a_block(name: str, block: str, attribute: str, scope: str, method: str) -> None:
+    found = find_scope(tiny_model(name).bfloat16(), block, attribute)
+    assert (type(found.module).__name__, found.method.__name__) == (scope, method)
+    assert (found.width, found.dtype, found.device.type, found.has_mask) == (32, torch.bfloat16, "cpu", False)
+
+
+class Inner(nn.Module):
+    """A projection and its activation, without what consumes it, as in BERT."""
+
+    def __init__(self, after: Callable[[Tensor], Any] = lambda y: y) -> None:
+        super().__init__()
+        self.dense, self.act, self.after = nn.Linear(8, 32), nn.GELU(), after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.act(self.dense(x)))
+
+
+class Layer(nn.Module):
+    def __init__(self, inner: Inner) -> None:
+        super().__init__()
+        self.inner, self.out = inner, nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return self.out(y[0] if isinstance(y, (tuple, list)) else y)
+
+
+class Demanding(Layer):
+    """Requires an attention mask, and uses it."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
+        assert attention_mask.dim() == 4, "a mask is required"
+        return super().forward(hidden_states)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [lambda y: y, lambda y: (y, None), lambda y: nn.functional.dropout(y, 0.1), lambda y: y.transpose(0, 1)],
+    ids=["itself", "in a tuple", "dropout", "transposed"],
+)
+def test_the_layer_around_is_run_where_the_block_returns_the_activation(after: Callable[[Tensor], Any]) -> None:
+    model = nn.Sequential(Layer(Inner(after)), nn.Tanh())
+    assert type(find_scope(model, "0.inner", "act").module) is Layer
+
+
+def test_a_mask_of_ones_is_given_where_none_will_not_do() -> None:
+    found = find_scope(nn.Sequential(Demanding(Inner()), nn.Tanh()), "0.inner", "act")
+    assert (type(found.module), found.has_mask) == (Demanding, True)
+
+
+def test_a_block_whose_consumer_cannot_be_run_is_not_probed() -> None:
+    class Impossible(Layer):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("not by itself")
+
+    model = nn.Sequential(Impossible(Inner()), nn.ReLU())
+    model.forward = model[0].forward  # type: ignore[method-assign]
+    with pytest.raises(NoProbeError, match="what uses the result of Inner cannot be run by itself"):
+        find_scope(nn.ModuleList([model]), "0.0.inner", "act")
+
+
+def test_lists_of_modules_are_no_levels() -> None:
+    model = nn.ModuleDict({"a": nn.ModuleList([nn.ModuleList([nn.GELU()])]), "b": nn.Linear(8, 8)})
+    with pytest.raises(NoProbeError, match="the size of its hidden states is not known"):
+        find_scope(model, "a.0", "0")
+
+
+@pytest.mark.parametrize(
+    ("forward", "why"),
+    [
+        (lambda self, x: self.out(self.inner.dense(x)), "Layer does not call it"),
+        (lambda self, x: {"y": self.out(self.inner(x))}, "Inner cannot be run by itself: TypeError: "),
+    ],
+    ids=["not called", "no tensor"],
+)
+def test_reasons(forward: Callable[..., Any], why: str) -> None:
+    inner = Inner()
+    inner.forward = lambda: None  # type: ignore[method-assign]
+    layer = type("Layer", (Layer,), {"forward": forward})(inner)
+    with pytest.raises(NoProbeError, match=f"^{re.escape(why)}"):
+        find_scope(nn.ModuleList([layer]), "0.inner", "act")
+
+
+def test_a_long_reason_is_cut_to_one_line() -> None:
+    class Talkative(Layer):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("long " * 100 + "\nsecond line")
+
+    class Silent(Inner):
+        def forward(self, x: Tensor, required: dict[str, int]) -> Tensor:
+            return self.after(required["nothing"])
+
+    with pytest.raises(NoProbeError) as error:
+        find_scope(nn.ModuleList([Talkative(Silent())]), "0.inner", "act")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+RULES = {
+    "gpt2": ["output"] * 2,
+    "bert": ["output"] * 2 + [None],
+    "mistral": ["gate-output"] * 2,
+    "llama": ["gate-output"] * 2,
+}
+
+
+@each_model
+def test_weights_that_are_sharded_are_patched_by_rule(name: str, process_group: None) -> None:
+    model = tiny_model(name)
+    fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+    sites = patch_model(model).sites
+    # BERT's prediction head is not registered, so there is no rule for it.
+    assert [site.plan for site in sites] == RULES[name]
+    assert all("not measured" in site.reason and "its weights are sharded or missing" in site.reason for site in sites)
+
+
+@each_model
+def test_weights_that_are_missing_are_patched_by_rule(name: str) -> None:
+    model = tiny_model(name)
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0)
+    assert [site.plan for site in patch_model(model).sites] == RULES[name]
+
+
+@each_model
+def test_what_was_measured_before_the_weights_were_sharded_stays(name: str) -> None:
+    model = tiny_model(name)
+    measured = [site.plan for site in patch_model(model).sites]
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0)
+    sites = patch_model(model, InvActConfig(backend="eager")).sites
+    assert [site.plan for site in sites] == measured
+    assert all(site.reason.startswith("by rule, not measured") for site in sites)
