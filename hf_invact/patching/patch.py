@@ -43,7 +43,8 @@ class _Candidate:
 def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchReport:
     """Have the blocks of a model keep less for the backward pass around their activations.
 
-    Each kind of block is run on a few tokens with each `InvActConfig.plan`, and what keeps least is installed. Works in place, on the instances of this model alone. Parameters, state-dict keys and results without gradients
+    Each kind of block is run on a few tokens with each plan (see `InvActConfig`), and what keeps least is installed.
+    Works in place, on the instances of this model alone. Parameters, state-dict keys and results without gradients
     are unaffected. Calling it again is calling it once; with another config it applies that one.
 
     Args:
