@@ -41,8 +41,9 @@ class _Candidate:
 
 
 def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchReport:
-    """Have the activations of a model's blocks keep their output for the backward pass instead of their input.
+    """Have the blocks of a model keep less for the backward pass around their activations.
 
+    Each kind of block is run on a few tokens with each plan (see `InvActConfig`), and what keeps least is installed.
     Works in place, on the instances of this model alone. Parameters, state-dict keys and results without gradients
     are unaffected. Calling it again is calling it once; with another config it applies that one.
 
