@@ -97,7 +97,7 @@ def test_a_rising_function_needs_no_bit() -> None:
     assert (dx.double() - exact_derivative(registered.curve, x)).abs().max() < 1e-6
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     steepness=st.floats(0.3, 6.0),
     size=st.floats(0.05, 20.0),
