@@ -149,7 +149,7 @@ class Odd(nn.Module):
 class FailsLater(Odd):
     """Runs on a few tokens, and not on twice as many."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         assert x.shape[1] < 6, "too many tokens"
         return self.down(self.act(self.up(x)))
 
@@ -157,7 +157,7 @@ class FailsLater(Odd):
 class Overwrites(Odd):
     """Autograd refuses the gradient if the activation keeps its output."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         return self.down(self.act(self.up(x)).mul_(2.0))
 
 

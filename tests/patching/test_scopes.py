@@ -56,7 +56,7 @@ class Layer(nn.Module):
 class Demanding(Layer):
     """Requires an attention mask, and uses it."""
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         assert attention_mask.dim() == 4, "a mask is required"
         return super().forward(hidden_states)
 
@@ -82,7 +82,7 @@ def test_a_block_whose_consumer_cannot_be_run_is_not_probed() -> None:
             raise RuntimeError("not by itself")
 
     model = nn.Sequential(Impossible(Inner()), nn.ReLU())
-    model.forward = model[0].forward  # type: ignore[method-assign]
+    model.forward = model[0].forward
     with pytest.raises(NoProbeError, match="what uses the result of Inner cannot be run by itself"):
         find_scope(nn.ModuleList([model]), "0.0.inner", "act")
 
@@ -103,7 +103,7 @@ def test_lists_of_modules_are_no_levels() -> None:
 )
 def test_reasons(forward: Callable[..., Any], why: str) -> None:
     inner = Inner()
-    inner.forward = lambda: None  # type: ignore[method-assign]
+    inner.forward = lambda: None
     layer = type("Layer", (Layer,), {"forward": forward})(inner)
     with pytest.raises(NoProbeError, match=f"^{re.escape(why)}"):
         find_scope(nn.ModuleList([layer]), "0.inner", "act")
