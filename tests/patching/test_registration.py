@@ -156,9 +156,13 @@ def test_a_forward_that_changes_the_dtype_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["silu", "telu"])
 def test_a_name_is_given_once(name: str) -> None:
+    def steep(x: Tensor) -> Tensor:
+        return F.silu(2 * x)
+
     register_activation("telu", telu)
     with pytest.raises(ValueError, match=f"there is a curve named '{name}' already"):
-        register_activation(name, lambda x: F.silu(2 * x))
+        register_activation(name, steep)
+    assert curve_of(steep) is None
 
 
 def test_nothing_is_registered_when_something_is_refused() -> None:
