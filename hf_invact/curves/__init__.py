@@ -3,7 +3,7 @@
 from .catalogue import CURVES, GELU, GELU_TANH, MISH, QUICK_GELU, SILU, add_curve, clipped_gelu
 from .closed import HARDSWISH, LAPLACE, RELU2, RELU6, SQRTSOFTPLUS, elu, leaky_relu, selu, softplus
 from .custom import fit_curve
-from .record import ClosedForm, Curve, Fit, MeasuredError
+from .record import ClosedForm, Curve, Fit, Formula, Ratio
 from .shape import UnsuitableActivation
 from .xielu import XIELU
 
@@ -23,7 +23,8 @@ __all__ = [
     "ClosedForm",
     "Curve",
     "Fit",
-    "MeasuredError",
+    "Formula",
+    "Ratio",
     "UnsuitableActivation",
     "add_curve",
     "clipped_gelu",

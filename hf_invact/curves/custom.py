@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,8 +9,6 @@ from torch import Tensor
 from . import fitting
 from .record import Curve
 from .shape import Function, Shape, UnsuitableActivation, examine, grid
-
-DEGREES = (2, 4, 6, fitting.RIGHT_DEGREE)
 
 
 def fit_curve(name: str, forward: Function, derivative: Function | None, max_error: float) -> Curve:
@@ -28,10 +24,11 @@ def fit_curve(name: str, forward: Function, derivative: Function | None, max_err
     """
     derivative = derivative or _Autograd(forward)
     shape = examine(forward, derivative)
-    fit = fitting.fit(shape.x_min, shape.y_min, *_branches(forward, derivative, shape), degrees=DEGREES)
-    error = max(fit.error.right, fit.error.left)
-    if not error <= max_error:
-        raise UnsuitableActivation(f"the best fit of its derivative is off by {error:.2g}, more than {max_error:g}")
+    fit = fitting.fit(shape.x_min, shape.y_min, *_branches(forward, derivative, shape))
+    if not fit.fine.error <= max_error:
+        raise UnsuitableActivation(
+            f"the best fit of its derivative is off by {fit.fine.error:.2g}, more than {max_error:g}"
+        )
     return Curve(name, forward, derivative, fit)
 
 
@@ -63,14 +60,11 @@ def _spread(start: float, end: float, root: Function) -> Tensor:
 
 
 def _branches(forward: Function, derivative: Function, shape: Shape) -> tuple[fitting.Branch, fitting.Branch | None]:
-    def sample(start: float, end: float, rise: Callable[[Tensor], Tensor]) -> fitting.Branch:
-        x = _spread(start, end, lambda x: _root(rise(forward(x))))
+    def sample(start: float, end: float) -> fitting.Branch:
+        x = _spread(start, end, lambda x: _root(forward(x) - shape.y_min))
         y = forward(x)
-        return fitting.Branch(_root(rise(y)).numpy(), y.numpy(), derivative(x).numpy())
+        return fitting.Branch(_root(y - shape.y_min).numpy(), y.numpy(), derivative(x).numpy())
 
-    y_min = shape.y_min
     if shape.x_min is None:
-        return sample(shape.left_end, shape.right_end, lambda y: y - y_min), None
-    right = sample(shape.x_min, shape.right_end, lambda y: y - y_min)
-    left = sample(shape.x_min, shape.left_end, lambda y: y_min * torch.log(y / y_min))
-    return right, left
+        return sample(shape.left_end, shape.right_end), None
+    return sample(shape.x_min, shape.right_end), sample(shape.x_min, shape.left_end)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +9,19 @@ import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial, chebyshev
 from numpy.typing import NDArray
 
-from .record import Fit, MeasuredError
+from .record import Fit, Formula, Ratio
 
 Array = NDArray[Any]
 
 POINTS = 1500  # sample points of a branch
-RIGHT_DEGREE = 8  # of the numerator and of the denominator
-LEFT_DEGREE = 10
-ENOUGH = 1e-7  # a fit that is this good needs no higher degree
+# The lowest degree of numerator and denominator is taken whose error is no more than this share of the steepest slope.
+# (Higher degrees than a function needs leave the ratio free to have poles between the sample points.)
+DEGREES = range(2, 9)
+FINE = 1e-6
+COARSE = 5e-5
 LAWSON_STEPS = 100
-CENTERS = (1 / 3, 1 / 2, 2 / 3)  # candidates for Fit.center, as shares of the branch's largest root
+PAST_END = 1e-4  # of half the branch's largest root
+CENTERS = (1 / 3, 1 / 2, 2 / 3, 1)  # candidates for Ratio.center, as shares of the largest root
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Branch:
     """One side of the turning point, sampled outwards from it; float64, shape (points,) each.
 
     Attributes:
-        root: the variable of that side in `record.Fit`, without any rounding of the output.
+        root: the square root of ``y - y_min``, without any rounding of the output.
         output: ``f``.
         derivative: ``f'``.
     """
@@ -42,74 +44,65 @@ def shares() -> Array:
     return np.asarray(np.sin(np.pi / 2 * np.arange(POINTS) / (POINTS - 1)) ** 2)
 
 
-def fit(
-    x_min: float | None, y_min: float, right: Branch, left: Branch | None, degrees: Sequence[int] = (RIGHT_DEGREE,)
-) -> Fit:
-    """Minimax fits of both branches; of the right one alone for an activation that only rises.
-
-    The right one has the first of these degrees that is enough, or the best. (More degrees than a function needs leave
-    the ratio free to have poles between the sample points.)
-    """
-    ratio = _fit_rational(right.root, right.derivative, degrees[0])
-    for degree in degrees[1:]:
-        if ratio.error > ENOUGH:
-            ratio = min(ratio, _fit_rational(right.root, right.derivative, degree), key=lambda ratio: ratio.error)
-    polynomial, left_error = _fit_weighted_polynomial(left) if left is not None else ((), 0.0)
-    return Fit(
-        x_min=x_min,
-        y_min=y_min,
-        right_end=float(right.root[-1]),
-        center=ratio.center,
-        left_end=0.0 if left is None else float(left.root[-1]),
-        right_numerator=ratio.numerator,
-        right_denominator=ratio.denominator,
-        left=polynomial,
-        error=MeasuredError(right=ratio.error, left=left_error),
-    )
+def fit(x_min: float | None, y_min: float, right: Branch, left: Branch | None) -> Fit:
+    """Minimax fits of both branches; of the right one alone for an activation that only rises."""
+    steepest = float(np.abs(right.derivative).max())
+    fine_right, coarse_right = _ratios(right, steepest, is_left=False)
+    fine_left, coarse_left = (None, None) if left is None else _ratios(left, steepest, is_left=True)
+    return Fit(x_min, y_min, Formula(fine_right, fine_left), Formula(coarse_right, coarse_left))
 
 
-@dataclass(frozen=True)
-class _Rational:
-    center: float
-    numerator: tuple[float, ...]
-    denominator: tuple[float, ...]
-    error: float
+def _ratios(branch: Branch, steepest: float, is_left: bool) -> tuple[Ratio, Ratio]:
+    """The fine one and the coarse one."""
+    fine, coarse = FINE * steepest, COARSE * steepest
+    ratios: list[Ratio] = []
+    for degree in DEGREES:
+        ratios.append(_fit_ratio(branch, is_left, degree))
+        if ratios[-1].error <= fine:
+            break
+    best = min(ratios, key=lambda ratio: ratio.error)
+    return best, next((ratio for ratio in ratios if ratio.error <= coarse), best)
 
 
-def _fit_rational(s: Array, target: Array, degree: int) -> _Rational:
+def _fit_ratio(branch: Branch, is_left: bool, degree: int) -> Ratio:
     """Minimax rational fit: linearised least squares, reweighted by the error (Lawson) and by the last denominator."""
-    basis = chebyshev.chebvander(2 * s / s[-1] - 1, degree)
-    between = chebyshev.chebvander(np.linspace(-1, 1, 20 * POINTS), degree)[:, 1:]
-    weight: Array = np.ones_like(s)
-    denominator_values: Array = np.ones_like(s)
+    root, target = branch.root, branch.derivative
+    factor = branch.output if is_left else np.ones_like(root)
+    basis = chebyshev.chebvander(2 * root / root[-1] - 1, degree)
+    # Past the left end too, where the rounding of a root may lead, and a function with a logarithm draws poles near.
+    between = chebyshev.chebvander(np.linspace(-1, 1 + PAST_END * is_left, 20 * POINTS), degree)[:, 1:]
+    weight: Array = np.ones_like(root)
+    denominator_values: Array = np.ones_like(root)
     best_error = np.inf
     best: Array = np.zeros(2 * degree + 1)
-    system = np.hstack([basis, -target[:, None] * basis[:, 1:]])
+    system = np.hstack([factor[:, None] * basis, -target[:, None] * basis[:, 1:]])
     for _ in range(LAWSON_STEPS):
         scale = np.sqrt(weight) / np.abs(denominator_values)
         solution = np.linalg.lstsq(system * scale[:, None], target * scale, rcond=None)[0]
         denominator_values = 1 + basis[:, 1:] @ solution[degree + 1 :]
-        error = np.abs(basis @ solution[: degree + 1] / denominator_values - target)
+        error = np.abs(factor * (basis @ solution[: degree + 1]) / denominator_values - target)
         if error.max() < best_error and (1 + between @ solution[degree + 1 :]).min() > 0:  # no pole
             best_error, best = float(error.max()), solution
         weight = _reweight(weight, error)
     series = best[: degree + 1], np.concatenate([[1.0], best[degree + 1 :]])
-    candidates = [_centred(*series, s[-1], share * s[-1], best_error) for share in CENTERS]
-    return min(candidates, key=lambda rational: _float32_error(rational, s, target))
+    # Left of the turning point nothing lies beyond the end, but infinity, whose ratio shall be NaN.
+    end = np.inf if is_left else float(root[-1])
+    candidates = [_centred(*series, root[-1], share * root[-1], end, best_error) for share in CENTERS]
+    return min(candidates, key=lambda ratio: _float32_error(ratio, root, factor, target))
 
 
-def _centred(numerator: Array, denominator: Array, end: float, center: float, error: float) -> _Rational:
-    """The ratio of two Chebyshev series on the interval from 0 to ``end``, in powers of the distance to ``center``."""
-    top, bottom = (_power_series(series, end)(Polynomial([center, 1.0])).coef for series in (numerator, denominator))
+def _centred(numerator: Array, denominator: Array, span: float, center: float, end: float, error: float) -> Ratio:
+    """The ratio of two Chebyshev series on the interval from 0 to ``span``, in powers of the distance to ``center``."""
+    top, bottom = (_power_series(series, span)(Polynomial([center, 1.0])).coef for series in (numerator, denominator))
     constant = bottom[0]
-    return _Rational(float(center), tuple((top / constant).tolist()), tuple((bottom / constant).tolist()), error)
+    return Ratio(float(center), end, tuple((top / constant).tolist()), tuple((bottom / constant).tolist()), error)
 
 
-def _float32_error(rational: _Rational, s: Array, target: Array) -> float:
-    u = s.astype(np.float32) - np.float32(rational.center)
+def _float32_error(ratio: Ratio, root: Array, factor: Array, target: Array) -> float:
+    u = root.astype(np.float32) - np.float32(ratio.center)
     with np.errstate(divide="ignore", invalid="ignore"):  # a pole
-        ratio = _horner(rational.numerator, u) / _horner(rational.denominator, u)
-    return float(np.nan_to_num(np.abs(ratio - target), nan=np.inf).max())
+        values = factor * _horner(ratio.numerator, u) / _horner(ratio.denominator, u)
+    return float(np.nan_to_num(np.abs(values - target), nan=np.inf).max())
 
 
 def _horner(coefficients: tuple[float, ...], u: Array) -> Array:
@@ -117,23 +110,6 @@ def _horner(coefficients: tuple[float, ...], u: Array) -> Array:
     for coefficient in reversed(coefficients):
         total = total * u + np.float32(coefficient)
     return total
-
-
-def _fit_weighted_polynomial(branch: Branch) -> tuple[tuple[float, ...], float]:
-    """Minimax fit of the derivative by the output times a polynomial in the root (Lawson)."""
-    r, target = branch.root, branch.derivative
-    basis = chebyshev.chebvander(2 * r / r[-1] - 1, LEFT_DEGREE) * branch.output[:, None]
-    weight: Array = np.ones_like(r)
-    best_error = np.inf
-    best: Array = np.zeros(LEFT_DEGREE + 1)
-    for _ in range(LAWSON_STEPS):
-        scale = np.sqrt(weight)
-        solution = np.linalg.lstsq(basis * scale[:, None], target * scale, rcond=None)[0]
-        error = np.abs(basis @ solution - target)
-        if error.max() < best_error:
-            best_error, best = float(error.max()), solution
-        weight = _reweight(weight, error)
-    return tuple(_power_series(best, r[-1]).coef.tolist()), best_error
 
 
 def _reweight(weight: Array, error: Array) -> Array:

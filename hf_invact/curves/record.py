@@ -13,39 +13,60 @@ from .rounding import output_error, round_up
 
 
 @dataclass(frozen=True)
-class MeasuredError:
-    """Error of the fitted derivative against the exact one, in float64 on a dense grid (no rounding of y)."""
+class Ratio:
+    """``P(u) / Q(u)`` with ``u = min(root, end) - center``.
 
-    right: float
-    left: float
+    Powers of the centred variable stay small, so the sums lose no digits in float32 (with the root's own powers they
+    lose two). Coefficients are listed from the constant term up. ``Q`` is positive.
+
+    Attributes:
+        error: of the derivative that it gives, in float64 on a dense grid (no rounding of y).
+    """
+
+    center: float
+    end: float
+    numerator: tuple[float, ...]
+    denominator: tuple[float, ...]
+    error: float
+
+
+@dataclass(frozen=True)
+class Formula:
+    """``D(y, side) = f'(f^-1(y; side))``: the right ratio, and left of the turning point ``y`` times the left ratio.
+
+    An activation that only rises has the right side alone.
+    """
+
+    right: Ratio
+    left: Ratio | None
+
+    @property
+    def error(self) -> float:
+        """The larger one of both sides."""
+        return max(side.error for side in (self.right, self.left) if side is not None)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Fitted formulas for ``D(y, side) = f'(f^-1(y; side))``, one for each side of the turning point.
+    """Fitted formulas for the derivative as a function of the output.
 
-    Near the turning point ``y - y_min`` is quadratic in ``x - x_min``, so ``D`` is smooth in its square root; in the
-    far left tail it is ``log(-y)`` that is smooth. Hence the variable of each side, the mean root (see
-    `rounding.mean_root`) of how far ``y`` has risen:
+    Near the turning point ``y - y_min`` is quadratic in ``x - x_min``, so the derivative is smooth in its square root,
+    on both sides of it. Their variable is the mean root (see `rounding.mean_root`) of that rise.
 
-    - right of ``x_min``: ``D = P(u) / Q(u)`` with ``u = min(root(y - y_min), right_end) - center``. Powers of the
-      centred variable stay small, so the sums lose no digits in float32 (with the root's own powers they lose two);
-    - left of it: ``D = y * P(r)`` with ``r = min(root(y_min * log(y / y_min)), left_end)``. Its argument is
-      ``y - y_min`` to first order, so that what is known of one rise up to a rounding holds for the other.
-
-    Coefficients are listed from the constant term up. An activation that only rises, from ``y_min`` on, has the right
-    side alone.
+    Attributes:
+        x_min: the turning point; None for an activation that only rises, from ``y_min`` on.
+        fine: for float32 and float64.
+        coarse: for half precision, whose outputs tell less: fewer operations, at an error that adds nothing to that.
     """
 
     x_min: float | None
     y_min: float
-    right_end: float
-    center: float
-    left_end: float
-    right_numerator: tuple[float, ...]
-    right_denominator: tuple[float, ...]
-    left: tuple[float, ...]
-    error: MeasuredError
+    fine: Formula
+    coarse: Formula
+
+    def formula(self, dtype: torch.dtype) -> Formula:
+        """The one for outputs that were rounded to a dtype."""
+        return self.coarse if dtype.itemsize == 2 else self.fine
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..curves import XIELU
 from .autograd import first_derivative_only
 from .eager import pieces, sides
+from .formula import dtype_inside
 from .layout import flat, with_layout
 from .packing import BITS, packed_size, unpack
-from .slopes import dtype_inside
 
 # float16's smallest normal number: with a smaller slope its outputs lose the digits that the input is read from.
 SMALLEST_SLOPE = 2.0**-14

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .slopes import dtype_inside
+from .formula import dtype_inside
 
 # A factor smaller than this would take what it is multiplied with along to 0. The exponents of bfloat16 and float32
 # have room; in float16 the product of the smallest factor and an output of 1/4 is just not subnormal.

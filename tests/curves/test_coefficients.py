@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import runpy
 import subprocess
@@ -16,14 +17,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from hf_invact.curves import CURVES, Curve
+from hf_invact.curves import CURVES, Curve, Formula, Ratio
 from hf_invact.curves import coefficients as generated
-from tests.helpers import exact_derivative
+from tests.helpers import each_half_dtype, exact_derivative
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "fit_curves.py"
 GRID = 200_001
 
+BARS = {"fine": 1e-6, "coarse": 5e-5}
+
+each_formula = pytest.mark.parametrize("precision", BARS)
 each_fit = pytest.mark.parametrize("curve", [CURVES[name] for name in generated.FITS], ids=lambda curve: curve.name)
 
 
@@ -34,57 +38,69 @@ def horner(coefficients: Sequence[float], variable: NDArray[Any]) -> NDArray[Any
     return total
 
 
-def right_of_minimum(curve: Curve, s: NDArray[Any]) -> NDArray[Any]:
-    fit = curve.inverse
-    u = np.minimum(s, s.dtype.type(fit.right_end)) - s.dtype.type(fit.center)
-    return horner(fit.right_numerator, u) / horner(fit.right_denominator, u)
+def value(ratio: Ratio, root: NDArray[Any]) -> NDArray[Any]:
+    u = np.minimum(root, root.dtype.type(ratio.end)) - root.dtype.type(ratio.center)
+    return horner(ratio.numerator, u) / horner(ratio.denominator, u)
 
 
-def left_of_minimum(curve: Curve, y: NDArray[Any], r: NDArray[Any]) -> NDArray[Any]:
-    return y * horner(curve.inverse.left, np.minimum(r, r.dtype.type(curve.inverse.left_end)))
-
-
-def errors(curve: Curve, dtype: type[np.floating[Any]]) -> tuple[float, float]:
+def errors(curve: Curve, formula: Formula, dtype: type[np.floating[Any]]) -> tuple[float, float]:
     """Largest error right and left of the minimum, on a dense grid of outputs that goes past both ends of the fit.
 
-    The formulas' variables are computed in float64 and rounded to the dtype, in which the sums are evaluated.
+    The root is computed in float64 and rounded to the dtype, in which the sums are evaluated.
     """
     # Squared shares crowd next to the minimum, where the output hardly changes with the input.
     share = torch.linspace(1e-4, 1, GRID, dtype=torch.float64) ** 2
     right_x, left_x = curve.x_min + 60 * share, curve.x_min - 60 * share
     right_y, left_y = curve.forward(right_x).numpy(), curve.forward(left_x).numpy()
-    s = np.sqrt(np.maximum(right_y - curve.inverse.y_min, 0))
-    with np.errstate(divide="ignore"):  # far on the left the output underflows to 0
-        r = np.sqrt(np.maximum(curve.inverse.y_min * np.log(left_y / curve.inverse.y_min), 0))
-    right = right_of_minimum(curve, s.astype(dtype)) - exact_derivative(curve, right_x).numpy()
-    left = left_of_minimum(curve, left_y.astype(dtype), r.astype(dtype)) - exact_derivative(curve, left_x).numpy()
+    right_root, left_root = (np.sqrt(np.maximum(y - curve.inverse.y_min, 0)).astype(dtype) for y in (right_y, left_y))
+    right = value(formula.right, right_root) - exact_derivative(curve, right_x).numpy()
+    left = left_y.astype(dtype) * value(formula.left, left_root) - exact_derivative(curve, left_x).numpy()
     return float(np.abs(right).max()), float(np.abs(left).max())
 
 
+@each_formula
 @each_fit
-def test_recorded_errors_are_below_1e_6(curve: Curve) -> None:
-    assert 0 < curve.inverse.error.right < 1e-6
-    assert 0 < curve.inverse.error.left < 1e-6
+def test_recorded_errors_are_small(curve: Curve, precision: str) -> None:
+    formula, bar = getattr(curve.inverse, precision), BARS[precision]
+    assert 0 < formula.right.error < bar
+    assert 0 < formula.left.error < bar
+    assert formula.error == max(formula.right.error, formula.left.error)
 
 
+@each_formula
 @each_fit
-def test_recorded_errors_are_what_the_formulas_have(curve: Curve) -> None:
-    right, left = errors(curve, np.float64)  # beyond the ends of the fit it may be a little larger
-    assert right == pytest.approx(curve.inverse.error.right, rel=0.2)
-    assert left == pytest.approx(curve.inverse.error.left, rel=0.2)
+def test_recorded_errors_are_what_the_formulas_have(curve: Curve, precision: str) -> None:
+    formula = getattr(curve.inverse, precision)
+    right, left = errors(curve, formula, np.float64)  # beyond the ends of the fit it may be a little larger
+    assert right == pytest.approx(formula.right.error, rel=0.2)
+    assert left == pytest.approx(formula.left.error, rel=0.2)
 
 
+@each_formula
 @each_fit
-def test_float32_sums_lose_little(curve: Curve) -> None:
-    right, left = errors(curve, np.float32)
-    assert right < 2e-6
-    assert left < 2e-6
+def test_float32_sums_lose_little(curve: Curve, precision: str) -> None:
+    formula = getattr(curve.inverse, precision)
+    right, left = errors(curve, formula, np.float32)
+    assert right < formula.right.error + 1.5e-6
+    assert left < formula.left.error + 1.5e-6
 
 
+@each_formula
 @each_fit
-def test_denominator_stays_away_from_zero(curve: Curve) -> None:
-    u = np.linspace(0, curve.inverse.right_end, GRID) - curve.inverse.center
-    assert horner(curve.inverse.right_denominator, u).min() > 0.01
+def test_denominators_stay_away_from_zero(curve: Curve, precision: str) -> None:
+    formula = getattr(curve.inverse, precision)
+    right = np.linspace(0, formula.right.end, GRID) - formula.right.center
+    assert horner(formula.right.denominator, right).min() > 0.01
+    # Left of the minimum a root can be rounded past the last one.
+    left = np.linspace(0, math.sqrt(-curve.inverse.y_min) * (1 + 1e-6), GRID) - formula.left.center
+    assert horner(formula.left.denominator, left).min() > 0.01
+
+
+@each_half_dtype
+@each_fit
+def test_half_precision_takes_the_coarse_formula(curve: Curve, dtype: torch.dtype) -> None:
+    assert curve.inverse.formula(dtype) is curve.inverse.coarse
+    assert curve.inverse.formula(torch.float32) is curve.inverse.formula(torch.float64) is curve.inverse.fine
 
 
 def test_file_is_what_the_script_writes_for_these_numbers() -> None:

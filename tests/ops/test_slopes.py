@@ -1,4 +1,4 @@
-"""Large half-precision tensors on a CPU are looked up: the same numbers as the formula's, to the bit."""
+"""Large tensors on a CPU are looked up: the formula's numbers in half precision, and some next to them in float32."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_invact.curves import GELU, SILU, Curve
+from hf_invact.curves import GELU, SILU, Curve, clipped_gelu, softplus
 from hf_invact.ops import BACKENDS, slopes
 from hf_invact.ops.slopes import slopes_of
-from tests.helpers import all_numbers, each_curve, each_half_dtype, normal
+from tests.helpers import all_numbers, each_curve, each_fitted, each_half_dtype, normal
 
 
 @each_half_dtype
@@ -28,6 +28,39 @@ def test_a_look_up_gives_what_the_formula_gives(
     assert torch.equal(looked_up.nan_to_num(), evaluated.nan_to_num())
 
 
+@each_fitted
+def test_lines_follow_the_formula(curve: Curve, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = torch.tensor([-1e30, -200.0, -90.0, -13.0, -0.0, 0.0, 50.0, 1e4, 1e30])
+    near = curve.x_min + torch.cat([normal(20_000) * scale for scale in (1e-7, 1e-5, 1e-3, 1e-1)])
+    x = torch.cat([normal(100_000) * 3, near, far])
+    backend = BACKENDS["eager"]
+    y, side = backend.forward(x, curve)
+    evaluated = backend.backward(torch.ones_like(y), y, side, curve)
+    monkeypatch.setattr(slopes, "TABLE_FROM", 1)
+    looked_up = backend.backward(torch.ones_like(y), y, side, curve)
+    assert not torch.equal(looked_up, evaluated)
+    distance = (looked_up - evaluated).abs()
+    # Next to its turning point a scaled curve's formula rounds once more.
+    assert distance.max() < (4e-5 if curve.scale != 1 else 4e-6)
+    assert distance[(x - curve.x_min).abs() > 0.01].max() < 4e-6
+    assert distance.mean() < 1e-6
+
+
+def test_lines_end_at_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slopes, "TABLE_FROM", 1)
+    x = torch.tensor([9.0, 9.999, 10.0, 11.0, 1e30])
+    backend, curve = BACKENDS["eager"], clipped_gelu(-10.0, 10.0)
+    y, side = backend.forward(x, curve)
+    torch.testing.assert_close(backend.backward(torch.ones(5), y, side, curve), torch.tensor([1.0, 1, 0, 0, 0]))
+
+
+@pytest.mark.parametrize("is_left", [False, True], ids=["right", "left"])
+def test_lines_give_nan_for_what_is_no_number(is_left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slopes, "TABLE_FROM", 1)
+    y, side = torch.tensor([torch.inf, torch.nan]), torch.tensor([255 * is_left], dtype=torch.uint8)
+    assert BACKENDS["eager"].backward(torch.ones(2), y, side, GELU).isnan().all()
+
+
 @each_half_dtype
 def test_gates_are_not_looked_up(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their outputs are rebuilt, and mostly between two numbers of the dtype."""
@@ -39,13 +72,15 @@ def test_gates_are_not_looked_up(dtype: torch.dtype, monkeypatch: pytest.MonkeyP
     assert all(map(torch.equal, backend.gate_backward(dy, product, up, side, SILU), expected))
 
 
-def test_only_real_and_large_half_precision_tensors_are_looked_up() -> None:
-    def is_looked_up(y: torch.Tensor) -> bool:
-        return "looked_up" in slopes_of(GELU, y).__qualname__
+def test_only_real_and_large_tensors_of_up_to_32_bits_are_looked_up() -> None:
+    def is_looked_up(y: torch.Tensor, curve: Curve = GELU) -> bool:
+        return "looked_up" in slopes_of(curve, y).__qualname__
 
     large = torch.empty(slopes.TABLE_FROM, dtype=torch.bfloat16)
     assert is_looked_up(large)
+    assert is_looked_up(large.float())
     assert not is_looked_up(large[1:])
-    assert not is_looked_up(large.float())
+    assert not is_looked_up(large.double())
+    assert not is_looked_up(large.float(), softplus())  # its formula costs less
     with FakeTensorMode():
         assert not is_looked_up(torch.empty(slopes.TABLE_FROM, dtype=torch.bfloat16))
