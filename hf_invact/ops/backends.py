@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..curves import Curve
-from . import eager
+from . import compiled, eager
 
 AUTO = "auto"
 
@@ -28,18 +29,13 @@ class Backend:
     exact_gate_backward: Callable[[Tensor, Tensor, Tensor, Curve], tuple[Tensor, Tensor]]
 
 
+def _backend(name: str, module: Any) -> Backend:
+    operations = (field.name for field in fields(Backend) if field.name != "name")
+    return Backend(name, **{operation: getattr(module, operation) for operation in operations})
+
+
 BACKENDS = MappingProxyType(
-    {
-        "eager": Backend(
-            "eager",
-            forward=eager.forward,
-            backward=eager.backward,
-            gate_forward=eager.gate_forward,
-            gate_backward=eager.gate_backward,
-            exact_backward=eager.exact_backward,
-            exact_gate_backward=eager.exact_gate_backward,
-        )
-    }
+    {name: _backend(name, module) for name, module in {"eager": eager, "compile": compiled}.items()}
 )
 
 

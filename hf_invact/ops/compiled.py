@@ -1,0 +1,178 @@
+"""The plain backend's formulas through torch.compile: one pass over memory instead of one for each operation.
+
+The forward pass stays PyTorch's own function, so that the output is the same to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..curves import ClosedForm, Curve, Fit, Ratio
+from ..curves.rounding import mean_root
+from . import eager
+from .formula import dtype_inside, split
+from .layout import flat, with_layout
+from .packing import BITS, packed_size, unpack
+from .quotient import away_from_zero, rebuild
+
+# A CPU kernel for tensors of any size would run on one core, so there is one for pieces of this many elements.
+CPU_PIECE = 1 << 19
+
+exact_backward = eager.exact_backward
+exact_gate_backward = eager.exact_gate_backward
+
+
+def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
+    """As `eager.forward`."""
+    y = curve.forward(x)
+    if curve.x_min is None:
+        return y, None
+    side = torch.empty(packed_size(x.numel()), dtype=torch.uint8, device=x.device)
+    _run(_pack_sides, curve, [side], [flat(with_layout(x, y.size(), y.stride()))], elements=BITS)
+    return y, side
+
+
+def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor:
+    """As `eager.backward`."""
+    size, stride = y.size(), y.stride()
+    dx = torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device)
+    _run(_backward, curve, [flat(dx)], [flat(with_layout(dy, size, stride)), flat(y)], side)
+    return dx
+
+
+def gate_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
+    """As `eager.gate_forward`."""
+    product, side = forward(gate, curve)
+    up = with_layout(up, product.size(), product.stride())
+    _run(_multiply, curve, [flat(product)], [flat(product), flat(up)])
+    return product, side
+
+
+def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, curve: Curve) -> tuple[Tensor, Tensor]:
+    """As `eager.gate_backward`."""
+    size, stride = product.size(), product.stride()
+    dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
+    tensors = [flat(with_layout(tensor, size, stride)) for tensor in (dy, product, up)]
+    _run(_gate_backward, curve, [flat(dgate), flat(dup)], tensors, side)
+    return dgate, dup
+
+
+# What is compiled: functions of pieces of flat tensors, shape (size,), and of their side bits as bytes, shape (size,).
+
+
+def _backward(curve: Curve, dy: Tensor, y: Tensor, is_left: Tensor | None = None) -> tuple[Tensor, ...]:
+    slope = _derivative(curve, y.dtype, y.to(dtype_inside(y)), is_left, None)
+    return ((dy * slope).to(dy.dtype),)
+
+
+def _multiply(curve: Curve, y: Tensor, up: Tensor) -> tuple[Tensor, ...]:
+    return (y * away_from_zero(up),)
+
+
+def _gate_backward(curve: Curve, dy: Tensor, product: Tensor, up: Tensor, is_left: Tensor | None) -> tuple[Tensor, ...]:
+    rebuilt = rebuild(product, up, curve.limits or ())
+    gradient = dy.to(rebuilt.y.dtype)
+    slope = _derivative(curve, product.dtype, rebuilt.y, is_left, rebuilt.error)
+    # Multiplied in the order of the native gradients, which overflows nowhere else.
+    return (slope * (gradient * up)).to(dy.dtype), (gradient * rebuilt.y).to(dy.dtype)
+
+
+def _pack_sides(curve: Curve, x: Tensor) -> tuple[Tensor, ...]:
+    groups = x.view(-1, BITS)
+    is_left = groups < curve.threshold(x.dtype)
+    if isinstance(curve.inverse, Fit):
+        is_left = is_left | (groups == torch.inf)  # see `eager.sides`
+    # Not a sum over the groups: that is slower, since it goes from element to element.
+    packed = is_left[:, 0].to(torch.uint8)
+    for position in range(1, BITS):
+        packed = packed | (is_left[:, position].to(torch.uint8) << position)
+    return (packed,)
+
+
+def _derivative(curve: Curve, dtype: torch.dtype, y: Tensor, is_left: Tensor | None, error: Tensor | None) -> Tensor:
+    """``D(y, side)`` for outputs that were rounded to a dtype; see `formula.Slopes`."""
+    # A comparison of numbers: bools in memory are slow to read on a CPU.
+    left = None if is_left is None else is_left.to(y.dtype) > 0.5
+    if isinstance(curve.inverse, ClosedForm):
+        return curve.inverse.slope(y, left, dtype)
+    fit, formula = curve.inverse, curve.inverse.formula(dtype)
+    head, tail = split(fit.y_min, y.dtype)
+    scaled = y * curve.scale if curve.scale != 1.0 else y
+    known_to = curve.output_error(dtype) if error is None else error * curve.scale
+    root = mean_root((scaled - head) - tail, known_to)
+    numerator, denominator = _ratio(formula.right, root)
+    if left is not None:
+        assert formula.left is not None
+        left_numerator, left_denominator = _ratio(formula.left, root)
+        numerator = torch.where(left, left_numerator * scaled, numerator)
+        denominator = torch.where(left, left_denominator, denominator)
+    slope = numerator / denominator
+    if curve.limits is not None:
+        low, high = curve.limits
+        slope = torch.where((y <= low) | (y >= high), 0.0, slope)
+    return slope
+
+
+def _ratio(ratio: Ratio, root: Tensor) -> tuple[Tensor, Tensor]:
+    u = (root if math.isinf(ratio.end) else root.clamp(max=ratio.end)) - ratio.center
+    return _polynomial(ratio.numerator, u), _polynomial(ratio.denominator, u)
+
+
+def _polynomial(coefficients: tuple[float, ...], u: Tensor) -> Tensor:
+    *others, highest = coefficients
+    total = highest * u + others.pop()
+    for coefficient in reversed(others):
+        total = total * u + coefficient
+    return total
+
+
+def _run(
+    function: Callable[..., Any],
+    curve: Curve,
+    results: list[Tensor],
+    tensors: list[Tensor],
+    side: Tensor | None = None,
+    elements: int = 1,
+) -> None:
+    """Write what a function of the tensors, shape (numel,) each, gives to the results, shape (numel / elements,)."""
+    size, on_cpu = tensors[0].numel(), tensors[0].device.type == "cpu"
+    compiled = _compiled(function, curve, tensors[0].dtype, on_cpu)
+    step = CPU_PIECE if on_cpu else max(BITS, packed_size(size) * BITS)
+    for start in range(0, size, step):
+        stop = start + step
+        inputs = [_padded(tensor[start:stop], step) for tensor in tensors]
+        if side is not None:
+            inputs.append(unpack(_padded(side[start // BITS : stop // BITS], step // BITS)).view(torch.uint8))
+        targets = [result[start // elements : stop // elements] for result in results]
+        whole = [_padded(target, step // elements) for target in targets]
+        compiled(whole, inputs)
+        for target, padded in zip(targets, whole, strict=True):
+            if padded is not target:
+                target.copy_(padded[: target.numel()])
+
+
+def _padded(piece: Tensor, size: int) -> Tensor:
+    return piece if piece.numel() == size else torch.nn.functional.pad(piece, (0, size - piece.numel()))
+
+
+@cache
+def _compiled(function: Callable[..., Any], curve: Curve, dtype: torch.dtype, on_cpu: bool) -> Callable[..., None]:
+    def of_tensors(results: list[Tensor], tensors: list[Tensor]) -> None:
+        for result, value in zip(results, function(curve, *tensors), strict=True):
+            result.copy_(value)
+
+    # torch.compile counts what it has compiled by code object, and gives up at 8: hence one for each curve and dtype.
+    code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")
+    copied = FunctionType(code, globals(), closure=of_tensors.__closure__)
+    if not on_cpu:
+        return torch.compile(copied, dynamic=True, fullgraph=True)
+    # Multiplications and additions in one instruction: without it a CPU spends twice as long on the polynomials.
+    options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
+    return torch.compile(copied, dynamic=False, fullgraph=True, options=options)
