@@ -1,0 +1,159 @@
+"""The formulas in Triton: activations, their fitted derivatives, and outputs rebuilt from products. All in float32.
+
+The derivative and the rebuilding follow `formula` and `quotient` step by step. The activations follow PyTorch's CUDA
+kernels, with the same functions of CUDA's library, so that results are the same to the bit.
+"""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton import knobs
+
+# Kernels run in Python then, on the CPU: for tests.
+INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
+ALL = tl.constexpr(tl.PropagateNan.ALL)
+
+if INTERPRETED.value:
+
+    @triton.jit
+    def exp(x):
+        return tl.exp(x)
+
+    @triton.jit
+    def log1p(x):
+        return tl.log(1.0 + x)
+
+    @triton.jit
+    def tanh(x):
+        return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+
+else:
+    from triton.language.extra.libdevice import exp, log1p, tanh
+
+
+@triton.jit
+def gelu(x):
+    return x * 0.5 * (1.0 + tl.erf(x * 0.70710678118654752440))
+
+
+@triton.jit
+def gelu_tanh(x):
+    inner = 0.79788456080286535588 * (x + 0.044715 * (x * x * x))
+    return 0.5 * x * (1.0 + tanh(inner))
+
+
+@triton.jit
+def silu(x):
+    return tl.div_rn(x, 1.0 + exp(-x))
+
+
+@triton.jit
+def quick_gelu(x):
+    return x * tl.div_rn(1.0, 1.0 + exp(-(1.702 * x)))
+
+
+@triton.jit
+def mish(x):
+    return x * tanh(log1p(exp(x)))
+
+
+@triton.jit
+def identity(x):
+    return x
+
+
+@triton.jit
+def is_left_of(x, THRESHOLD: tl.constexpr):
+    """An infinite input counts as left: see `eager.sides`."""
+    return (x < THRESHOLD) | (x == float("inf"))
+
+
+@triton.jit
+def derivative(y, is_left, error, FIT: tl.constexpr):
+    """``D(y, side)``, where ``y`` is known up to ``error``. `FIT` is a `constants.FitConstants`."""
+    scaled = y * FIT.scale
+    rise = (scaled - FIT.head) - FIT.tail
+    lowest, highest = tl.maximum(rise - error, 0.0, ALL), tl.maximum(rise + error, 0.0, ALL)
+    root = 0.5 * (tl.sqrt(lowest) + tl.sqrt(highest))
+    numerator, denominator = _ratio(tl.minimum(root, FIT.sides[0].end, ALL), FIT, 0)
+    if len(FIT.sides) == 2:
+        left_numerator, left_denominator = _ratio(root, FIT, 1)
+        numerator = tl.where(is_left, scaled * left_numerator, numerator)
+        denominator = tl.where(is_left, left_denominator, denominator)
+    slope = _divide(numerator, denominator) if FIT.is_coarse else numerator / denominator
+    if FIT.limits is not None:
+        slope = tl.where((y <= FIT.limits[0]) | (y >= FIT.limits[1]), 0.0, slope)
+    return slope
+
+
+@triton.jit
+def _ratio(root, FIT: tl.constexpr, SIDE: tl.constexpr):
+    """Numerator and denominator, which have the same degree, by Horner's scheme."""
+    DEGREE: tl.constexpr = len(FIT.sides[SIDE].numerator) - 1
+    u = root - FIT.sides[SIDE].center
+    numerator = u * FIT.sides[SIDE].numerator[DEGREE] + FIT.sides[SIDE].numerator[DEGREE - 1]
+    denominator = u * FIT.sides[SIDE].denominator[DEGREE] + FIT.sides[SIDE].denominator[DEGREE - 1]
+    for step in tl.static_range(2, DEGREE + 1):
+        numerator = numerator * u + FIT.sides[SIDE].numerator[DEGREE - step]
+        denominator = denominator * u + FIT.sides[SIDE].denominator[DEGREE - step]
+    return numerator, denominator
+
+
+@triton.jit
+def away_from_zero(factor, TINY: tl.constexpr):
+    return _with_sign_of(tl.maximum(tl.abs(factor), TINY, ALL), factor)
+
+
+@triton.jit
+def _with_sign_of(size, number):
+    sign = number.to(tl.int32, bitcast=True) & -0x80000000
+    return (size.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rebuild(product, factor, DTYPE: tl.constexpr, FIT: tl.constexpr):
+    """The output whose product with a factor away from zero was rounded to ``product``, and how far it may be off."""
+    if FIT.is_coarse:
+        size = tl.abs(factor)
+        quotient = _divide(product, size)
+        quotient = tl.where(factor < 0.0, -quotient, quotient)
+        y = round_to(quotient, DTYPE).to(tl.float32)
+        distance = quotient - y
+        half_step = tl.minimum(_half_last_place(y, FIT), FIT.half_of_the_last)
+        uncertainty = _divide(_half_last_place(product, FIT), size)
+        is_one_of_two = (uncertainty + tl.abs(distance) >= 2.0 * half_step) & (distance != 0.0)
+        y = tl.where(is_one_of_two, y + _with_sign_of(half_step, distance), y)
+        error = tl.where(is_one_of_two, 2.0 * half_step, half_step) * FIT.scale
+    else:
+        y = product / factor
+        error = tl.full([1, 1], FIT.error, tl.float32)
+    if FIT.limits is not None:
+        for index in tl.static_range(2):
+            limit: tl.constexpr = FIT.limits[index]
+            y = tl.where(tl.abs(y - limit) <= abs(limit) * FIT.eps, limit, y)
+    return y, error
+
+
+@triton.jit
+def _half_last_place(number, FIT: tl.constexpr):
+    """Half the distance between neighbouring numbers of the half-precision dtype at this one."""
+    power = (number.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    return tl.maximum(power, FIT.smallest_normal) * (0.5 * FIT.eps)
+
+
+@triton.jit
+def _divide(number, positive):
+    """To 21 bits, which is enough for half precision: two multiplications cost less than the checks of a division."""
+    reciprocal_root = tl.rsqrt(positive)
+    return number * reciprocal_root * reciprocal_root
+
+
+@triton.jit
+def round_to(number, DTYPE: tl.constexpr):
+    if INTERPRETED and tl.bfloat16 == DTYPE:  # the interpreter cuts digits off
+        bits = number.to(tl.int32, bitcast=True)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        number = tl.where(number == number, nearest, number)
+    return number.to(DTYPE)

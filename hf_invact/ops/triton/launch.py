@@ -1,0 +1,119 @@
+"""Launches the kernels. See `eager` for the arguments and results of the functions."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ...curves import Curve, Fit
+from .. import compiled
+from ..layout import flat, with_layout
+from ..packing import BITS, packed_size
+from ..quotient import away_from_zero
+from . import formulas, kernels
+from .constants import constants_of
+
+GROUPS = 128  # of eight elements in a program: eight elements for each of four warps' threads
+ACTIVATIONS = {
+    "gelu": formulas.gelu,
+    "gelu_tanh": formulas.gelu_tanh,
+    "silu": formulas.silu,
+    "quick_gelu": formulas.quick_gelu,
+    "mish": formulas.mish,
+    "clipped_gelu": formulas.gelu,
+}
+
+exact_backward = compiled.exact_backward
+exact_gate_backward = compiled.exact_gate_backward
+
+
+def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
+    """As `eager.forward`, and equal to it; one pass for the activations that are written in Triton."""
+    if not isinstance(curve.inverse, Fit):
+        return compiled.forward(x, curve)
+    if curve.x_min is None:
+        return curve.forward(x), None
+    if curve.name not in ACTIVATIONS:  # a user's own
+        y = curve.forward(x)
+        side = _no_bits_yet(y)
+        _launch(kernels.sides, _flat_like(x, y), side, THRESHOLD=curve.threshold(x.dtype))
+        return y, side
+    y = torch.empty_like(x)
+    side = _no_bits_yet(y)
+    _launch(kernels.forward, _flat_like(x, y), flat(y), side, **_of_the_forward(curve, x.dtype))
+    return y, side
+
+
+def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor:
+    """As `eager.backward`."""
+    if not isinstance(curve.inverse, Fit):
+        return compiled.backward(dy, y, side, curve)
+    dx = torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=y.device)
+    bits = y if side is None else side  # which a curve without bits does not read
+    _launch(kernels.backward, _flat_like(dy, y), flat(y), bits, flat(dx), FIT=constants_of(curve, y.dtype))
+    return dx
+
+
+def gate_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
+    """As `eager.gate_forward`, and equal to it; one pass for the activations that are written in Triton."""
+    if not isinstance(curve.inverse, Fit):
+        return compiled.gate_forward(gate, up, curve)
+    if curve.name not in ACTIVATIONS:
+        product, side = forward(gate, curve)
+        return product.mul_(away_from_zero(up)), side
+    product = torch.empty_like(gate)
+    side = _no_bits_yet(product)
+    inputs = (_flat_like(tensor, product) for tensor in (gate, up))
+    _launch(kernels.gate_forward, *inputs, flat(product), side, **_of_the_forward(curve, gate.dtype))
+    return product, side
+
+
+def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, curve: Curve) -> tuple[Tensor, Tensor]:
+    """As `eager.gate_backward`."""
+    if not isinstance(curve.inverse, Fit):
+        return compiled.gate_backward(dy, product, up, side, curve)
+    size, stride = product.size(), product.stride()
+    dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
+    bits = product if side is None else side
+    inputs = _flat_like(dy, product), flat(product), _flat_like(up, product), bits
+    _launch(kernels.gate_backward, *inputs, flat(dgate), flat(dup), FIT=constants_of(curve, product.dtype))
+    return dgate, dup
+
+
+def _of_the_forward(curve: Curve, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "ACTIVATION": ACTIVATIONS[curve.name],
+        "THRESHOLD": curve.threshold(dtype),
+        "FIT": constants_of(curve, dtype),
+    }
+
+
+def _no_bits_yet(y: Tensor) -> Tensor:
+    return torch.empty(packed_size(y.numel()), dtype=torch.uint8, device=y.device)
+
+
+def _flat_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """In the memory order of another tensor; shape (numel,)."""
+    return flat(with_layout(tensor, like.size(), like.stride()))
+
+
+def _launch(kernel: Any, *tensors: Tensor, **constants: Any) -> None:
+    """Run a kernel on flat tensors, the first of which has all elements."""
+    size = tensors[0].numel()
+    if size == 0:
+        return
+    grid = (triton.cdiv(size, GROUPS * BITS),)
+    with _current(tensors[0].device):
+        kernel[grid](*tensors, size, GROUPS=GROUPS, **constants)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    if device.type == "cpu":  # the interpreter
+        return nullcontext()
+    context: AbstractContextManager[Any] = getattr(torch, device.type).device(device)
+    return context
