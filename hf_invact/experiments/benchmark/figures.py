@@ -30,6 +30,7 @@ COLOURS = {
 }
 DASHES: dict[str, Any] = {"forward": "-", "backward": (0, (4, 2))}
 MARKERS = {"forward": "o", "backward": "s"}
+PLAIN_RATIO = {"median": 1.0, "low": 1.0, "high": 1.0}
 COLUMNS = 4
 
 
@@ -41,7 +42,7 @@ def write_figures(content: Mapping[str, Any], path: Path) -> list[Path]:
     """
     figures = {}
     operators = [entry for entry in content["operators"] if "forward" in entry]
-    steps = [entry for entry in content["steps"] if any("step_ms" in facts for facts in _variants(entry).values())]
+    steps = [entry for entry in content["steps"] if "step_ms" in entry.get("variants", {}).get("plain", {})]
     if operators:
         figures["operators"] = operator_figure(operators, content["settings"]["dtypes"][0])
     if steps:
@@ -71,6 +72,7 @@ def operator_figure(entries: list[dict[str, Any]], dtype: str) -> Figure:
         axes.set_title(f"{name}, {dtype}", fontsize=9.5)
         axes.set_xscale("log", base=2)
         axes.axhline(1.0, color=GREY, linewidth=0.8, zorder=1)
+        axes.margins(x=0.08)
         axes.set_ylim(0, max(1.1, 1.05 * highest))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         _finish(axes)
@@ -90,23 +92,26 @@ def operator_figure(entries: list[dict[str, Any]], dtype: str) -> Figure:
 
 
 def step_figure(entries: list[dict[str, Any]], kind: str) -> Figure:
-    """Memory against the time of a training step: a panel for each model, a point for each variant."""
+    """Memory against the time of a training step: a panel for each model, a point for each variant.
+
+    A line goes from the smallest ratio of two steps to the largest.
+    """
     key, unit, title = MEMORY[kind]
     figure, panels = _panels(len(entries), 2, height=2.7)
     drawn: dict[str, None] = {}
     for axes, entry in zip(panels, entries, strict=False):
-        variants = {name: facts for name, facts in _variants(entry).items() if "step_ms" in facts}
+        variants = {name: facts for name, facts in entry["variants"].items() if "step_ms" in facts}
         for name, facts in variants.items():
-            axes.plot(facts["step_ms"], facts[key] / unit, "o", color=_colour(name), markersize=8, zorder=3)
-            if "ratio" in facts and "plain" in variants:
-                ends = [facts["ratio"][end] * variants["plain"]["step_ms"] for end in ("low", "high")]
-                axes.plot(ends, [facts[key] / unit] * 2, color=_colour(name), linewidth=1.4, alpha=0.6, zorder=2)
+            ratio, memory = facts.get("ratio", PLAIN_RATIO), facts[key] / unit
+            axes.plot(ratio["median"], memory, "o", color=_colour(name), markersize=8, zorder=3)
+            ends = [ratio["low"], ratio["high"]]
+            axes.plot(ends, [memory, memory], color=_colour(name), linewidth=1.4, alpha=0.6, zorder=2)
         drawn |= dict.fromkeys(variants)
-        axes.set_title(entry["title"], fontsize=9.5)
+        axes.set_title(f"{entry['title']}: plain {variants['plain']['step_ms']:,.1f} ms", fontsize=9.5)
         axes.margins(0.15)
         axes.set_ylim(bottom=0)
         _finish(axes)
-        axes.set_xlabel("training step, ms", fontsize=9)
+        axes.set_xlabel("time of a training step, plain = 1", fontsize=9)
     for axes in panels[::2]:
         axes.set_ylabel(title, fontsize=9)
     points = [_point(name) for name in drawn]
@@ -125,10 +130,6 @@ def _shares(entries: list[dict[str, Any]]) -> dict[tuple[str, str], dict[int, fl
                 if figures.get("copy_share") is not None:
                     shares.setdefault((name, direction), {})[entry["elements"]] = figures["copy_share"]
     return shares
-
-
-def _variants(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return dict(entry.get("variants", {}))
 
 
 def _panels(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:

@@ -59,7 +59,7 @@ def measure_operator(case: OperatorCase, settings: Settings, device: torch.devic
     """The entry of the results: forward, backward, and at the compared size both through autograd."""
     operator, dtype = OPERATORS[case.operator], DTYPES[case.dtype]
     is_compared = case.elements == settings.compared_size
-    if is_compared:
+    if is_compared and (settings.compiles or len(settings.backends) > 1):
         torch.compiler.reset()  # else the graphs of the cases before count against the compiler's limit
     generator = torch.Generator(device).manual_seed(settings.seed)
     shape = (case.elements // COLUMNS, COLUMNS)

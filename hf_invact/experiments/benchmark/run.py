@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +18,7 @@ from .operators import OPERATORS
 from .results import FORMAT, Results
 from .settings import OPERATORS_SHARE, Settings
 from .step_times import measure_steps
-from .timing import failure_of
+from .timing import failure_of, free_memory
 
 FOLDER = Path("results")
 
@@ -97,9 +96,7 @@ class Run:
             entry = measure()
         except Exception as error:  # of whatever kind: it must not cost the numbers of the others
             entry = {**case.key, **failure_of(error).record()}
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(self.device)
         self.results.add(section, entry)
         broken = entry.get("failed") or entry.get("unavailable")
         self.say(f"{title}: {broken or line(entry)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from ...memory import SavedActivations
 from .implementations import Unavailable
 from .models import ModelCase, build_model, make_batch
 from .settings import DTYPES, Settings
-from .timing import Failure, failure_of, significant, synchronize
+from .timing import Failure, failure_of, free_memory, significant, synchronize
 from .variants import PLAIN, Variant, variants_of
 
 LEAST_ROUNDS = 3
@@ -118,9 +117,7 @@ def _attempt(training: Training, variant: Variant, act: Callable[[Training], Any
     except Exception as error:  # of whatever kind: it must not cost the numbers of the others
         failure = failure_of(error)
     training.optimizer.zero_grad()
-    gc.collect()
-    if training.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory(training.device)
     return None, failure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -87,6 +88,13 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back a CUDA device's memory that nothing uses any more."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _cpu_times(calls: Mapping[str, Call], device: torch.device, count: int) -> dict[str, list[float]]:
