@@ -1,6 +1,6 @@
 """Measure operators and whole training steps on one device. Needs torch, transformers and accelerate alone.
 
-Usage: python scripts/benchmark.py [--device cuda] [--backends eager compile] [--output FILE] [--minutes 10] [--quick]
+Usage: python scripts/benchmark.py [--device cuda] [--backends eager compile] [--output FILE] [--minutes 9] [--quick]
        python scripts/benchmark.py --plot-only results/benchmark-DEVICE.json
 """
 

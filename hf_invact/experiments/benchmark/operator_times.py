@@ -58,7 +58,7 @@ def operator_cases(settings: Settings) -> list[OperatorCase]:
 def measure_operator(case: OperatorCase, settings: Settings, device: torch.device) -> dict[str, Any]:
     """The entry of the results: forward, backward, and at the compared size both through autograd."""
     operator, dtype = OPERATORS[case.operator], DTYPES[case.dtype]
-    is_compared = case.elements == settings.compared_size
+    is_compared = case.elements == settings.compared_size and case.dtype in settings.compared_dtypes
     if is_compared and (settings.compiles or len(settings.backends) > 1):
         torch.compiler.reset()  # else the graphs of the cases before count against the compiler's limit
     generator = torch.Generator(device).manual_seed(settings.seed)

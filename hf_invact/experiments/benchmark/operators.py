@@ -44,16 +44,12 @@ class Operator:
     fused_backward: Callable[..., Any]
     inverted: Callable[..., Tensor]
     native_traffic: Traffic
-
-    @property
-    def is_gate(self) -> bool:
-        """Whether it has two arguments."""
-        return self.fused_traffic is traffic.FUSED_GATE
+    is_gate: bool = False
 
     @property
     def fused_traffic(self) -> Traffic:
         """Of one native kernel that recomputes what it can."""
-        return traffic.FUSED_GATE if self.name.startswith("gate_") else traffic.ACTIVATION
+        return traffic.FUSED_GATE if self.is_gate else traffic.ACTIVATION
 
     @property
     def inverted_traffic(self) -> Traffic:
@@ -93,6 +89,7 @@ def _gate(curve: Curve, native: Callable[[Tensor], Tensor], backward: Callable[.
         fused_backward=fused_backward,
         inverted=partial(functional.gate, activation=curve.name),
         native_traffic=traffic.UNFUSED_GATE,
+        is_gate=True,
     )
 
 

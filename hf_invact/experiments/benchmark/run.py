@@ -117,7 +117,7 @@ def failures(content: dict[str, Any]) -> list[str]:
         for direction in ("forward", "backward", "autograd"):
             found = entry.get(direction, {}).get("implementations", {})
             parts |= {f"{direction} {key}": value for key, value in found.items()}
-        lines += [f"{name} {key}: {part['failed']}" for key, part in parts.items() if "failed" in part]
+        lines += [f"{name} {key}".strip() + f": {part['failed']}" for key, part in parts.items() if "failed" in part]
     return lines
 
 

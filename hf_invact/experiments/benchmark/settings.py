@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .timing import Effort
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-OPERATORS_SHARE = 0.5  # of the time; the rest is for the steps
+OPERATORS_SHARE = 0.6  # of the time; the rest is for the steps
 COLUMNS = 4096  # of the tensors, as of the inside of an MLP
 
 
@@ -25,7 +25,8 @@ class Settings:
     Attributes:
         dtypes: names; the first is measured first, should the time run out.
         sizes: elements of the operators' tensors.
-        compared_size: of them, where everything is measured: at the others PyTorch and the first backend.
+        compared_dtypes, compared_size: of them, where everything is measured: elsewhere it is PyTorch, Liger and the
+            first backend, for nothing has to be compiled for them.
         backends: for the operators.
         step_backends: for the training steps; "auto" is what a user gets.
         compiles: whether `torch.compile` of the native formulas is measured.
@@ -36,6 +37,7 @@ class Settings:
 
     dtypes: tuple[str, ...]
     sizes: tuple[int, ...]
+    compared_dtypes: tuple[str, ...]
     compared_size: int
     backends: tuple[str, ...]
     step_backends: tuple[str, ...]
@@ -64,10 +66,11 @@ def settings_for(kind: str, backends: Sequence[str] | None, seed: int, quick: bo
     chosen = tuple(backends or (name for name in default if name in BACKENDS))
     steps = chosen if backends or kind == "cpu" else (AUTO,)
     if quick:
-        effort = Effort(seconds=0.01, least=2, most=3)
-        return Settings(("fp32", "bf16"), (1 << 12, 1 << 14), 1 << 14, chosen, steps, False, effort, 2, seed, quick)
-    if kind == "cuda":
-        effort, sizes = Effort(seconds=0.3, least=10, most=100), (1 << 26, 1 << 24, 1 << 28, 1 << 20)
-        return Settings(("bf16", "fp32", "fp16"), sizes, 1 << 26, chosen, steps, True, effort, 12, seed)
-    effort = Effort(seconds=1.5, least=9, most=50)
-    return Settings(("fp32", "bf16"), (1 << 22, 1 << 20), 1 << 22, chosen, steps, True, effort, 9, seed)
+        dtypes, effort = ("fp32", "bf16"), Effort(seconds=0.01, least=2, most=3)
+        return Settings(dtypes, (1 << 12, 1 << 14), dtypes, 1 << 14, chosen, steps, False, effort, 2, seed, quick)
+    if kind == "cpu":
+        dtypes, effort = ("fp32", "bf16"), Effort(seconds=1.5, least=9, most=50)
+        return Settings(dtypes, (1 << 22, 1 << 20), dtypes, 1 << 22, chosen, steps, True, effort, 9, seed)
+    compared, effort = ("bf16", "fp32"), Effort(seconds=0.3, least=10, most=100)
+    sizes = (1 << 26, 1 << 24, 1 << 28, 1 << 20)
+    return Settings((*compared, "fp16"), sizes, compared, 1 << 26, chosen, steps, True, effort, 12, seed)
