@@ -34,10 +34,11 @@ def draw(path: Path) -> list[Path]:
     try:
         from .figures import write_figures
     except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] not in DRAWING:
+        missing = str(error.name).partition(".")[0]
+        if missing not in DRAWING:
             raise
         command = shlex.join(["python", "scripts/benchmark.py", "--plot-only", str(path)])
-        print(f"no figures: {error.name} is not installed here. Draw them where it is: {command}")
+        print(f"no figures: {missing} is not installed here. Draw them where it is: {command}")
         return []
     return write_figures(content, path)
 

@@ -13,7 +13,7 @@ import torch
 from ..environment import describe_environment
 from ..errors import ConfigError
 
-PACKAGES = {"triton": "triton", "liger-kernel": "liger_kernel"}
+PACKAGES = ("triton", "liger-kernel")
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -59,7 +59,7 @@ def describe_versions(device: torch.device) -> dict[str, Any]:
     """Versions and the rest of the environment, as plain data; None for a package that is not installed."""
     environment = describe_environment()
     del environment["device"]  # of this machine, not of this measurement
-    environment |= {key: _version(package) for package, key in PACKAGES.items()}
+    environment |= {package: _version(package) for package in PACKAGES}
     if device.type == "cuda":
         environment |= {"cuda": torch.version.cuda, "driver": _driver()}
     return environment
