@@ -1,4 +1,4 @@
-"""Render the README's tables from the committed results alone.
+"""Render the README's tables, and docs/benchmark.md, from the committed results alone.
 
 Usage: python scripts/render_results.py [--check]
 """
@@ -10,17 +10,40 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
+from hf_invact.experiments.benchmark import tables
+from hf_invact.experiments.benchmark.results import read_results
 from hf_invact.experiments.report import SummaryRow, summary_rows
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-COMPARISON = ROOT / "results" / "small-models" / "comparison.json"
-SECTION = re.compile(r"(<!-- begin small-models.*? -->\n).*?(<!-- end small-models -->)", re.DOTALL)
+PAGE = ROOT / "docs" / "benchmark.md"
+RESULTS = ROOT / "results"
+COMPARISON = RESULTS / "small-models" / "comparison.json"
 
 
 def render() -> str:
     """The README with its results replaced."""
+    text = _replaced(README.read_text(encoding="utf-8"), "small-models", _small_models())
+    return _replaced(text, "benchmark", tables.section(benchmarks(RESULTS)))
+
+
+def benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files of `scripts/benchmark.py` in a folder, by name."""
+    return {path.name: read_results(path) for path in sorted(folder.glob("benchmark-*.json"))}
+
+
+def _replaced(text: str, name: str, section: str) -> str:
+    """The text with what stands between the markers of this name replaced."""
+    markers = re.compile(rf"(<!-- begin {name}: .*? -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    replaced, count = markers.subn(lambda match: match.group(1) + section + match.group(2), text)
+    if count != 1:
+        raise SystemExit(f"{README} must hold the markers of {name} once, found {count}")
+    return replaced
+
+
+def _small_models() -> str:
     comparison = json.loads(COMPARISON.read_text(encoding="utf-8"))
     rows = [
         "| small model, CPU, float32 | kept per MLP | kept for backward, whole model "
@@ -34,11 +57,7 @@ def render() -> str:
         f"{where['transformers']}, seeds {', '.join(map(str, comparison['models'][0]['seeds']))}, by "
         f"`{comparison['command']}`. Peak GPU memory and time: not yet measured on a GPU."
     )
-    section = "\n".join([*rows, "", source, ""])
-    text, count = SECTION.subn(lambda match: match.group(1) + section + match.group(2), README.read_text("utf-8"))
-    if count != 1:
-        raise SystemExit(f"{README} must hold the markers of the results once, found {count}")
-    return text
+    return "\n".join([*rows, "", source, ""])
 
 
 def _row(row: SummaryRow) -> str:
@@ -60,18 +79,20 @@ def _row(row: SummaryRow) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README would change")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a file would change")
     check = parser.parse_args().check
-    text = render()
-    if text == README.read_text(encoding="utf-8"):
-        print("README.md is up to date")
-        return 0
-    if check:
-        print("README.md differs from the results: run scripts/render_results.py", file=sys.stderr)
-        return 1
-    README.write_text(text, encoding="utf-8")
-    print("wrote README.md")
-    return 0
+    rendered = {README: render(), PAGE: tables.page(benchmarks(RESULTS))}
+    changed = [path for path, text in rendered.items() if not path.exists() or path.read_text("utf-8") != text]
+    for path in changed:
+        name = path.relative_to(ROOT)
+        if check:
+            print(f"{name} differs from the results: run scripts/render_results.py", file=sys.stderr)
+        else:
+            path.write_text(rendered[path], encoding="utf-8")
+            print(f"wrote {name}")
+    if not changed:
+        print("README.md and docs/benchmark.md are up to date")
+    return 1 if check and changed else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""The command line of the benchmark.
+
+Nothing here but `figures` needs more than torch, transformers and accelerate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import transformers
+
+from ..errors import ConfigError
+from .machine import choose_device
+from .results import read_results
+from .run import Run
+from .settings import settings_for
+
+DRAWING = ("matplotlib", "PIL")
+
+
+def draw(path: Path) -> list[Path]:
+    """Draw the figures of a file of results beside it. Where matplotlib is missing that is printed, and none is drawn.
+
+    Raises:
+        ConfigError: the file does not exist, or holds something else.
+    """
+    content = read_results(path)
+    try:
+        from .figures import write_figures
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if missing not in DRAWING:
+            raise
+        command = shlex.join(["python", "scripts/benchmark.py", "--plot-only", str(path)])
+        print(f"no figures: {missing} is not installed here. Draw them where it is: {command}")
+        return []
+    return write_figures(content, path)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The script: exit code 2, and one line, for what the user can mend; 1 where something failed or is missing."""
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        options = _parse(argv)
+        if options.plot_only is not None:
+            print(*draw(options.plot_only), sep="\n")
+            return 0
+        device = choose_device(options.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        settings = settings_for(device.type, options.backends, options.seed, options.quick)
+        command = shlex.join(["python", "scripts/benchmark.py", *argv])
+        run = Run(settings, device, options.output, options.minutes, command)
+        problems = run.measure()
+        draw(run.results.path)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    run.say(f"wrote {run.results.path}")
+    return 1 if problems else 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing the usage and leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="scripts/benchmark.py",
+        description="Measure operators and whole training steps on one device. A run that was cut goes on where it "
+        "stopped when it is started again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA if there is one")
+    parser.add_argument("--backends", nargs="+", help="of hf_invact; default: all on CUDA, eager on a CPU")
+    parser.add_argument("--output", type=Path, help="default: results/benchmark-<device>.json")
+    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing after so many; default: 9")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
+    parser.add_argument("--plot-only", type=Path, metavar="FILE", help="draw the figures of a file, measure nothing")
+    return parser.parse_args(argv)

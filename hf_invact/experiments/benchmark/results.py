@@ -1,0 +1,87 @@
+"""The file of the results, which is whole after each part, and goes on where a run was cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..files import read_json, write_json
+
+FORMAT = 1
+SECTIONS = ("operators", "steps")
+SAME = ("format", "device", "environment", "settings")  # in a file that a run goes on with
+
+
+class Results:
+    """The entries that were measured so far, and where they are kept.
+
+    Args:
+        path: the file; its folder is made.
+        header: "format", "command", "device", "environment" and "settings", as plain data.
+        orders: for each section, which of two entries comes first: a key to sort by.
+
+    Raises:
+        ConfigError: the file is damaged, no benchmark, or another device's.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], orders: dict[str, Callable[[Any], Any]]) -> None:
+        self.path, self._orders = path, orders
+        before = read_json(path)
+        if before is not None:
+            _check_owner(path, before, header)
+        if before is not None and not before["complete"] and all(before[key] == header[key] for key in SAME):
+            self.content = before
+        else:
+            self.content = {**header, "complete": False, **{section: [] for section in SECTIONS}}
+        self.had = {section: len(self.content[section]) for section in SECTIONS}
+
+    def __contains__(self, key: dict[str, Any]) -> bool:
+        """Whether there is an entry with these values."""
+        entries = (entry for section in SECTIONS for entry in self.content[section])
+        return any(key.items() <= entry.items() for entry in entries)
+
+    def add(self, section: str, entry: dict[str, Any]) -> None:
+        """Write one more entry, in its place."""
+        self.content[section].append(entry)
+        self.content[section].sort(key=self._orders[section])
+        self._write()
+
+    def finish(self, keys: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Note whether all of these were measured; those that were not."""
+        missing = [key for key in keys if key not in self]
+        self.content["complete"] = not missing
+        self._write()
+        return missing
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, self.content)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a file of results.
+
+    Raises:
+        ConfigError: there is no such file, or it is damaged or no benchmark.
+    """
+    content = read_json(path)
+    if content is None:
+        raise ConfigError(f"{path} does not exist")
+    _check_format(path, content)
+    return dict(content)
+
+
+def _check_format(path: Path, content: Any) -> None:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "device" not in content:
+        raise ConfigError(f"{path} holds no results of this benchmark (format {FORMAT}); choose another with --output")
+
+
+def _check_owner(path: Path, before: Any, header: dict[str, Any]) -> None:
+    _check_format(path, before)
+    measured, here = before["device"]["name"], header["device"]["name"]
+    if before["device"]["slug"] != header["device"]["slug"]:
+        raise ConfigError(f"{path} was measured on {measured}, this is {here}; choose another file with --output")
+    if header["settings"]["quick"] and not before["settings"]["quick"]:
+        raise ConfigError(f"{path} holds a real measurement, which --quick would replace; choose another with --output")

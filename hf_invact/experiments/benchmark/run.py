@@ -1,0 +1,144 @@
+"""One run: what is measured in which order, how long it may take, and what it says on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .implementations import INVERTED, NATIVE
+from .machine import describe_device, describe_versions
+from .models import CASES, ModelCase
+from .operator_times import OperatorCase, measure_operator, operator_cases
+from .operators import OPERATORS
+from .results import FORMAT, Results
+from .settings import OPERATORS_SHARE, Settings
+from .step_times import measure_steps
+from .timing import failure_of, free_memory
+
+FOLDER = Path("results")
+
+
+class Run:
+    """Measures what a file of results does not have yet.
+
+    Args:
+        output: the file; None takes one named after the device.
+        minutes: after which nothing more begins.
+        command: as the file tells it.
+
+    Raises:
+        ConfigError: the file is of another device, damaged, or something else.
+    """
+
+    def __init__(self, settings: Settings, device: torch.device, output: Path | None, minutes: float, command: str):
+        self.settings, self.device, self.minutes = settings, device, minutes
+        self.began = time.monotonic()
+        self.operators = operator_cases(settings)
+        self.models = CASES["quick" if settings.quick else device.type]
+        about = describe_device(device)
+        header = {
+            "format": FORMAT,
+            "command": command,
+            "device": about,
+            "environment": describe_versions(device),
+            "settings": settings.plain(),
+        }
+        suffix = "-quick" if settings.quick else ""
+        path = output or FOLDER / f"benchmark-{about['slug']}{suffix}.json"
+        self.results = Results(path, header, {"operators": self._operator_place, "steps": self._model_place})
+
+    def measure(self) -> list[str]:
+        """Measure as far as the time goes; one line for each thing that failed or is missing."""
+        self.say(f"{self.results.content['device']['name']}: {self.results.path}")
+        if any(self.results.had.values()):
+            self.say(f"going on after {self.results.had['operators']} operators, {self.results.had['steps']} models")
+        for number, case in enumerate(self.operators, 1):
+            title = f"operator {number} of {len(self.operators)}: {case.operator} {case.dtype} {case.elements:,}"
+            measure = partial(measure_operator, case, self.settings, self.device)
+            self._measure("operators", case, title, self.ends(OPERATORS_SHARE), measure, _operator_line)
+        for number, model in enumerate(self.models, 1):
+            title = f"model {number} of {len(self.models)}: {model.title}"
+            # Each of those that are left gets its part of the time.
+            now = time.monotonic()
+            deadline = now + (self.ends() - now) / (len(self.models) - number + 1)
+            measure = partial(measure_steps, model, self.settings, self.device, deadline)
+            self._measure("steps", model, title, self.ends(), measure, _step_line)
+        keys = [case.key for case in self.operators] + [case.key for case in self.models]
+        missing = self.results.finish(keys)
+        late = [f"not measured in {self.minutes:g} minutes: {' '.join(map(str, key.values()))}" for key in missing]
+        return [*failures(self.results.content), *late]
+
+    def ends(self, share: float = 1.0) -> float:
+        """When this share of the time is over, as `time.monotonic` tells it."""
+        return self.began + 60 * self.minutes * share
+
+    def say(self, line: str) -> None:
+        """Print a line of progress."""
+        print(f"[{time.monotonic() - self.began:4.0f} s] {line}", flush=True)
+
+    def _measure(
+        self,
+        section: str,
+        case: OperatorCase | ModelCase,
+        title: str,
+        deadline: float,
+        measure: Callable[[], dict[str, Any]],
+        line: Callable[[dict[str, Any]], str],
+    ) -> None:
+        if case.key in self.results or time.monotonic() > deadline:
+            return
+        try:
+            entry = measure()
+        except Exception as error:  # of whatever kind: it must not cost the numbers of the others
+            entry = {**case.key, **failure_of(error).record()}
+        free_memory(self.device)
+        self.results.add(section, entry)
+        broken = entry.get("failed") or entry.get("unavailable")
+        self.say(f"{title}: {broken or line(entry)}")
+
+    def _operator_place(self, entry: dict[str, Any]) -> tuple[int, int, int]:
+        return list(OPERATORS).index(entry["operator"]), self.settings.dtypes.index(entry["dtype"]), entry["elements"]
+
+    def _model_place(self, entry: dict[str, Any]) -> int:
+        return [case.model for case in self.models].index(entry["model"])
+
+
+def failures(content: dict[str, Any]) -> list[str]:
+    """One line for each thing in a file of results that failed for no reason of the machine's."""
+    lines = []
+    for entry in (*content["operators"], *content["steps"]):
+        name = " ".join(str(entry[key]) for key in ("operator", "model", "dtype", "elements") if key in entry)
+        parts: dict[str, dict[str, Any]] = {"": entry, **entry.get("variants", {})}
+        for direction in ("forward", "backward", "autograd"):
+            found = entry.get(direction, {}).get("implementations", {})
+            parts |= {f"{direction} {key}": value for key, value in found.items()}
+        lines += [f"{name} {key}".strip() + f": {part['failed']}" for key, part in parts.items() if "failed" in part]
+    return lines
+
+
+def _operator_line(entry: dict[str, Any]) -> str:
+    parts = []
+    for direction in ("forward", "backward"):
+        found = entry[direction]["implementations"]
+        name = next((name for name in found if name.startswith(INVERTED) and "ms" in found[name]), None)
+        if name is not None:
+            share, ratio = found[name]["copy_share"], found[name][f"ratio_to_{NATIVE}"]
+            parts.append(f"{direction} {found[name]['ms']:.3g} ms")
+            parts[-1] += "" if share is None else f", {share:.0%} of the copy"
+            parts[-1] += "" if ratio is None else f", {ratio:.2f}x PyTorch"
+    return "; ".join(parts)
+
+
+def _step_line(entry: dict[str, Any]) -> str:
+    parts = []
+    for name, facts in entry["variants"].items():
+        if "ratio" in facts:
+            parts.append(f"{name} {facts['ratio']['median']:.3f}x")
+        elif "step_ms" in facts:
+            parts.append(f"{name} {facts['step_ms']:.1f} ms")
+    return ", ".join(parts)

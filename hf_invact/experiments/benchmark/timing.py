@@ -1,0 +1,122 @@
+"""Times calls in turn, so that what else the machine does meets all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+OUT_OF_MEMORY = "out of memory"
+FLUSHED_BYTES = 1 << 28  # more than the L2 cache of any GPU
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: about so many seconds, but at least and at most so many repetitions."""
+
+    seconds: float
+    least: int
+    most: int
+
+    def repetitions(self, seconds_of_one: float) -> int:
+        """How many fit."""
+        return max(self.least, min(self.most, int(self.seconds / max(seconds_of_one, 1e-9))))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why something has no number. `expected` where the machine is the reason (no memory, no package), not a fault."""
+
+    reason: str
+    expected: bool
+
+    def record(self) -> dict[str, Any]:
+        """As the results hold it."""
+        return {"unavailable" if self.expected else "failed": self.reason}
+
+
+def significant(value: float) -> float:
+    """The digits that a measurement may have.
+
+    >>> significant(0.123456789)
+    0.12346
+    """
+    return float(f"{value:.5g}")
+
+
+def failure_of(error: Exception) -> Failure:
+    """An exception in one line."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, torch.OutOfMemoryError):
+        return Failure(f"{OUT_OF_MEMORY}: {first}", expected=True)
+    return Failure(f"{type(error).__name__}: {first}", expected=False)
+
+
+def warm_up(calls: Mapping[str, Call], device: torch.device, times: int = 2) -> dict[str, Failure]:
+    """Run each call, which may compile it; the failures of those that raise."""
+    failures = {}
+    for name, call in calls.items():
+        try:
+            for _ in range(times):
+                call()
+            synchronize(device)
+        except Exception as error:  # of whatever kind: it must not cost the numbers of the others
+            failures[name] = failure_of(error)
+    return failures
+
+
+def alternate(calls: Mapping[str, Call], device: torch.device, effort: Effort) -> dict[str, list[float]]:
+    """Seconds of each call, by name: one repetition of each in turn.
+
+    On a CUDA device the times are those between two events, and the L2 cache is overwritten before each call (which
+    also hides the launch of a first kernel). On a CPU they are wall-clock times.
+    """
+    began = time.perf_counter()
+    for call in calls.values():
+        call()
+    synchronize(device)
+    count = effort.repetitions(time.perf_counter() - began)
+    return (_cuda_times if device.type == "cuda" else _cpu_times)(calls, device, count)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back a CUDA device's memory that nothing uses any more."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _cpu_times(calls: Mapping[str, Call], device: torch.device, count: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(count):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - began)
+    return times
+
+
+def _cuda_times(calls: Mapping[str, Call], device: torch.device, count: int) -> dict[str, list[float]]:
+    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=device)
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
+    for _ in range(count):
+        for name, call in calls.items():
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            flushed.zero_()
+            start.record()
+            call()
+            stop.record()
+            events[name].append((start, stop))
+    synchronize(device)
+    return {name: [start.elapsed_time(stop) / 1000 for start, stop in pairs] for name, pairs in events.items()}

@@ -1,0 +1,32 @@
+"""The bytes that an operator has to move, counted in tensors of its size."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+SIDE_BITS_PER_BYTE = 8
+
+
+class Traffic(NamedTuple):
+    """Tensors that are read and written, in all, and whether side bits are too."""
+
+    forward: int
+    backward: int
+    has_side: bool = False
+
+    def bytes(self, direction: str, elements: int, itemsize: int) -> int:
+        """Of "forward", "backward", or "autograd", which is both of them."""
+        if direction == "autograd":
+            return sum(self.bytes(each, elements, itemsize) for each in ("forward", "backward"))
+        tensors: int = getattr(self, direction)
+        return tensors * elements * itemsize + (elements // SIDE_BITS_PER_BYTE if self.has_side else 0)
+
+
+# x -> y; dy, x (or y) -> dx
+ACTIVATION = Traffic(forward=2, backward=3)
+INVERTED_ACTIVATION = ACTIVATION._replace(has_side=True)
+# gate, up -> product; dy, gate (or product), up -> dgate, dup
+FUSED_GATE = Traffic(forward=3, backward=5)
+INVERTED_GATE = FUSED_GATE._replace(has_side=True)
+# gate -> a; a, up -> product; and backward dy, up -> da; dy, a -> dup; da, gate -> dgate
+UNFUSED_GATE = Traffic(forward=5, backward=9)

@@ -1,0 +1,160 @@
+"""Training steps: the models, their variants, and what is measured of them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from hf_invact.experiments.benchmark import step_times, variants
+from hf_invact.experiments.benchmark.implementations import Unavailable
+from hf_invact.experiments.benchmark.models import CASES, build_model, make_batch
+from hf_invact.experiments.benchmark.settings import settings_for
+from hf_invact.experiments.benchmark.step_times import Training, measure_steps
+from hf_invact.experiments.benchmark.variants import variants_of
+
+CPU = torch.device("cpu")
+QUICK = settings_for("cpu", None, 0, quick=True)
+TINY = {case.architecture: case for case in CASES["quick"]}
+each_architecture = pytest.mark.parametrize("architecture", TINY)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_the_four_models_are_there(kind: str) -> None:
+    assert sorted(case.architecture for case in CASES[kind]) == ["bert", "gpt2", "llama", "mistral"]
+
+
+@pytest.mark.parametrize(
+    ("model", "millions", "batch"),
+    [
+        ("gpt2", (120, 130), (8, 1024)),
+        ("bert-base", (105, 115), (16, 512)),
+        ("mistral-1b", (1000, 1500), (4, 2048)),
+        ("llama-1b", (1000, 1500), (4, 2048)),
+        ("bert-4x768", (50, 60), (8, 128)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_sizes(model: str, millions: tuple[int, int], batch: tuple[int, int]) -> None:
+    (case,) = (case for cases in CASES.values() for case in cases if case.model == model)
+    built = build_model(case, torch.bfloat16, torch.device("meta"), seed=0)
+    assert millions[0] <= sum(weight.numel() for weight in built.parameters()) / 1e6 <= millions[1]
+    assert make_batch(case, 100, CPU, seed=0)["input_ids"].shape == batch
+
+
+@each_architecture
+@pytest.mark.parametrize("variant", ["inverted-eager", "fused", "checkpointing"])
+def test_a_variant_is_undone(architecture: str, variant: str) -> None:
+    enter = variants_of(architecture, ["eager"]).get(variant)
+    if enter is None:
+        assert (architecture, variant) != ("gpt2", "fused")
+        return
+    model = build_model(TINY[architecture], torch.float32, CPU, seed=0)
+    modules = {name: (type(module), vars(module).get("forward")) for name, module in model.named_modules()}
+    with enter(model):
+        inside = {name: type(module) for name, module in model.named_modules()}
+        assert (inside != {name: kind for name, (kind, _) in modules.items()}) == (variant != "checkpointing")
+        assert is_checkpointed(model) == (variant == "checkpointing")
+    assert modules == {name: (type(module), vars(module).get("forward")) for name, module in model.named_modules()}
+    assert not is_checkpointed(model)
+
+
+def is_checkpointed(model: PreTrainedModel) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+class Doubled:
+    """In place of Liger's MLP."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def test_ligers_mlp_is_taken_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "import_liger", lambda module, name, device: Doubled)
+    model = build_model(TINY["llama"], torch.float32, CPU, seed=0)
+    mlp, x = model.model.layers[1].mlp, torch.randn(2, 32)
+    before = mlp(x)
+    with variants.liger(model):
+        assert torch.equal(mlp(x), 2 * x)
+    assert torch.equal(mlp(x), before)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [("gpt2", "no kernel for this MLP"), ("bert", "no kernel for this MLP"), ("llama", "need a GPU")],
+)
+def test_where_liger_is_unavailable(architecture: str, reason: str) -> None:
+    model = build_model(TINY[architecture], torch.float32, CPU, seed=0)
+    with pytest.raises(Unavailable, match=reason), variants.liger(model):
+        pass
+
+
+def test_a_step_trains_and_changes_no_weight() -> None:
+    training = Training(TINY["bert"], QUICK, CPU)
+    before = copy.deepcopy(training.model.state_dict())
+    first = training.meter()["first_loss"]
+    assert training.step() > 0
+    assert training.meter()["first_loss"] == first  # with dropout
+    moments = [state["exp_avg"] for state in training.optimizer.state.values()]
+    assert any(moment.any() for moment in moments)
+    torch.testing.assert_close(training.model.state_dict(), before, rtol=0, atol=0)
+
+
+def measured(architecture: str = "gpt2", deadline: float = math.inf) -> dict[str, Any]:
+    return measure_steps(TINY[architecture], QUICK, CPU, deadline)
+
+
+def test_the_entry_of_a_model() -> None:
+    entry = measured()
+    variants = entry["variants"]
+    assert list(variants) == ["plain", "inverted-eager", "fused", "checkpointing", "liger"]
+    assert variants["liger"] == {"unavailable": "Liger has no kernel for this MLP"}
+    assert entry["rounds"] == QUICK.rounds
+    running = {name: facts for name, facts in variants.items() if name != "liger"}
+    assert {round(facts["first_loss"], 4) for facts in running.values()} == {round(running["plain"]["first_loss"], 4)}
+    assert "ratio" not in running["plain"]
+    assert all(
+        facts["ratio"]["low"] <= facts["ratio"]["median"] <= facts["ratio"]["high"]
+        for name, facts in running.items()
+        if name != "plain"
+    )
+    kept = {name: facts["kept_bytes"] for name, facts in running.items()}
+    assert kept["checkpointing"] < kept["inverted-eager"] < kept["fused"] < kept["plain"]
+
+
+def test_no_more_than_the_least_rounds_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_times, "LEAST_ROUNDS", 1)
+    assert measured("llama", deadline=time.monotonic())["rounds"] == 1
+
+
+@pytest.mark.parametrize("failing_step", [1, 2], ids=["when it is prepared", "in a round"])
+def test_a_variant_that_fails_is_recorded_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, failing_step: int
+) -> None:
+    @contextmanager
+    def greedy(model: Any) -> Iterator[None]:
+        model.is_greedy = True
+        yield
+        vars(model).pop("is_greedy", None)
+
+    step, number = Training.step, itertools.count(1)
+
+    def limited(training: Training) -> float:
+        if vars(training.model).pop("is_greedy", False) and next(number) >= failing_step:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(training)
+
+    monkeypatch.setattr(step_times, "variants_of", lambda *_: {"greedy": greedy, **variants_of("bert", ["eager"])})
+    monkeypatch.setattr(Training, "step", limited)
+    found = measured("bert")["variants"]
+    assert found["greedy"] == {"unavailable": "out of memory: CUDA out of memory."}
+    assert found["inverted-eager"]["ratio"]["median"] > 0
