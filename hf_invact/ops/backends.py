@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -11,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..curves import Curve
-from . import compiled, eager
 
 AUTO = "auto"
+ENVIRONMENT_VARIABLE = "HF_INVACT_BACKEND"  # what "auto" stands for
+TRITON_DEVICES = ("cuda", "xpu")  # ROCm calls its devices cuda too
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,20 @@ class Backend:
     exact_gate_backward: Callable[[Tensor, Tensor, Tensor, Curve], tuple[Tensor, Tensor]]
 
 
-def _backend(name: str, module: Any) -> Backend:
-    operations = (field.name for field in fields(Backend) if field.name != "name")
-    return Backend(name, **{operation: getattr(module, operation) for operation in operations})
+def _backend(name: str, module: str) -> Backend:
+    """The functions of a module of this package, which is imported when the first of them is called."""
+
+    def operation(attribute: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            return getattr(importlib.import_module(f".{module}", __package__), attribute)(*arguments)
+
+        return call
+
+    return Backend(name, **{field.name: operation(field.name) for field in fields(Backend) if field.name != "name"})
 
 
-BACKENDS = MappingProxyType(
-    {name: _backend(name, module) for name, module in {"eager": eager, "compile": compiled}.items()}
-)
+_MODULES = {"eager": "eager", "compile": "compiled", "triton": "triton"}
+BACKENDS = MappingProxyType({name: _backend(name, module) for name, module in _MODULES.items()})
 
 
 def check_backend(name: str) -> None:
@@ -45,7 +56,51 @@ def check_backend(name: str) -> None:
         raise ValueError(f"unknown backend {name!r}; known: {', '.join([AUTO, *BACKENDS])}")
 
 
-def choose_backend(name: str, device: torch.device) -> Backend:
-    """The backend of this name; "auto" takes the best for tensors on `device`."""
+def choose_backend(name: str, like: Tensor) -> Backend:
+    """The backend of this name for tensors such as this one.
+
+    "auto" stands for the environment variable HF_INVACT_BACKEND; where that is not set, for Triton on the GPUs that it
+    knows (CUDA, ROCm, XPU) if it is installed, and for the plain backend elsewhere.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: a backend that was chosen by name cannot serve this tensor.
+    """
     check_backend(name)
-    return BACKENDS["eager" if name == AUTO else name]
+    chosen = _from_environment() if name == AUTO else name
+    if chosen == AUTO:
+        has_kernels = like.device.type in TRITON_DEVICES and why_not_triton(like) is None
+        return BACKENDS["triton" if has_kernels else "eager"]
+    reason = why_not_triton(like) if chosen == "triton" else None
+    if reason:
+        raise RuntimeError(f"the backend 'triton' was chosen, but {reason}. Choose 'auto', 'compile' or 'eager'")
+    return BACKENDS[chosen]
+
+
+def why_not_triton(like: Tensor) -> str | None:
+    """Why Triton cannot serve tensors such as this one; None where it can."""
+    if not _triton_is_installed():
+        return "the package triton is not installed"
+    if like.dtype == torch.float64:
+        return "its kernels compute in float32, and the tensor is float64"
+    if like.device.type not in TRITON_DEVICES and not _triton_interprets():
+        return f"it has no kernels for {like.device.type} tensors"
+    return None
+
+
+def _from_environment() -> str:
+    name = os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
+    if name != AUTO and name not in BACKENDS:
+        known = ", ".join([AUTO, *BACKENDS])
+        raise ValueError(f"the environment variable {ENVIRONMENT_VARIABLE} is {name!r}; known: {known}")
+    return name
+
+
+@cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _triton_interprets() -> bool:
+    """Whether kernels run in Python, which Triton decides when they are imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

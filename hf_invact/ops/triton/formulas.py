@@ -23,7 +23,10 @@ if INTERPRETED.value:
 
     @triton.jit
     def log1p(x):
-        return tl.log(1.0 + x)
+        # The logarithm's relative error is that of its rounded argument, which cancels.
+        rounded = 1.0 + x
+        corrected = tl.log(rounded) * (x / (rounded - 1.0))
+        return tl.where(rounded == 1.0, x, tl.where(x > 1e7, tl.log(x), corrected))
 
     @triton.jit
     def tanh(x):
@@ -131,8 +134,7 @@ def rebuild(product, factor, DTYPE: tl.constexpr, FIT: tl.constexpr):
         error = tl.full([1, 1], FIT.error, tl.float32)
     if FIT.limits is not None:
         for index in tl.static_range(2):
-            limit: tl.constexpr = FIT.limits[index]
-            y = tl.where(tl.abs(y - limit) <= abs(limit) * FIT.eps, limit, y)
+            y = tl.where(tl.abs(y - FIT.limits[index]) <= tl.abs(y) * FIT.eps, FIT.limits[index], y)
     return y, error
 
 

@@ -1,0 +1,192 @@
+"""Triton's kernels against the plain backend: compiled where there is a GPU, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_invact.curves import CURVES, GELU, SILU, Curve, fit_curve
+from hf_invact.ops import BACKENDS
+from hf_invact.ops.quotient import away_from_zero
+from tests.helpers import (
+    CASES,
+    FITTED,
+    HALF_DTYPES,
+    Case,
+    all_numbers,
+    assert_gradient_within,
+    each_half_dtype,
+    error_bar,
+    exact_derivative,
+    normal,
+)
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # NumPy's, in the interpreter
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WRITTEN_IN_TRITON = (*FITTED, CURVES["clipped_gelu"])
+EAGER, TRITON = BACKENDS["eager"], BACKENDS["triton"]
+
+# A program handles 1,024 elements: sizes on both sides of that.
+AROUND_A_BLOCK = [Case(SILU, dtype, (size,)) for dtype in DTYPES for size in (1023, 1024, 1025, 2047, 2049)]
+TRITON_CASES = [case for case in CASES if case.curve in WRITTEN_IN_TRITON and case.dtype in DTYPES]
+
+each_case = pytest.mark.parametrize("case", [*TRITON_CASES, *AROUND_A_BLOCK], ids=str)
+each_curve = pytest.mark.parametrize("curve", WRITTEN_IN_TRITON, ids=lambda curve: curve.name)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """New tensors hold NaN (bytes: 255), so that what a kernel does not write shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def kernels() -> ModuleType:
+    from hf_invact.ops.triton import kernels
+
+    return kernels
+
+
+def assert_same_forward(result: Tensor, expected: Tensor) -> None:
+    """The interpreter's exponential function is another one: what it gives may round to a neighbour."""
+    if DEVICE == "cuda" and expected.dtype in HALF_DTYPES:
+        assert torch.equal(result.isnan(), expected.isnan())
+        assert torch.equal(result.nan_to_num(), expected.nan_to_num())
+    else:
+        tolerance = 2 * torch.finfo(expected.dtype).eps
+        torch.testing.assert_close(result, expected, rtol=tolerance, atol=1e-6, equal_nan=True)
+    assert (result.stride(), result.dtype) == (expected.stride(), expected.dtype)
+
+
+def assert_same_gradient(result: Tensor, expected: Tensor, atol: float = 4e-6) -> None:
+    """The same formula, whose float32 operations are rounded in another order."""
+    tolerance = 1e-5 if expected.dtype == torch.float32 else torch.finfo(expected.dtype).eps
+    torch.testing.assert_close(result, expected, rtol=tolerance, atol=atol, equal_nan=True)
+    assert (result.stride(), result.dtype) == (expected.stride(), expected.dtype)
+
+
+@each_case
+def test_activation(case: Case) -> None:
+    x, dy = case.input().to(DEVICE), case.input(seed=1).to(DEVICE)
+    expected, expected_side = EAGER.forward(x, case.curve)
+    y, side = TRITON.forward(x, case.curve)
+    assert_same_forward(y, expected)
+    assert torch.equal(side, expected_side)
+    dx = TRITON.backward(dy, expected, side, case.curve)
+    assert_same_gradient(dx, EAGER.backward(dy, expected, side, case.curve))
+
+
+@each_case
+def test_gate(case: Case) -> None:
+    gate, up, dy = (case.input(seed=seed).to(DEVICE) for seed in range(3))
+    expected, expected_side = EAGER.gate_forward(gate, up, case.curve)
+    product, side = TRITON.gate_forward(gate, up, case.curve)
+    assert_same_forward(product, expected)
+    assert torch.equal(side, expected_side)
+    gradients = TRITON.gate_backward(dy, expected, up, side, case.curve)
+    for result, of_eager in zip(gradients, EAGER.gate_backward(dy, expected, up, side, case.curve), strict=True):
+        assert result.stride() == of_eager.stride()
+        # Where a product is between two outputs' one rounding decides which of them is taken.
+        bar = 4 * torch.finfo(case.dtype).eps
+        assert ((result - of_eager).double().abs() <= bar * (1 + dy.double().abs() * (1 + up.double().abs()))).all()
+
+
+@each_half_dtype
+@each_curve
+def test_all_numbers(curve: Curve, dtype: torch.dtype) -> None:
+    x = all_numbers(dtype).to(DEVICE)
+    expected, expected_side = EAGER.forward(x, curve)
+    y, side = TRITON.forward(x, curve)
+    is_small = x.abs() < 1e4  # the interpreter's overflows differ
+    assert_same_forward(y[is_small] if DEVICE == "cpu" else y, expected[is_small] if DEVICE == "cpu" else expected)
+    assert torch.equal(side, expected_side)
+    dy = torch.ones_like(x)
+    dx, of_eager = (backend.backward(dy, expected, side, curve) for backend in (TRITON, EAGER))
+    assert torch.equal(dx.isnan(), of_eager.isnan())
+    assert_same_gradient(dx, of_eager)
+
+
+@each_dtype
+@each_curve
+def test_derivative(curve: Curve, dtype: torch.dtype) -> None:
+    x, dy = (normal(20_000, dtype=dtype, seed=seed).to(DEVICE) for seed in range(2))
+    y, side = TRITON.forward(x, curve)
+    dx = TRITON.backward(dy, y, side, curve).cpu()
+    assert_gradient_within(
+        error_bar(SILU if curve.limits else curve, dtype), dx, dy.cpu(), exact_derivative(curve, x.cpu())
+    )
+
+
+@each_dtype
+def test_writes_nothing_beyond_its_results(dtype: torch.dtype, kernels: ModuleType) -> None:
+    from hf_invact.ops.triton.constants import constants_of
+    from hf_invact.ops.triton.launch import ACTIVATIONS, _launch
+
+    size, room = 1027, 4096
+    x = normal(size, dtype=dtype).to(DEVICE)
+    y, side = (
+        torch.full((room,), 7.0, dtype=dtype, device=DEVICE),
+        torch.full((room,), 7, dtype=torch.uint8, device=DEVICE),
+    )
+    constants = {"FIT": constants_of(GELU, dtype)}
+    of_the_forward = {**constants, "ACTIVATION": ACTIVATIONS["gelu"], "THRESHOLD": GELU.threshold(dtype)}
+    _launch(kernels.forward, x, y, side, **of_the_forward)
+    assert (y[size:] == 7).all()
+    assert (side[129:] == 7).all()
+    dx = torch.full_like(y, 7.0)
+    _launch(kernels.backward, x, y, side, dx, **constants)
+    assert (dx[size:] == 7).all()
+    assert (dx[:size] != 7).all()
+
+
+@each_dtype
+def test_small_factors_keep_the_output(dtype: torch.dtype) -> None:
+    gate = normal(64, dtype=dtype).to(DEVICE)
+    up = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e-4, -1e-4, 1.0, -1.0] * 8, dtype=dtype, device=DEVICE)
+    product, side = TRITON.gate_forward(gate, up, SILU)
+    assert_same_forward(product, SILU.forward(gate) * away_from_zero(up))
+    dgate, dup = TRITON.gate_backward(torch.ones_like(gate), product, up, side, SILU)
+    # In float16 the product of the smallest factor has a few digits less.
+    tolerance = 0.02 if dtype == torch.float16 else 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(dup, SILU.forward(gate), rtol=tolerance, atol=1e-4)
+    assert dgate.isfinite().all()
+
+
+@pytest.mark.parametrize("function", [lambda x: x * torch.sigmoid(2 * x), F.softplus], ids=["turns", "rises"])
+def test_a_users_own_curve(function: object) -> None:
+    curve = fit_curve("own", function, None, max_error=1e-4)
+    gate, up, dy = (normal(1500, dtype=torch.bfloat16, seed=seed).to(DEVICE) for seed in range(3))
+    (y, side), (expected, expected_side) = (backend.forward(gate, curve) for backend in (TRITON, EAGER))
+    assert torch.equal(y, expected)
+    assert side is expected_side is None or torch.equal(side, expected_side)
+    assert_same_gradient(TRITON.backward(dy, y, side, curve), EAGER.backward(dy, y, side, curve))
+    product, side = TRITON.gate_forward(gate, up, curve)
+    assert torch.equal(product, EAGER.gate_forward(gate, up, curve)[0])
+    gradients, of_eager = (backend.gate_backward(dy, product, up, side, curve) for backend in (TRITON, EAGER))
+    for result, other in zip(gradients, of_eager, strict=True):
+        torch.testing.assert_close(result, other, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU with 20 GB")
+def test_more_elements_than_32_bits_count() -> None:
+    size = (1 << 31) + 4096
+    x = torch.full((size,), -2.0, dtype=torch.bfloat16, device=DEVICE)
+    x[-3:] = 1.0
+    y, side = TRITON.forward(x, SILU)
+    assert torch.equal(y[-4:], SILU.forward(x[-4:]))
+    assert side[-1].item() == 0b00011111
+    dx = TRITON.backward(torch.ones_like(y), y, side, SILU)
+    torch.testing.assert_close(dx[-4:].double(), exact_derivative(SILU, x[-4:]), rtol=0.01, atol=0.01)

@@ -1,0 +1,61 @@
+"""The kernels compile for GPUs that are not there: Triton brings the compilers, and only the driver is a stand-in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+TARGETS = ["cuda:80:32", "cuda:90:32", "hip:gfx942:64"]
+SECONDS = 5  # for the first use of a kernel; most of it is the start of the compiler
+COMPILE = """
+import sys, time, types
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+from hf_invact.curves import CURVES, Fit
+from hf_invact.ops.triton import launch
+
+backend, architecture, warp_size = sys.argv[1].split(":")
+target = GPUTarget(backend, int(architecture) if architecture.isdigit() else architecture, int(warp_size))
+driver.set_active(types.SimpleNamespace(
+    get_current_target=lambda: target, get_current_device=lambda: 0, get_current_stream=lambda device=None: 0))
+run, compiled = JITFunction.run, {}
+
+def compile_only(kernel, *arguments, warmup, **options):
+    began = time.perf_counter()
+    result = run(kernel, *arguments, warmup=True, **options)
+    seconds = time.perf_counter() - began
+    assert "cubin" in result.asm or "hsaco" in result.asm
+    compiled.setdefault(kernel.__name__, []).append(seconds)
+
+JITFunction.run = compile_only
+for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    gate, up, dy = (torch.randn(1000).to(dtype) for _ in range(3))
+    for curve in CURVES.values():
+        if isinstance(curve.inverse, Fit) and (dtype == torch.bfloat16 or curve.name == "clipped_gelu"):
+            y, side = launch.forward(gate, curve)
+            launch.backward(dy, y, side, curve)
+            launch.gate_forward(gate, up, curve)
+            launch.gate_backward(dy, y, up, side, curve)
+assert set(compiled) == {"forward", "backward", "gate_forward", "gate_backward"}, compiled.keys()
+print(max(seconds for times in compiled.values() for seconds in times))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_all_kernels_compile_in_seconds(target: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE, target], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert float(result.stdout) < SECONDS
