@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..curves import XIELU
-from .autograd import first_derivative_only
+from .once import first_derivative_only
 from .eager import pieces, sides
 from .layout import flat, with_layout
 from .packing import BITS, packed_size, unpack
