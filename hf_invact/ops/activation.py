@@ -83,10 +83,8 @@ def _check(saving: str) -> None:
 
 def _on_its_own(tensor: Tensor) -> Tensor:
     """A copy of a part of a larger storage, as one half of a fused projection is: the view would keep all of it."""
-    if torch.compiler.is_compiling():  # a compiler decides itself what it keeps
-        return tensor
     try:
-        stored = tensor.untyped_storage().nbytes()
+        stored = tensor.untyped_storage().size()
     except NotImplementedError:  # the tensors inside torch.func's transforms do not tell
         return tensor
     is_part = stored > tensor.numel() * tensor.element_size()

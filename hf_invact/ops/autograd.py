@@ -28,22 +28,24 @@ def _differentiate(operator: OpOverload, backward: OpOverload, inputs: int, labe
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.curve, ctx.backend = inputs
-        y, side = output if saves_output else (output, None)
+        ctx.set_materialize_grads(False)
         if saves_output:
+            y, side = output
             ctx.mark_non_differentiable(side)
             ctx.save_for_backward(y, *tensors[1:], side if curve_of(ctx.curve).x_min is not None else None)
+            ctx.stride = y.stride()
         else:
             ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-        ctx.stride = y.stride()
 
     def apply_gradient(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * (inputs + 2)
-        first, *others = ctx.saved_tensors
-        # The bits are in memory order, which hooks that move saved tensors elsewhere need not keep.
-        first = with_layout(first, first.size(), ctx.stride)
-        gradients = backward(dy, first, *others, ctx.curve, ctx.backend)
+        kept = ctx.saved_tensors
+        if saves_output:
+            # The bits are in memory order, which hooks that move saved tensors elsewhere need not keep.
+            y, *others = kept
+            kept = (with_layout(y, y.size(), ctx.stride), *others)
+        gradients = backward(dy, *kept, ctx.curve, ctx.backend)
         return *(gradients if inputs > 1 else (gradients,)), None, None
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
