@@ -81,26 +81,16 @@ def _differentiate(operator: OpOverload, backward: OpOverload, inputs: int, labe
 def _register(
     operator: OpOverload, setup_context: Callable[..., None], backward: Callable[..., Any], vmap: Callable[..., Any]
 ) -> None:
-    """Register the methods of an autograd function whose forward pass is the operator.
-
-    (`torch.library.register_autograd` makes one as well, but none that torch.func's transforms take.)
-    """
+    """Register an operator's derivative, and the same for torch.func's transforms, which take an autograd function."""
     name = operator.name()
+    torch.library.register_autograd(name, backward, setup_context=setup_context, lib=operators.LIBRARY)
 
     def forward(*args: Any) -> Any:
         return operator(*args)
 
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "vmap": vmap}
-    function: Any = type(
-        name.rpartition("::")[2], (torch.autograd.Function,), {key: staticmethod(value) for key, value in methods.items()}
-    )
-
-    def differentiable(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in args):
-            return function.apply(*args)
-        return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
-
-    operators.LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
+    static_methods = {key: staticmethod(method) for key, method in methods.items()}
+    function: Any = type(name.rpartition("::")[2], (torch.autograd.Function,), static_methods)
     operators.LIBRARY.impl(name, function.apply, "FuncTorchDynamicLayerFrontMode")
 
 

@@ -7,6 +7,7 @@ order of the output; a curve without a turning point has none (no element).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ def _exact_activation(x: Tensor, curve: str, backend: str) -> Tensor:
 
 
 def _exact_activation_backward(dy: Tensor, x: Tensor, curve: str, backend: str) -> Tensor:
-    return choose_backend(backend, x.device).exact_backward(dy, x, curve_of(curve))
+    with _autograd():
+        return choose_backend(backend, x.device).exact_backward(dy, x, curve_of(curve))
 
 
 def _exact_activation_backward_like(dy: Tensor, x: Tensor, curve: str, backend: str) -> Tensor:
@@ -79,11 +81,21 @@ def _exact_gate(gate: Tensor, up: Tensor, curve: str, backend: str) -> Tensor:
 
 
 def _exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
-    return choose_backend(backend, gate.device).exact_gate_backward(dy, gate, up, curve_of(curve))
+    with _autograd():
+        return choose_backend(backend, gate.device).exact_gate_backward(dy, gate, up, curve_of(curve))
 
 
 def _exact_gate_backward_like(dy: Tensor, gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
     return torch.empty_like(gate), torch.empty_like(gate)
+
+
+def _autograd() -> AbstractContextManager[None]:
+    """Lets autograd work inside of a kernel, where the dispatcher has left it behind."""
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    guard: AbstractContextManager[None] = torch._C._ForceDispatchKeyGuard(
+        included, excluded.remove(torch._C.DispatchKey.AutogradFunctionality)
+    )
+    return guard
 
 
 def _no_bits(y: Tensor) -> Tensor:
