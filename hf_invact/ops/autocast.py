@@ -17,9 +17,14 @@ def autocast(x: Tensor, curve: Curve) -> Tensor:
     Some functions (softplus, and on GPUs pow, exp, log, ...) are computed and returned in float32.
     """
     device = x.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not (_has_autocast(device) and torch.is_autocast_enabled(device)):
         return x
     return x.to(_result_dtype(key_of(curve), x.dtype, device, torch.get_autocast_dtype(device)))
+
+
+@torch.compiler.assume_constant_result
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 @torch.compiler.assume_constant_result

@@ -108,7 +108,5 @@ def _sample(tensor: Tensor, dim: int | None, index: int) -> Tensor:
 
 _differentiate(operators.ACTIVATION, operators.ACTIVATION_BACKWARD, 1, "an inverted", saves_output=True)
 _differentiate(operators.GATE, operators.GATE_BACKWARD, 2, "an inverted gate of", saves_output=True)
-_differentiate(
-    operators.EXACT_ACTIVATION, operators.EXACT_ACTIVATION_BACKWARD, 1, "a recomputed", saves_output=False
-)
+_differentiate(operators.EXACT_ACTIVATION, operators.EXACT_ACTIVATION_BACKWARD, 1, "a recomputed", saves_output=False)
 _differentiate(operators.EXACT_GATE, operators.EXACT_GATE_BACKWARD, 2, "a recomputed gate of", saves_output=False)

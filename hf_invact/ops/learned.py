@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..curves import XIELU
-from .once import first_derivative_only
 from .eager import pieces, sides
 from .layout import flat, with_layout
+from .once import first_derivative_only
 from .packing import BITS, packed_size, unpack
 from .slopes import dtype_inside
 
