@@ -11,14 +11,17 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from . import curves
-from .curves import GELU, GELU_TANH, HARDSWISH, LAPLACE, MISH, QUICK_GELU, RELU2, RELU6, SILU, SQRTSOFTPLUS
+from .curves import GELU, GELU_TANH, HARDSWISH, LAPLACE, MISH, QUICK_GELU, RELU2, RELU6, SILU, SQRTSOFTPLUS, Curve
 from .ops import Saving, invert
 from .ops import gate as gate_
+from .ops.keys import curve_of, key_of
 
 
 def gelu(input: Tensor, approximate: Literal["none", "tanh"] = "none", *, backend: str | None = None) -> Tensor:
@@ -59,7 +62,7 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0, *, backe
     Raises:
         ValueError: `beta` is not positive, or unknown `backend`.
     """
-    return invert(input, curves.softplus(beta, threshold), backend)
+    return invert(input, _curve(curves.softplus, beta, threshold), backend)
 
 
 def elu(input: Tensor, alpha: float = 1.0, *, backend: str | None = None) -> Tensor:
@@ -68,7 +71,7 @@ def elu(input: Tensor, alpha: float = 1.0, *, backend: str | None = None) -> Ten
     Raises:
         ValueError: `alpha` is not positive, or unknown `backend`.
     """
-    return invert(input, curves.elu(alpha), backend)
+    return invert(input, _curve(curves.elu, alpha), backend)
 
 
 def selu(input: Tensor, *, backend: str | None = None) -> Tensor:
@@ -82,7 +85,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, *, backend: str | No
     Raises:
         ValueError: `negative_slope` is not positive, or unknown `backend`.
     """
-    return invert(input, curves.leaky_relu(negative_slope), backend)
+    return invert(input, _curve(curves.leaky_relu, negative_slope), backend)
 
 
 def relu6(input: Tensor, *, backend: str | None = None) -> Tensor:
@@ -130,3 +133,14 @@ def gate(
     if activation not in curves.CURVES:
         raise ValueError(f"unknown activation {activation!r}; known: {', '.join(curves.CURVES)}")
     return gate_(gate, up, curves.CURVES[activation], saving, backend)
+
+
+def _curve(make: Callable[..., Curve], *parameters: float) -> Curve:
+    # By its key: a compiler would trace into the making of a curve, and take it for another one each time.
+    return curve_of(_key(make, *parameters))
+
+
+@torch.compiler.assume_constant_result
+def _key(make: Callable[..., Curve], *parameters: float) -> str:
+    key: str = key_of(make(*parameters))
+    return key

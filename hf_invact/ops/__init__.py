@@ -1,5 +1,6 @@
-"""The operations on tensors: packing, backends, and the autograd functions."""
+"""The operations on tensors: packing, backends, and the operators."""
 
+from . import autograd as autograd  # registers the derivatives
 from .activation import SAVINGS, Saving, gate, invert
 from .backends import AUTO, BACKENDS, check_backend
 from .learned import SMALLEST_SLOPE, invert_prelu, invert_xielu, prelu_is_invertible

@@ -2,106 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..curves import Curve
-from .autograd import Inverted
-from .backends import AUTO, Backend, choose_backend
+from .autocast import autocast
+from .backends import AUTO, check_backend
+from .keys import key_of
+from .operators import ACTIVATION, EXACT_ACTIVATION, EXACT_GATE, GATE
 
 Saving = Literal["output", "inputs"]
 SAVINGS: tuple[Saving, ...] = ("output", "inputs")
-
-
-@dataclass(frozen=True)
-class _Activation:
-    """Keeps its output and one bit per element."""
-
-    curve: Curve
-    backend: Backend
-
-    @property
-    def name(self) -> str:
-        return f"an inverted {self.curve.name}"
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.backend.forward(x, self.curve)
-
-    def kept(self, output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (output,)
-
-    def backward(self, dy: Tensor, kept: tuple[Tensor, ...], side: Tensor | None) -> tuple[Tensor, ...]:
-        (y,) = kept
-        return (self.backend.backward(dy, y, side, self.curve),)
-
-
-@dataclass(frozen=True)
-class _ExactActivation:
-    """Keeps its input, and computes the native gradient from it."""
-
-    curve: Curve
-    backend: Backend
-
-    @property
-    def name(self) -> str:
-        return f"a recomputed {self.curve.name}"
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.curve.forward(x), None
-
-    def kept(self, output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return inputs
-
-    def backward(self, dy: Tensor, kept: tuple[Tensor, ...], side: Tensor | None) -> tuple[Tensor, ...]:
-        (x,) = kept
-        return (self.backend.exact_backward(dy, x, self.curve),)
-
-
-@dataclass(frozen=True)
-class _Gate:
-    """Keeps its product, ``up``, and one bit per element: the activation's output is their quotient."""
-
-    curve: Curve
-    backend: Backend
-
-    @property
-    def name(self) -> str:
-        return f"an inverted gate of {self.curve.name}"
-
-    def forward(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.backend.gate_forward(gate, up, self.curve)
-
-    def kept(self, output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return output, inputs[1]
-
-    def backward(self, dy: Tensor, kept: tuple[Tensor, ...], side: Tensor | None) -> tuple[Tensor, ...]:
-        product, up = kept
-        return self.backend.gate_backward(dy, product, up, side, self.curve)
-
-
-@dataclass(frozen=True)
-class _ExactGate:
-    """Keeps ``gate`` and ``up``, and computes the native gradients from them."""
-
-    curve: Curve
-    backend: Backend
-
-    @property
-    def name(self) -> str:
-        return f"a recomputed gate of {self.curve.name}"
-
-    def forward(self, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.curve.forward(gate).mul_(up), None
-
-    def kept(self, output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return inputs
-
-    def backward(self, dy: Tensor, kept: tuple[Tensor, ...], side: Tensor | None) -> tuple[Tensor, ...]:
-        gate, up = kept
-        return self.backend.exact_gate_backward(dy, gate, up, self.curve)
 
 
 def invert(x: Tensor, curve: Curve, backend: str | None = None, saving: Saving = "output") -> Tensor:
@@ -116,12 +29,17 @@ def invert(x: Tensor, curve: Curve, backend: str | None = None, saving: Saving =
     Raises:
         ValueError: unknown backend or `saving`.
     """
-    chosen = choose_backend(AUTO if backend is None else backend, x.device)
+    backend = AUTO if backend is None else backend
+    check_backend(backend)
     _check(saving)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return curve.forward(x)
+    x = autocast(x, curve)
     y: Tensor
-    y, _ = Inverted.apply((_Activation if saving == "output" else _ExactActivation)(curve, chosen), x)
+    if saving == "output":
+        y, _ = ACTIVATION(x, key_of(curve), backend)
+    else:
+        y = EXACT_ACTIVATION(x, key_of(curve), backend)
     return y
 
 
@@ -139,7 +57,8 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
     Raises:
         ValueError: the shapes or dtypes differ; unknown `saving` or backend.
     """
-    chosen = choose_backend(AUTO if backend is None else backend, gate.device)
+    backend = AUTO if backend is None else backend
+    check_backend(backend)
     _check(saving)
     if (gate.shape, gate.dtype) != (up.shape, up.dtype):
         raise ValueError(
@@ -148,9 +67,12 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
         )
     if not (torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad)):
         return curve.forward(gate) * up
-    operation = _Gate(curve, chosen) if saving == "output" else _ExactGate(curve, chosen)
+    gate = autocast(gate, curve)
     y: Tensor
-    y, _ = Inverted.apply(operation, gate, _on_its_own(up) if saving == "output" else up)
+    if saving == "output":
+        y, _ = GATE(gate, _on_its_own(up), key_of(curve), backend)
+    else:
+        y = EXACT_GATE(gate, up, key_of(curve), backend)
     return y
 
 
@@ -161,10 +83,8 @@ def _check(saving: str) -> None:
 
 def _on_its_own(tensor: Tensor) -> Tensor:
     """A copy of a part of a larger storage, as one half of a fused projection is: the view would keep all of it."""
-    if torch.compiler.is_compiling():  # a compiler decides itself what it keeps
-        return tensor
     try:
-        stored = tensor.untyped_storage().nbytes()
+        stored = tensor.untyped_storage().size()
     except NotImplementedError:  # the tensors inside torch.func's transforms do not tell
         return tensor
     is_part = stored > tensor.numel() * tensor.element_size()

@@ -1,110 +1,97 @@
-"""The autograd function of element-wise operations that choose what they keep for the backward pass."""
+"""How the operators are differentiated: what they keep for the backward pass, and that there is one derivative."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
+from . import operators
+from .keys import curve_of
 from .layout import with_layout
-
-WAY_OUT = (
-    "It has a formula for the gradient alone: for more, unpatch the model "
-    "(hf_invact.unpatch_model), or leave this block as it is with InvActConfig(exclude=[...])"
-)
+from .once import refusal
 
 
-class Operation(Protocol):
-    """An element-wise operation on tensors of one shape."""
+def _differentiate(operator: OpOverload, backward: OpOverload, inputs: int, label: str, saves_output: bool) -> None:
+    """Register the gradient operator as the derivative of an operator, and that it has none itself.
 
-    @property
-    def name(self) -> str:
-        """How messages call it."""
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The output, and the side bits in its memory order."""
-
-    def kept(self, output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Which of them the backward pass gets."""
-
-    def backward(self, dy: Tensor, kept: tuple[Tensor, ...], side: Tensor | None) -> tuple[Tensor, ...]:
-        """The gradient of each input. The first of `kept` has the output's strides."""
-
-
-class Inverted(torch.autograd.Function):
-    """Saves what the operation says, and packed side bits.
-
-    Source: "Inverted Activations", arXiv 2407.15545: the output, which is the very tensor that it returns, is kept by
-    the next layer anyway.
+    Args:
+        inputs: how many tensors of one shape the operator takes, before curve and backend.
+        label: how messages call it, before the curve's name.
+        saves_output: the operator returns the side bits too, and saves output and bits in place of its first input. The
+            very tensor that it returns is saved, which the next layer keeps anyway ("Inverted Activations", arXiv
+            2407.15545).
     """
 
-    @staticmethod
-    def forward(operation: Operation, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        return operation.forward(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        ctx.operation, *tensors = inputs
-        y, side = output
-        if side is not None:
-            ctx.mark_non_differentiable(side)
-        kept = ctx.operation.kept(y, tuple(tensors))
-        ctx.save_for_backward(*kept, side)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.curve, ctx.backend = inputs
         ctx.set_materialize_grads(False)
-        ctx.stride = y.stride()
+        if saves_output:
+            y, side = output
+            ctx.mark_non_differentiable(side)
+            ctx.save_for_backward(y, *tensors[1:], side if curve_of(ctx.curve).x_min is not None else None)
+            ctx.stride = y.stride()
+        else:
+            ctx.save_for_backward(*tensors)
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def apply_gradient(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dy is None:
-            return (None,) * len(ctx.needs_input_grad)
-        first, *others, side = ctx.saved_tensors
-        # The bits are in memory order, which hooks that move saved tensors elsewhere need not keep.
-        first = with_layout(first, first.size(), ctx.stride)
-        return None, *Gradient.apply(ctx.operation, side, dy, first, *others)
+            return (None,) * (inputs + 2)
+        kept = ctx.saved_tensors
+        if saves_output:
+            # The bits are in memory order, which hooks that move saved tensors elsewhere need not keep.
+            y, *others = kept
+            kept = (with_layout(y, y.size(), ctx.stride), *others)
+        gradients = backward(dy, *kept, ctx.curve, ctx.backend)
+        return *(gradients if inputs > 1 else (gradients,)), None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], operation: Operation, *inputs: Tensor) -> Any:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         """`torch.vmap`: one more dimension is nothing to an element-wise function. All samples share their bits."""
-        return Inverted.apply(operation, *_batched(info.batch_size, in_dims[1:], inputs)), (0, None)
+        tensors = _batched(info.batch_size, in_dims[:inputs], args[:inputs])
+        return operator(*tensors, *args[inputs:]), (0, None) if saves_output else 0
 
+    def name_it(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.name = f"{label} {curve_of(inputs[-2]).name}"
 
-class Gradient(torch.autograd.Function):
-    """The gradients of the operation's inputs, of which there is no derivative."""
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise refusal(ctx.name)
 
-    @staticmethod
-    def forward(operation: Operation, side: Tensor | None, dy: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
-        return operation.backward(dy, kept, side)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.name = inputs[0].name
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError(f"{ctx.name} has no second derivative. {WAY_OUT}")
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        operation: Operation,
-        side: Tensor | None,
-        *tensors: Tensor,
-    ) -> Any:
+    def vmap_of_gradient(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         """Many gradients of one output, or those of many samples, which share their bits."""
-        dims = in_dims[2:]
+        count = 1 + inputs
+        tensors, dims, others = args[:count], in_dims[:count], args[count:]
         if dims[1] is not None:
-            batched = _batched(info.batch_size, dims, tensors)
             # As at the time of forward, when all had their batch dimension in front.
-            return Gradient.apply(operation, side, *batched), (0,) * (len(tensors) - 1)
-        each = [
-            Gradient.apply(operation, side, *(_sample(*pair, index) for pair in zip(tensors, dims, strict=True)))
-            for index in range(info.batch_size)
-        ]
-        return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * len(each[0])
+            gradients = backward(*_batched(info.batch_size, dims, tensors), *others)
+        else:
+            each = [
+                backward(*(_sample(*pair, index) for pair in zip(tensors, dims, strict=True)), *others)
+                for index in range(info.batch_size)
+            ]
+            gradients = torch.stack(each) if inputs == 1 else tuple(map(torch.stack, zip(*each, strict=True)))
+        return gradients, 0 if inputs == 1 else (0,) * inputs
+
+    _register(operator, setup_context, apply_gradient, vmap)
+    _register(backward, name_it, refuse, vmap_of_gradient)
+
+
+def _register(
+    operator: OpOverload, setup_context: Callable[..., None], backward: Callable[..., Any], vmap: Callable[..., Any]
+) -> None:
+    """Register an operator's derivative, and the same for torch.func's transforms, which take an autograd function."""
+    name = operator.name()
+    torch.library.register_autograd(name, backward, setup_context=setup_context, lib=operators.LIBRARY)
+
+    def forward(*args: Any) -> Any:
+        return operator(*args)
+
+    methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "vmap": vmap}
+    static_methods = {key: staticmethod(method) for key, method in methods.items()}
+    function: Any = type(name.rpartition("::")[2], (torch.autograd.Function,), static_methods)
+    operators.LIBRARY.impl(name, function.apply, "FuncTorchDynamicLayerFrontMode")
 
 
 def _batched(size: int, dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
@@ -119,37 +106,7 @@ def _sample(tensor: Tensor, dim: int | None, index: int) -> Tensor:
     return tensor if dim is None else tensor.select(dim, index)
 
 
-def first_derivative_only(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Wraps a function's backward: differentiating what it returns raises. (`once_differentiable` does so only where
-    the incoming gradient needs one, and else drops the second derivative in silence.)
-
-    Args:
-        name: how the message calls the operation.
-    """
-
-    def wrap(backward: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(backward)
-        def wrapped(ctx: Any, *grads: Tensor) -> Any:
-            with torch.no_grad():
-                results = backward(ctx, *grads)
-            if not torch.is_grad_enabled():
-                return results
-            output = ctx.saved_tensors[0]
-            return tuple(
-                _Undifferentiable.apply(name, result, output) if result is not None else None for result in results
-            )
-
-        return wrapped
-
-    return wrap
-
-
-class _Undifferentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, name: str, result: Tensor, output: Tensor) -> Tensor:
-        ctx.name = name
-        return result.view_as(result)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError(f"{ctx.name} has no second derivative. {WAY_OUT}")
+_differentiate(operators.ACTIVATION, operators.ACTIVATION_BACKWARD, 1, "an inverted", saves_output=True)
+_differentiate(operators.GATE, operators.GATE_BACKWARD, 2, "an inverted gate of", saves_output=True)
+_differentiate(operators.EXACT_ACTIVATION, operators.EXACT_ACTIVATION_BACKWARD, 1, "a recomputed", saves_output=False)
+_differentiate(operators.EXACT_GATE, operators.EXACT_GATE_BACKWARD, 2, "a recomputed gate of", saves_output=False)

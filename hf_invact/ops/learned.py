@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..curves import XIELU
-from .autograd import first_derivative_only
 from .eager import pieces, sides
 from .formula import dtype_inside
 from .layout import flat, with_layout
+from .once import first_derivative_only
 from .packing import BITS, packed_size, unpack
 
 # float16's smallest normal number: with a smaller slope its outputs lose the digits that the input is read from.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_invact.curves import GELU, Curve
-from hf_invact.ops import activation, invert
+from hf_invact.ops import invert, operators
 from hf_invact.ops.packing import packed_size
 from tests.helpers import (
     FOUR_DIMENSIONS,
@@ -89,7 +89,7 @@ def test_is_the_native_function_without_a_gradient(
     curve: Curve, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = Mock(name="a backend that nobody asks")
-    monkeypatch.setattr(activation, "choose_backend", lambda name, device: backend)
+    monkeypatch.setattr(operators, "choose_backend", lambda name, device: backend)
     x = normal(100, dtype=dtype)
     with record_saved() as saved:
         outputs = [invert(x, curve)]

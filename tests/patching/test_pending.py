@@ -104,7 +104,8 @@ def test_a_product_is_one_operation(use: Use) -> None:
     product = use(pending(gate, is_strict=True), up)
     assert product.grad_fn is not None
     inputs = [type(function).__name__ for function, _ in product.grad_fn.next_functions if function is not None]
-    assert (type(product.grad_fn).__name__, inputs) == ("InvertedBackward", ["AccumulateGrad"] * 2)
+    assert "hf_invact_gate" in type(product.grad_fn).__name__
+    assert inputs == ["AccumulateGrad"] * 2
 
 
 @pytest.mark.parametrize("use", OTHERS.values(), ids=OTHERS)
@@ -178,7 +179,6 @@ def test_a_copy_of_a_patched_model_keeps_its_plan(copied: Callable[[Any], Any]) 
     assert torch.equal(loss, model(**batch(model)).loss)
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
 @pytest.mark.parametrize("plan", ["gate-output", "gate-inputs", "output"])
 def test_a_compiled_model_computes_the_same(plan: str) -> None:
     torch._dynamo.reset()
@@ -192,7 +192,7 @@ def test_a_compiled_model_computes_the_same(plan: str) -> None:
         (dx,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
         return y.detach(), dx
 
-    eager, compiled = run(block), run(torch.compile(block, backend="aot_eager"))
+    eager, compiled = run(block), run(torch.compile(block, backend="aot_eager", fullgraph=True))
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
 
 

@@ -1,0 +1,160 @@
+"""The operators as PyTorch knows them: schemas, kernels, and the shapes and layouts of their results.
+
+Compilers take each for one opaque step. Curves are passed by key, backends by name. `side` is packed bits in the memory
+order of the output; a curve without a turning point has none (no element).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from .backends import choose_backend
+from .keys import curve_of
+from .packing import packed_size
+
+NAMESPACE = "hf_invact"
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+
+def _activation(x: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
+    y, side = choose_backend(backend, x.device).forward(x, curve_of(curve))
+    return y, _no_bits(y) if side is None else side
+
+
+def _activation_like(x: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
+    record = curve_of(curve)
+    y = record.forward(x)
+    return y, _no_bits(y) if record.x_min is None else y.new_empty(packed_size(y.numel()), dtype=torch.uint8)
+
+
+def _activation_backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: str, backend: str) -> Tensor:
+    return choose_backend(backend, y.device).backward(dy, y, side, curve_of(curve))
+
+
+def _activation_backward_like(dy: Tensor, y: Tensor, side: Tensor | None, curve: str, backend: str) -> Tensor:
+    return torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=y.device)
+
+
+def _gate(gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
+    product, side = choose_backend(backend, gate.device).gate_forward(gate, up, curve_of(curve))
+    return product, _no_bits(product) if side is None else side
+
+
+def _gate_like(gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
+    return _activation_like(gate, curve, backend)
+
+
+def _gate_backward(
+    dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, curve: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    return choose_backend(backend, product.device).gate_backward(dy, product, up, side, curve_of(curve))
+
+
+def _gate_backward_like(
+    dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, curve: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    dgate, dup = (_activation_backward_like(dy, product, side, curve, backend) for _ in range(2))
+    return dgate, dup
+
+
+def _exact_activation(x: Tensor, curve: str, backend: str) -> Tensor:
+    return curve_of(curve).forward(x)
+
+
+def _exact_activation_backward(dy: Tensor, x: Tensor, curve: str, backend: str) -> Tensor:
+    with _autograd():
+        return choose_backend(backend, x.device).exact_backward(dy, x, curve_of(curve))
+
+
+def _exact_activation_backward_like(dy: Tensor, x: Tensor, curve: str, backend: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _exact_gate(gate: Tensor, up: Tensor, curve: str, backend: str) -> Tensor:
+    return curve_of(curve).forward(gate).mul_(up)
+
+
+def _exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
+    with _autograd():
+        return choose_backend(backend, gate.device).exact_gate_backward(dy, gate, up, curve_of(curve))
+
+
+def _exact_gate_backward_like(dy: Tensor, gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(gate), torch.empty_like(gate)
+
+
+def _autograd() -> AbstractContextManager[None]:
+    """Lets autograd work inside of a kernel, where the dispatcher has left it behind."""
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    guard: AbstractContextManager[None] = torch._C._ForceDispatchKeyGuard(
+        included, excluded.remove(torch._C.DispatchKey.AutogradFunctionality)
+    )
+    return guard
+
+
+def _no_bits(y: Tensor) -> Tensor:
+    return y.new_empty(0, dtype=torch.uint8)
+
+
+def _define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> OpOverload:
+    """Register an operator of this schema, without derivatives.
+
+    Args:
+        kernel: for tensors of any device.
+        fake: gives tensors of the result's shape, dtype and strides.
+    """
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    name = schema.partition("(")[0]
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+    operator: OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return operator
+
+
+ACTIVATION = _define(
+    "activation(Tensor x, str curve, str backend) -> (Tensor y, Tensor side)",
+    _activation,
+    _activation_like,
+)
+ACTIVATION_BACKWARD = _define(
+    "activation_backward(Tensor dy, Tensor y, Tensor? side, str curve, str backend) -> Tensor",
+    _activation_backward,
+    _activation_backward_like,
+)
+GATE = _define(
+    "gate(Tensor gate, Tensor up, str curve, str backend) -> (Tensor product, Tensor side)",
+    _gate,
+    _gate_like,
+)
+GATE_BACKWARD = _define(
+    "gate_backward(Tensor dy, Tensor product, Tensor up, Tensor? side, str curve, str backend)"
+    " -> (Tensor dgate, Tensor dup)",
+    _gate_backward,
+    _gate_backward_like,
+)
+EXACT_ACTIVATION = _define(
+    "exact_activation(Tensor x, str curve, str backend) -> Tensor",
+    _exact_activation,
+    _exact_activation,
+)
+EXACT_ACTIVATION_BACKWARD = _define(
+    "exact_activation_backward(Tensor dy, Tensor x, str curve, str backend) -> Tensor",
+    _exact_activation_backward,
+    _exact_activation_backward_like,
+)
+EXACT_GATE = _define(
+    "exact_gate(Tensor gate, Tensor up, str curve, str backend) -> Tensor",
+    _exact_gate,
+    _exact_gate,
+)
+EXACT_GATE_BACKWARD = _define(
+    "exact_gate_backward(Tensor dy, Tensor gate, Tensor up, str curve, str backend) -> (Tensor dgate, Tensor dup)",
+    _exact_gate_backward,
+    _exact_gate_backward_like,
+)

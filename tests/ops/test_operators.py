@@ -1,0 +1,92 @@
+"""The operators by PyTorch's own checks: schemas, fake results (shape, dtype, strides) and derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.library import opcheck
+
+from hf_invact.curves import GELU, Curve, softplus
+from hf_invact.ops import operators
+from hf_invact.ops.keys import key_of
+from tests.helpers import DTYPES, FOUR_DIMENSIONS, LAYOUTS, Case, dtype_name
+
+ARGUMENTS = [
+    *((torch.float32, shape, "contiguous") for shape in ((), (3, 0, 2), (9,))),
+    *((torch.float32, FOUR_DIMENSIONS, layout) for layout in LAYOUTS if layout != "contiguous"),
+    *((dtype, (9,), "contiguous") for dtype in DTYPES if dtype != torch.float32),
+]
+IDS = [f"{dtype_name(dtype)}-{'x'.join(map(str, shape)) or 'scalar'}-{layout}" for dtype, shape, layout in ARGUMENTS]
+
+each_argument = pytest.mark.parametrize(("dtype", "shape", "layout"), ARGUMENTS, ids=IDS)
+each_curve = pytest.mark.parametrize("curve", [GELU, softplus()], ids=["with-bits", "without-bits"])
+each_kind = pytest.mark.parametrize("kind", ["activation", "gate", "exact_activation", "exact_gate"])
+
+
+def arguments_of(kind: str, case: Case) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Those of the operator, and of its backward operator."""
+    inputs = [case.input(seed) for seed in range(2 if kind.endswith("gate") else 1)]
+    names = (key_of(case.curve), "auto")
+    kept: list[Tensor | None] = list(inputs)
+    if not kind.startswith("exact"):
+        y, side = operator_of(kind)(*inputs, *names)
+        kept = [y, *inputs[1:], None if case.curve.x_min is None else side]
+    dy = Case(case.curve, case.dtype, case.shape).input(seed=2)
+    return (*inputs, *names), (dy, *kept, *names)
+
+
+def operator_of(name: str) -> OpOverload:
+    operator: OpOverload = getattr(operators, name.upper())
+    return operator
+
+
+def with_gradients(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.detach().requires_grad_() if isinstance(value, Tensor) else value for value in arguments)
+
+
+@each_argument
+@each_kind
+@each_curve
+def test_schema_and_fake_results(
+    curve: Curve, kind: str, dtype: torch.dtype, shape: tuple[int, ...], layout: str
+) -> None:
+    forward, backward = arguments_of(kind, Case(curve, dtype, shape, layout))
+    for name, arguments in ((kind, forward), (f"{kind}_backward", backward)):
+        opcheck(operator_of(name), arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "expanded"])
+@each_kind
+@each_curve
+def test_derivatives_and_compilation(curve: Curve, kind: str, layout: str) -> None:
+    forward, backward = arguments_of(kind, Case(curve, torch.float64, FOUR_DIMENSIONS, layout))
+    opcheck(operator_of(kind), with_gradients(forward))
+    opcheck(operator_of(f"{kind}_backward"), backward)
+
+
+@each_kind
+@each_curve
+def test_a_compiler_takes_an_operator_for_one_step(curve: Curve, kind: str) -> None:
+    forward, _ = arguments_of(kind, Case(curve, torch.float32, (9,)))
+    count = sum(isinstance(value, Tensor) for value in forward)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(lambda *tensors: operator_of(kind)(*tensors, *forward[count:]))
+    graph = traced(*forward[:count]).graph
+    calls = [node.target for node in graph.nodes if node.op == "call_function"]
+    assert [call for call in calls if isinstance(call, OpOverload)] == [operator_of(kind)]
+
+
+@pytest.mark.parametrize(("dtype", "nbytes"), [(torch.float32, 2), (torch.bfloat16, 2)], ids=["float32", "bfloat16"])
+def test_side_bits_of_symbolic_sizes(dtype: torch.dtype, nbytes: int) -> None:
+    def side_of(x: Tensor) -> Tensor:
+        side: Tensor = operators.ACTIVATION(x, "gelu", "auto")[1]
+        return side
+
+    torch._dynamo.reset()
+    compiled: Callable[[Tensor], Tensor] = torch.compile(side_of, backend="aot_eager", fullgraph=True, dynamic=True)
+    assert compiled(torch.ones(9, dtype=dtype)).shape == (nbytes,)
+    assert compiled(torch.ones(17, dtype=dtype)).shape == (nbytes + 1,)
