@@ -19,6 +19,7 @@ from ..curves import Curve
 AUTO = "auto"
 ENVIRONMENT_VARIABLE = "HF_INVACT_BACKEND"  # what "auto" stands for
 TRITON_DEVICES = ("cuda", "xpu")  # ROCm calls its devices cuda too
+NOT_INSTALLED = "the package triton is not installed"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,16 @@ BACKENDS = MappingProxyType({name: _backend(name, module) for name, module in _M
 
 
 def check_backend(name: str) -> None:
-    """Raise ValueError unless `name` is a backend's name or "auto"."""
+    """Check the name of a backend, or "auto".
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: what it needs is not installed.
+    """
     if name != AUTO and name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; known: {', '.join([AUTO, *BACKENDS])}")
+    if name == "triton" and not _triton_is_installed():
+        raise _refusal(NOT_INSTALLED)
 
 
 def choose_backend(name: str, like: Tensor) -> Backend:
@@ -72,20 +80,24 @@ def choose_backend(name: str, like: Tensor) -> Backend:
         has_kernels = like.device.type in TRITON_DEVICES and why_not_triton(like) is None
         return BACKENDS["triton" if has_kernels else "eager"]
     reason = why_not_triton(like) if chosen == "triton" else None
-    if reason:
-        raise RuntimeError(f"the backend 'triton' was chosen, but {reason}. Choose 'auto', 'compile' or 'eager'")
+    if reason is not None:
+        raise _refusal(reason)
     return BACKENDS[chosen]
 
 
 def why_not_triton(like: Tensor) -> str | None:
     """Why Triton cannot serve tensors such as this one; None where it can."""
     if not _triton_is_installed():
-        return "the package triton is not installed"
+        return NOT_INSTALLED
     if like.dtype == torch.float64:
         return "its kernels compute in float32, and the tensor is float64"
     if like.device.type not in TRITON_DEVICES and not _triton_interprets():
         return f"it has no kernels for {like.device.type} tensors"
     return None
+
+
+def _refusal(reason: str) -> RuntimeError:
+    return RuntimeError(f"the backend 'triton' was chosen, but {reason}. Choose 'auto', 'compile' or 'eager'")
 
 
 def _from_environment() -> str:

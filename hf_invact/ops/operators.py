@@ -23,7 +23,7 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
 def _activation(x: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
-    y, side = choose_backend(backend, x.device).forward(x, curve_of(curve))
+    y, side = choose_backend(backend, x).forward(x, curve_of(curve))
     return y, _no_bits(y) if side is None else side
 
 
@@ -34,7 +34,7 @@ def _activation_like(x: Tensor, curve: str, backend: str) -> tuple[Tensor, Tenso
 
 
 def _activation_backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: str, backend: str) -> Tensor:
-    return choose_backend(backend, y.device).backward(dy, y, side, curve_of(curve))
+    return choose_backend(backend, y).backward(dy, y, side, curve_of(curve))
 
 
 def _activation_backward_like(dy: Tensor, y: Tensor, side: Tensor | None, curve: str, backend: str) -> Tensor:
@@ -42,7 +42,7 @@ def _activation_backward_like(dy: Tensor, y: Tensor, side: Tensor | None, curve:
 
 
 def _gate(gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
-    product, side = choose_backend(backend, gate.device).gate_forward(gate, up, curve_of(curve))
+    product, side = choose_backend(backend, gate).gate_forward(gate, up, curve_of(curve))
     return product, _no_bits(product) if side is None else side
 
 
@@ -53,7 +53,7 @@ def _gate_like(gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tens
 def _gate_backward(
     dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, curve: str, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return choose_backend(backend, product.device).gate_backward(dy, product, up, side, curve_of(curve))
+    return choose_backend(backend, product).gate_backward(dy, product, up, side, curve_of(curve))
 
 
 def _gate_backward_like(
@@ -69,7 +69,7 @@ def _exact_activation(x: Tensor, curve: str, backend: str) -> Tensor:
 
 def _exact_activation_backward(dy: Tensor, x: Tensor, curve: str, backend: str) -> Tensor:
     with _autograd():
-        return choose_backend(backend, x.device).exact_backward(dy, x, curve_of(curve))
+        return choose_backend(backend, x).exact_backward(dy, x, curve_of(curve))
 
 
 def _exact_activation_backward_like(dy: Tensor, x: Tensor, curve: str, backend: str) -> Tensor:
@@ -82,7 +82,7 @@ def _exact_gate(gate: Tensor, up: Tensor, curve: str, backend: str) -> Tensor:
 
 def _exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
     with _autograd():
-        return choose_backend(backend, gate.device).exact_gate_backward(dy, gate, up, curve_of(curve))
+        return choose_backend(backend, gate).exact_gate_backward(dy, gate, up, curve_of(curve))
 
 
 def _exact_gate_backward_like(dy: Tensor, gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
