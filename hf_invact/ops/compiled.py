@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch._inductor.config as inductor
 from torch import Tensor
 
 from ..curves import ClosedForm, Curve, Fit, Ratio
@@ -76,7 +77,9 @@ def _multiply(curve: Curve, y: Tensor, up: Tensor) -> tuple[Tensor, ...]:
     return (y * away_from_zero(up),)
 
 
-def _gate_backward(curve: Curve, dy: Tensor, product: Tensor, up: Tensor, is_left: Tensor | None) -> tuple[Tensor, ...]:
+def _gate_backward(
+    curve: Curve, dy: Tensor, product: Tensor, up: Tensor, is_left: Tensor | None = None
+) -> tuple[Tensor, ...]:
     rebuilt = rebuild(product, up, curve.limits or ())
     gradient = dy.to(rebuilt.y.dtype)
     slope = _derivative(curve, product.dtype, rebuilt.y, is_left, rebuilt.error)
@@ -171,8 +174,10 @@ def _compiled(function: Callable[..., Any], curve: Curve, dtype: torch.dtype, on
     # torch.compile counts what it has compiled by code object, and gives up at 8: hence one for each curve and dtype.
     code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")
     copied = FunctionType(code, globals(), closure=of_tensors.__closure__)
-    if not on_cpu:
-        return torch.compile(copied, dynamic=True, fullgraph=True)
-    # Multiplications and additions in one instruction: without it a CPU spends twice as long on the polynomials.
-    options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
-    return torch.compile(copied, dynamic=False, fullgraph=True, options=options)
+    # With roundings to half precision as they are written: gates are rebuilt from them.
+    options: dict[str, Any] = {"emulate_precision_casts": True}
+    if on_cpu:
+        # Multiplications and additions in one instruction: without it the polynomials take twice as long.
+        flag = inductor.cpp.enable_floating_point_contract_flag  # a bool in older versions
+        options["cpp.enable_floating_point_contract_flag"] = "fast" if isinstance(flag, str) else True
+    return torch.compile(copied, dynamic=not on_cpu, fullgraph=True, options=options)

@@ -92,7 +92,8 @@ class Planner:
         reasons = [f"{inverse.name} cannot have the plan {self.config.plan!r}"]
         for plan in wanted:
             try:
-                with slot.tried(block, attribute, inverse, self.config.backend, plan):
+                # The plain backend, since what is kept does not depend on it, and others would be compiled for a probe.
+                with slot.tried(block, attribute, inverse, "eager", plan):
                     measured = measure(scope, self.config.autocast_dtype)
             except NotAGateError as error:
                 reasons.append(str(error))
