@@ -6,7 +6,7 @@ The forward pass stays PyTorch's own function, so that the output is the same to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -23,8 +23,9 @@ from .layout import flat, with_layout
 from .packing import BITS, packed_size, unpack
 from .quotient import away_from_zero, rebuild
 
-# A CPU kernel for tensors of any size would run on one core, so there is one for pieces of this many elements.
-CPU_PIECE = 1 << 19
+# A CPU kernel for tensors of any size would run on one core, so there is one for pieces of each of these sizes: a call
+# costs about 50 microseconds, and what is left at the end is padded.
+CPU_PIECES = (1 << 20, 1 << 17)
 
 exact_backward = eager.exact_backward
 exact_gate_backward = eager.exact_gate_backward
@@ -50,9 +51,10 @@ def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor
 
 def gate_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
     """As `eager.gate_forward`."""
-    product, side = forward(gate, curve)
-    up = with_layout(up, product.size(), product.stride())
-    _run(_multiply, curve, [flat(product)], [flat(product), flat(up)])
+    y, side = forward(gate, curve)
+    up = with_layout(up, y.size(), y.stride())
+    product = torch.empty_like(y)  # in place, the compiler would take both arguments for views of one
+    _run(_multiply, curve, [flat(product)], [flat(y), flat(up)])
     return product, side
 
 
@@ -145,10 +147,9 @@ def _run(
     elements: int = 1,
 ) -> None:
     """Write what a function of the tensors, shape (numel,) each, gives to the results, shape (numel / elements,)."""
-    size, on_cpu = tensors[0].numel(), tensors[0].device.type == "cpu"
+    on_cpu = tensors[0].device.type == "cpu"
     compiled = _compiled(function, curve, tensors[0].dtype, on_cpu)
-    step = CPU_PIECE if on_cpu else max(BITS, packed_size(size) * BITS)
-    for start in range(0, size, step):
+    for start, step in _pieces(tensors[0].numel(), on_cpu):
         stop = start + step
         inputs = [_padded(tensor[start:stop], step) for tensor in tensors]
         if side is not None:
@@ -159,6 +160,16 @@ def _run(
         for target, padded in zip(targets, whole, strict=True):
             if padded is not target:
                 target.copy_(padded[: target.numel()])
+
+
+def _pieces(size: int, on_cpu: bool) -> Iterator[tuple[int, int]]:
+    """Starts and sizes, which are multiples of eight; the last piece may reach beyond the end."""
+    start = 0
+    while start < size:
+        whole = (piece for piece in CPU_PIECES if piece <= size - start)
+        step = next(whole, CPU_PIECES[-1]) if on_cpu else packed_size(size) * BITS
+        yield start, step
+        start += step
 
 
 def _padded(piece: Tensor, size: int) -> Tensor:

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"),
 ]
 EAGER, COMPILE = BACKENDS["eager"], BACKENDS["compile"]
-PIECE = 256
+PIECE, LARGE_PIECE = 128, 512
 # With bits, without, with limits and scaled; and closed forms with bits and without.
 CURVES_AND_DTYPES = [
     (GELU, torch.float32),
@@ -36,7 +36,7 @@ each_curve_and_dtype = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "CPU_PIECE", PIECE)
+    monkeypatch.setattr(compiled, "CPU_PIECES", (LARGE_PIECE, PIECE))
 
 
 def assert_close(result: Tensor, expected: Tensor, last_places: float = 2) -> None:
@@ -45,7 +45,7 @@ def assert_close(result: Tensor, expected: Tensor, last_places: float = 2) -> No
     torch.testing.assert_close(result, expected, rtol=max(tolerance, 1e-5), atol=4e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("size", [0, 1, 9, PIECE - 1, PIECE, 2 * PIECE + 3])
+@pytest.mark.parametrize("size", [0, 9, PIECE - 1, PIECE, LARGE_PIECE + PIECE + 3])
 @each_curve_and_dtype
 def test_as_the_plain_backend(curve: Curve, dtype: torch.dtype, size: int) -> None:
     x, up, dy = (normal(size, dtype=dtype, seed=seed) for seed in range(3))
@@ -87,7 +87,8 @@ def test_nothing_is_compiled_again_for_another_size(monkeypatch: pytest.MonkeyPa
         invert(x, GELU, backend="compile").sum().backward()
 
     step(100)
+    step(LARGE_PIECE)
     before = len(torch._dynamo.utils.compilation_time_metrics.get("compile_inner", []))
-    for size in (1, 99, PIECE, 1000):
+    for size in (1, 99, PIECE, 2 * LARGE_PIECE + 200):
         step(size)
     assert len(torch._dynamo.utils.compilation_time_metrics.get("compile_inner", [])) == before
