@@ -19,13 +19,11 @@ pytestmark = [
 ]
 EAGER, COMPILE = BACKENDS["eager"], BACKENDS["compile"]
 PIECE, LARGE_PIECE = 128, 512
-# With bits, without, with limits and scaled; and closed forms with bits and without.
+# Fitted, in each dtype and with limits; and closed forms with bits and without. (Compiling takes seconds each.)
 CURVES_AND_DTYPES = [
     (GELU, torch.float32),
-    (GELU, torch.bfloat16),
-    (SILU, torch.float16),
-    (CURVES["clipped_gelu"], torch.float32),
-    (CURVES["quick_gelu"], torch.bfloat16),
+    (SILU, torch.bfloat16),
+    (CURVES["clipped_gelu"], torch.float16),
     (CURVES["hardswish"], torch.float32),
     (elu(), torch.bfloat16),
 ]
@@ -45,7 +43,7 @@ def assert_close(result: Tensor, expected: Tensor, last_places: float = 2) -> No
     torch.testing.assert_close(result, expected, rtol=max(tolerance, 1e-5), atol=4e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("size", [0, 9, PIECE - 1, PIECE, LARGE_PIECE + PIECE + 3])
+@pytest.mark.parametrize("size", [0, 9, PIECE, LARGE_PIECE + PIECE + 3])
 @each_curve_and_dtype
 def test_as_the_plain_backend(curve: Curve, dtype: torch.dtype, size: int) -> None:
     x, up, dy = (normal(size, dtype=dtype, seed=seed) for seed in range(3))
