@@ -56,6 +56,7 @@ def batch(model: PreTrainedModel, *, sequences: int = 2, tokens: int = 16, seed:
     """Random tokens that are their own labels, shape (sequences, tokens)."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, model.config.vocab_size, (sequences, tokens), generator=generator)
+    ids = ids.to(model.device)
     return {"input_ids": ids, "labels": ids.clone()}
 
 

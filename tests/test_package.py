@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,13 @@ def imported_parts(path: Path) -> Iterator[str]:
 
 def test_every_part_has_its_place_in_the_order() -> None:
     assert {part_of(path) for path in FILES} == set(ALLOWED)
+
+
+def test_one_part_alone_imports_triton() -> None:
+    folder = ROOT / "ops" / "triton"
+    assert {path for path in FILES if re.search(r"^\s*(import|from) triton\b", path.read_text("utf-8"), re.M)} == {
+        folder / name for name in ("formulas.py", "kernels.py", "launch.py")
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

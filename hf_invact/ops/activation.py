@@ -23,11 +23,12 @@ def invert(x: Tensor, curve: Curve, backend: str | None = None, saving: Saving =
     Args:
         x: any shape, memory layout and floating dtype.
         curve: the activation.
-        backend: a backend's name; None or "auto" chooses by device.
+        backend: "eager", "compile" or "triton"; None or "auto" chooses (see `backends.choose_backend`).
         saving: "inputs" keeps ``x`` and is exact: less than the steps of an unfused formula would keep.
 
     Raises:
         ValueError: unknown backend or `saving`.
+        RuntimeError: a backend that was chosen by name cannot serve ``x``.
     """
     backend = AUTO if backend is None else backend
     check_backend(backend)
@@ -52,10 +53,11 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
         saving: "output" keeps the product (which the next layer keeps anyway), ``up``, and one bit per element; the
             product of an ``up`` that is nearly 0 is that of the smallest factor which still keeps the activation's
             output (2^-60, in float16 2^-12). "inputs" keeps ``gate`` and ``up``, and is exact.
-        backend: a backend's name; None or "auto" chooses by device.
+        backend: "eager", "compile" or "triton"; None or "auto" chooses (see `backends.choose_backend`).
 
     Raises:
         ValueError: the shapes or dtypes differ; unknown `saving` or backend.
+        RuntimeError: a backend that was chosen by name cannot serve the tensors.
     """
     backend = AUTO if backend is None else backend
     check_backend(backend)

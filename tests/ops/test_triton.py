@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_invact import inverted_activations
 from hf_invact.curves import CURVES, GELU, SILU, Curve, fit_curve
 from hf_invact.ops import BACKENDS
 from hf_invact.ops.quotient import away_from_zero
@@ -26,11 +28,17 @@ from tests.helpers import (
     exact_derivative,
     normal,
 )
+from tests.models import MODEL_NAMES, loss_and_gradients, tiny_model
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # NumPy's, in the interpreter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# NumPy's warnings come from the interpreter.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),
+    *([pytest.mark.gpu] if DEVICE == "cuda" else []),
+]
+needs_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WRITTEN_IN_TRITON = (*FITTED, CURVES["clipped_gelu"])
 EAGER, TRITON = BACKENDS["eager"], BACKENDS["triton"]
@@ -180,7 +188,42 @@ def test_a_users_own_curve(function: object) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU with 20 GB")
+@needs_a_gpu
+@each_half_dtype
+@each_curve
+def test_forward_is_pytorchs_own(curve: Curve, dtype: torch.dtype) -> None:
+    x = all_numbers(dtype).to(DEVICE)
+    y, _ = TRITON.forward(x, curve)
+    expected = curve.forward(x)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.gpu
+@needs_a_gpu
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_a_patched_model_runs_on_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hf_invact.ops.triton import launch
+
+    launched: list[str] = []
+    run = launch._launch
+
+    def counted(kernel: Any, *tensors: Tensor, **constants: Any) -> None:
+        launched.append(kernel.__name__)
+        run(kernel, *tensors, **constants)
+
+    monkeypatch.setattr(launch, "_launch", counted)
+    model = tiny_model(name).to(DEVICE)
+    plain_loss, plain_gradients = loss_and_gradients(model)
+    with inverted_activations(model):
+        loss, gradients = loss_and_gradients(model)
+    assert {name.removeprefix("gate_") for name in launched} == {"forward", "backward"}
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients, plain_gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@needs_a_gpu  # with 20 GB
 def test_more_elements_than_32_bits_count() -> None:
     size = (1 << 31) + 4096
     x = torch.full((size,), -2.0, dtype=torch.bfloat16, device=DEVICE)
