@@ -14,7 +14,7 @@ from .formula import dtype_inside
 # have room; in float16 the product of the smallest factor and an output of 1/4 is just not subnormal.
 TINY = {torch.float16: 2.0**-12}
 DEFAULT_TINY = 2.0**-60
-EXPONENT_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
+EXPONENT_BITS = 0x7F800000  # of a float32 number
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,23 @@ def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = ()) -> Re
 def _rebuild(product: Tensor, factor: Tensor) -> Rebuilt:
     wide = dtype_inside(product)
     divisor = away_from_zero(factor).to(wide)
-    quotient = product.to(wide) / divisor
+    wide_product = product.to(wide)
+    quotient = wide_product / divisor
     if product.dtype == wide:
         return Rebuilt(quotient, None)
-    nearest = quotient.to(product.dtype)
-    step = _last_place(nearest)
-    y = nearest.to(wide)
+    y = quotient.to(product.dtype).to(wide)
+    step = _last_place(y, product.dtype)
     distance = quotient.sub_(y)
-    uncertainty = _last_place(product).mul_(0.5).div_(divisor.abs_())
+    uncertainty = _last_place(wide_product, product.dtype).mul_(0.5).div_(divisor.abs_())
     is_one_of_two = (uncertainty.add_(distance.abs()) >= step).logical_and_(distance != 0)
     half_step = step.mul_(0.5)
     y = y.add_(half_step.copysign(distance).mul_(is_one_of_two))
     return Rebuilt(y, half_step.mul_(is_one_of_two.to(wide).add_(1.0)))
 
 
-def _last_place(numbers: Tensor) -> Tensor:
-    """The distance between neighbouring numbers of a half-precision dtype at these, in float32; shape (size,)."""
-    info = torch.finfo(numbers.dtype)
+def _last_place(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between neighbouring numbers of a half-precision dtype at these, float32, shape (size,)."""
+    info = torch.finfo(dtype)
     # The bits of the exponent alone are the power of two below a number.
-    powers = numbers.view(torch.int16).bitwise_and(EXPONENT_BITS[numbers.dtype]).view(numbers.dtype)
-    return powers.float().clamp_(info.smallest_normal, info.max).mul_(info.eps)
+    powers = numbers.view(torch.int32).bitwise_and(EXPONENT_BITS).view(torch.float32)
+    return powers.clamp_(info.smallest_normal, info.max).mul_(info.eps)
