@@ -156,7 +156,8 @@ def _run(
             inputs.append(unpack(_padded(side[start // BITS : stop // BITS], step // BITS)).view(torch.uint8))
         targets = [result[start // elements : stop // elements] for result in results]
         whole = [_padded(target, step // elements) for target in targets]
-        compiled(whole, inputs)
+        with torch.no_grad():  # of an operator's own tensors nothing is differentiated
+            compiled(whole, inputs)
         for target, padded in zip(targets, whole, strict=True):
             if padded is not target:
                 target.copy_(padded[: target.numel()])

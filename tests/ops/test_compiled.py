@@ -79,6 +79,13 @@ def test_every_layout(layout: str) -> None:
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=4e-6)
 
 
+def test_has_one_derivative() -> None:
+    x = normal(PIECE).requires_grad_()
+    (gradient,) = torch.autograd.grad(invert(x, GELU, backend="compile").square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="an inverted gelu has no second derivative"):
+        gradient.sum().backward()
+
+
 def test_nothing_is_compiled_again_for_another_size(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(size: int) -> None:
         x = normal(size).requires_grad_()

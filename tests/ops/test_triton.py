@@ -172,6 +172,17 @@ def test_small_factors_keep_the_output(dtype: torch.dtype) -> None:
     assert dgate.isfinite().all()
 
 
+@each_case
+def test_gradients_from_inputs(case: Case) -> None:
+    gate, up, dy = (case.input(seed=seed).to(DEVICE) for seed in range(3))
+    tolerance = 2 * torch.finfo(case.dtype).eps
+    expected = EAGER.exact_backward(dy, gate, case.curve), *EAGER.exact_gate_backward(dy, gate, up, case.curve)
+    results = TRITON.exact_backward(dy, gate, case.curve), *TRITON.exact_gate_backward(dy, gate, up, case.curve)
+    for result, of_eager in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, of_eager, rtol=max(tolerance, 1e-5), atol=1e-5 if tolerance > 1e-5 else 1e-6)
+        assert result.stride() == of_eager.stride()
+
+
 @pytest.mark.parametrize("function", [lambda x: x * torch.sigmoid(2 * x), F.softplus], ids=["turns", "rises"])
 def test_a_users_own_curve(function: object) -> None:
     curve = fit_curve("own", function, None, max_error=1e-4)

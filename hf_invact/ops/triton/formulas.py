@@ -69,6 +69,39 @@ def identity(x):
     return x
 
 
+# The derivatives as functions of the input, for plans that keep it.
+
+
+@triton.jit
+def gelu_slope(x):
+    return 0.5 * (1.0 + tl.erf(x * 0.70710678118654752440)) + x * exp(-0.5 * x * x) * 0.39894228040143267794
+
+
+@triton.jit
+def gelu_tanh_slope(x):
+    inner = 0.79788456080286535588 * (x + 0.044715 * (x * x * x))
+    slope_of_inner = 0.79788456080286535588 * (1.0 + 3.0 * 0.044715 * (x * x))
+    t = tanh(inner)
+    return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope_of_inner
+
+
+@triton.jit
+def silu_slope(x):
+    sigmoid = tl.div_rn(1.0, 1.0 + exp(-x))
+    return sigmoid * (1.0 + x * (1.0 - sigmoid))
+
+
+@triton.jit
+def quick_gelu_slope(x):
+    return silu_slope(1.702 * x)
+
+
+@triton.jit
+def mish_slope(x):
+    t = tanh(log1p(exp(x)))
+    return t + x * (1.0 - t * t) * tl.div_rn(1.0, 1.0 + exp(-x))
+
+
 @triton.jit
 def is_left_of(x, THRESHOLD: tl.constexpr):
     """An infinite input counts as left: see `eager.sides`."""

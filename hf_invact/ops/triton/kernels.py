@@ -87,6 +87,37 @@ def gate_backward(
 
 
 @triton.jit
+def exact_backward(dy_ptr, x_ptr, dx_ptr, size, SLOPE: tl.constexpr, GROUPS: tl.constexpr):
+    _, elements, is_inside = _positions(size, GROUPS)
+    x = tl.load(x_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
+    dy = tl.load(dy_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + elements, round_to(dy * SLOPE(x), dx_ptr.dtype.element_ty), mask=is_inside)
+
+
+@triton.jit
+def exact_gate_backward(
+    dy_ptr,
+    gate_ptr,
+    up_ptr,
+    dgate_ptr,
+    dup_ptr,
+    size,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    DTYPE: tl.constexpr = dgate_ptr.dtype.element_ty
+    _, elements, is_inside = _positions(size, GROUPS)
+    dy = tl.load(dy_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
+    # Rounded where the unfused code rounds.
+    y, dactivation = round_to(ACTIVATION(gate), DTYPE).to(tl.float32), round_to(dy * up, DTYPE).to(tl.float32)
+    tl.store(dup_ptr + elements, round_to(dy * y, DTYPE), mask=is_inside)
+    tl.store(dgate_ptr + elements, round_to(dactivation * SLOPE(gate), DTYPE), mask=is_inside)
+
+
+@triton.jit
 def _positions(size, GROUPS: tl.constexpr):
     """Of the program's groups, shape (GROUPS,), and their elements, shape (GROUPS, 8); and which lie in the tensor."""
     # 64 bits: a tensor may have more than 2^31 elements.

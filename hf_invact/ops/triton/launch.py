@@ -27,8 +27,13 @@ ACTIVATIONS = {
     "clipped_gelu": formulas.gelu,
 }
 
-exact_backward = compiled.exact_backward
-exact_gate_backward = compiled.exact_gate_backward
+SLOPES = {
+    "gelu": formulas.gelu_slope,
+    "gelu_tanh": formulas.gelu_tanh_slope,
+    "silu": formulas.silu_slope,
+    "quick_gelu": formulas.quick_gelu_slope,
+    "mish": formulas.mish_slope,
+}
 
 
 def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
@@ -81,6 +86,26 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     bits = product if side is None else side
     inputs = _flat_like(dy, product), flat(product), _flat_like(up, product), bits
     _launch(kernels.gate_backward, *inputs, flat(dgate), flat(dup), FIT=constants_of(curve, product.dtype))
+    return dgate, dup
+
+
+def exact_backward(dy: Tensor, x: Tensor, curve: Curve) -> Tensor:
+    """As `eager.exact_backward`, but for the last digits; one pass for the activations that are written in Triton."""
+    if curve.name not in SLOPES:
+        return compiled.exact_backward(dy, x, curve)
+    dx = torch.empty_like(x)
+    _launch(kernels.exact_backward, _flat_like(dy, dx), _flat_like(x, dx), flat(dx), SLOPE=SLOPES[curve.name])
+    return dx
+
+
+def exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
+    """As `eager.exact_gate_backward`, but for the last digits; one pass for the activations written in Triton."""
+    if curve.name not in SLOPES:
+        return compiled.exact_gate_backward(dy, gate, up, curve)
+    dgate, dup = torch.empty_like(gate), torch.empty_like(gate)
+    inputs = (_flat_like(tensor, dgate) for tensor in (dy, gate, up))
+    functions = {"ACTIVATION": ACTIVATIONS[curve.name], "SLOPE": SLOPES[curve.name]}
+    _launch(kernels.exact_gate_backward, *inputs, flat(dgate), flat(dup), **functions)
     return dgate, dup
 
 
