@@ -112,6 +112,16 @@ def test_gate(case: Case) -> None:
 
 
 @each_half_dtype
+@pytest.mark.parametrize("curve", [GELU, SILU], ids=lambda curve: curve.name)
+def test_outputs_are_rebuilt_as_by_the_plain_backend(curve: Curve, dtype: torch.dtype) -> None:
+    gate, up, dy = (normal(20_000, dtype=dtype, seed=seed).to(DEVICE) for seed in range(3))
+    product, side = EAGER.gate_forward(gate, up, curve)
+    gradients = (backend.gate_backward(dy, product, up, side, curve) for backend in (TRITON, EAGER))
+    for result, of_eager in zip(*gradients, strict=True):
+        assert (result == of_eager).double().mean() > 0.95
+
+
+@each_half_dtype
 @each_curve
 def test_all_numbers(curve: Curve, dtype: torch.dtype) -> None:
     x = all_numbers(dtype).to(DEVICE)
@@ -183,7 +193,14 @@ def test_gradients_from_inputs(case: Case) -> None:
         assert result.stride() == of_eager.stride()
 
 
-@pytest.mark.parametrize("function", [lambda x: x * torch.sigmoid(2 * x), F.softplus], ids=["turns", "rises"])
+OWN_FUNCTIONS = {
+    "turns": lambda x: x * torch.sigmoid(2 * x),
+    "turns-right-of-0": lambda x: F.silu(x - 2),
+    "rises": F.softplus,
+}
+
+
+@pytest.mark.parametrize("function", OWN_FUNCTIONS.values(), ids=OWN_FUNCTIONS)
 def test_a_users_own_curve(function: object) -> None:
     curve = fit_curve("own", function, None, max_error=1e-4)
     gate, up, dy = (normal(1500, dtype=torch.bfloat16, seed=seed).to(DEVICE) for seed in range(3))
