@@ -31,19 +31,22 @@ def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int) -> dict[st
     """
     takes = inspect.signature(type(model).forward).parameters
     config = model.config
+    batch: dict[str, Any] = {}
+    if "decoder_attention_mask" in takes:
+        batch["decoder_attention_mask"] = real_tokens(1, batch_size, seq_len)
     if "pixel_values" in takes and "input_ids" not in takes:
         return {"pixel_values": _pixels(model, batch_size), "labels": real_tokens(0, batch_size)}
     if "input_features" in takes and "input_ids" not in takes:
         _check_length(model, config, seq_len, "max_target_positions")
         features = torch.zeros(batch_size, config.num_mel_bins, 2 * config.max_source_positions, dtype=model.dtype)
-        return {"input_features": features, "labels": real_tokens(TOKEN, batch_size, seq_len)}
+        return {**batch, "input_features": features, "labels": real_tokens(TOKEN, batch_size, seq_len)}
     if "input_ids" not in takes:
         raise PlanningError(
             f"{type(model).__name__} takes {', '.join(list(takes)[1:5])}, ...: only models of text, images and log-mel "
             "spectra can be planned; measure this one with hf_invact.memory.SavedActivations"
         )
     _check_length(model, config.get_text_config(), seq_len, "max_position_embeddings")
-    batch: dict[str, Any] = {"input_ids": _token_ids(config, batch_size, seq_len)}
+    batch["input_ids"] = _token_ids(config, batch_size, seq_len)
     batch["attention_mask"] = real_tokens(1, batch_size, seq_len)
     if "return_loss" in takes:
         return {**batch, "pixel_values": _pixels(model, batch_size), "return_loss": True}

@@ -105,12 +105,19 @@ class Kernels(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is aten._grouped_mm.default:
+            return grouped_mm(*args, **kwargs)
+        result = func(*args, **kwargs)
         if func is aten.native_layer_norm.default:
             return layer_norm_result(result, weight=args[2], device=self._device)
-        if func is aten._scaled_dot_product_flash_attention.default:
-            return flash_attention_result(result)
         return result
+
+
+def grouped_mm(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Of experts, in any dtype (fake tensors have it in bfloat16 alone)."""
+    product: Tensor = aten._grouped_mm.default(a.bfloat16(), b.bfloat16(), *args, **kwargs)
+    return product.to(a.dtype)
 
 
 def layer_norm_result(
@@ -120,10 +127,3 @@ def layer_norm_result(
     output, mean, deviation = result
     dtype = torch.float32 if device == "cuda" else mean.dtype if weight is None else weight.dtype
     return output, mean.to(dtype), deviation.to(dtype)
-
-
-def flash_attention_result(result: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The output lies in memory by token, then head, whatever the query's layout."""
-    output = result[0]
-    batch, heads, tokens, width = output.shape
-    return output.new_empty(batch, tokens, heads, width).transpose(1, 2), *result[1:]

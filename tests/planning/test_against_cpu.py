@@ -2,44 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from hf_invact import InvActConfig, patch_model
+from hf_invact import InvActConfig, Lora, patch_model, plan_memory
 from hf_invact.memory import SavedActivations, by_part
-from hf_invact.planning import Lora, plan_memory
-from tests.models import MODEL_NAMES, batch, tiny_model
+from hf_invact.planning.batch import make_batch
+from hf_invact.planning.source import find_source
+from tests.models import MODEL_NAMES
+from tests.planning.small import MODEL_TYPES, small_config
 
 SEQUENCES, TOKENS = 2, 16
+FULL, LORA, DROPOUT = None, Lora(r=4), Lora(r=4, dropout=0.1)
 
 
-def real(name: str, attention: str, lora: Lora | None) -> PreTrainedModel:
-    model = tiny_model(name, attn_implementation=attention, use_cache=False)
-    if lora is not None:
-        peft = pytest.importorskip("peft")
-        options = peft.LoraConfig(r=lora.r, lora_dropout=lora.dropout, target_modules="all-linear")
-        model = peft.get_peft_model(model, options).get_base_model()
-    return model.train()
+def real_model(model_type: str, dtype: str, attention: str, lora: Lora | None) -> PreTrainedModel:
+    source = find_source(small_config(model_type))
+    source.config.get_text_config().use_cache = source.config.use_cache = False
+    model = source.model_class._from_config(
+        source.config, dtype=getattr(torch, dtype), attn_implementation=attention
+    ).train()
+    if lora is None:
+        return model
+    peft = pytest.importorskip("peft")
+    options = peft.LoraConfig(
+        r=lora.r, lora_dropout=lora.dropout, target_modules="all-linear", fan_in_fan_out=model_type == "gpt2"
+    )
+    return peft.get_peft_model(model, options).get_base_model()
 
 
 def parts_of(model: PreTrainedModel, *, autocast: bool) -> dict[str, int]:
-    inputs = batch(model, sequences=SEQUENCES, tokens=TOKENS)
+    batch = make_batch(model, SEQUENCES, TOKENS)
     with SavedActivations(model) as saved, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        model(**inputs, attention_mask=torch.ones_like(inputs["input_ids"]))
+        model(**batch)
     return by_part(saved, model)
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
-@pytest.mark.parametrize("lora", [None, Lora(r=4), Lora(r=4, dropout=0.1)], ids=["full", "lora", "lora with dropout"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", MODEL_NAMES)
-def test_predicts_what_a_real_run_keeps(name: str, attention: str, lora: Lora | None, autocast: bool) -> None:
-    model = real(name, attention, lora)
+def check(model_type: str, dtype: str, autocast: bool, attention: str, lora: Lora | None) -> None:
     plan = plan_memory(
-        tiny_model(name).config, SEQUENCES, TOKENS, "float32", autocast, lora, attention=attention, device="cpu"
+        *(small_config(model_type), SEQUENCES, TOKENS, dtype, autocast, lora), attention=attention, device="cpu"
     )
-    assert dict(plan.plain) == parts_of(model, autocast=autocast)
+    model = real_model(model_type, dtype, plan.attention, lora)
+    assert plan.plain == parts_of(model, autocast=autocast)
     report = patch_model(model, InvActConfig(autocast_dtype=torch.bfloat16 if autocast else None))
     assert plan.report == report
-    assert dict(plan.patched) == parts_of(model, autocast=autocast)
+    assert plan.patched == parts_of(model, autocast=autocast)
+
+
+def cases() -> Iterator[Any]:
+    """All combinations; of each model four, which differ in two options at least, are fast."""
+    for model_type, attention, lora, autocast in product(
+        MODEL_NAMES, ("sdpa", "eager"), (FULL, LORA, DROPOUT), (False, True)
+    ):
+        tuning = "full" if lora is None else f"lora dropout {lora.dropout}"
+        is_fast = (attention, lora, autocast) in {
+            *(("sdpa", FULL, False), ("sdpa", DROPOUT, True), ("eager", LORA, False), ("eager", FULL, True)),
+        }
+        name = f"{model_type}, {attention}, {tuning}, {'autocast' if autocast else 'float32'}"
+        yield pytest.param(
+            *(model_type, autocast, attention, lora), id=name, marks=[] if is_fast else pytest.mark.slow
+        )
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
+@pytest.mark.parametrize(("model_type", "autocast", "attention", "lora"), cases())
+def test_predicts_what_a_real_run_keeps(model_type: str, autocast: bool, attention: str, lora: Lora | None) -> None:
+    check(model_type, "float32", autocast, attention, lora)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "autocast"), [("bfloat16", False), ("float32", True)], ids=["bfloat16", "autocast"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_predicts_what_a_real_run_of_any_architecture_keeps(model_type: str, dtype: str, autocast: bool) -> None:
+    check(model_type, dtype, autocast, "sdpa", None)
