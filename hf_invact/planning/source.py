@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .errors import PlanningError
 
@@ -65,30 +68,45 @@ def _read_config(name: str) -> PretrainedConfig:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise PlanningError(f"the folder {name!r} holds no config.json; save one there with config.save_pretrained")
-        return _parse(name, str(path))
+        return _from_file(name, path / "config.json")
     if path.is_file():
-        return _parse(name, str(path))
+        return _from_file(name, path)
     if path.suffix == ".json" or path.is_absolute() or name.startswith((".", "~")):
         raise PlanningError(f"there is no file or folder {name!r}; give a hub name, a folder or a config.json")
     return _from_hub(name)
 
 
+def _from_file(name: str, path: Path) -> PretrainedConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanningError(f"{str(path)!r} is no JSON that can be read ({_brief(error)}); save it again") from error
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    if model_type is None:
+        raise PlanningError(f"{str(path)!r} names no model_type; add one, such as 'llama'")
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "its code may be custom, or newer: update Transformers"
+        raise PlanningError(f"the installed Transformers knows no model_type {model_type!r}, of {name!r}; {hint}")
+    return _parse(name, str(path))
+
+
 def _parse(name: str, path: str, **options: Any) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(path, **options)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        known = "its JSON is whole, and that its model_type is one that the installed Transformers knows"
-        raise PlanningError(f"the config of {name!r} cannot be read ({_brief(error)}); check that {known}") from error
+        return AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
+    except Exception as error:  # configs check their values in many ways
+        raise PlanningError(
+            f"the config of {name!r} cannot be used ({_brief(error)}); mend its values, or update Transformers"
+        ) from error
 
 
 def _from_hub(name: str) -> PretrainedConfig:
     try:
         # Without a network, downloading would try again for half a minute.
-        AutoConfig.from_pretrained(name, local_files_only=True)
+        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         _require_on_hub(name)
-        return _parse(name, name)
-    return _parse(name, name, local_files_only=True)
+    return _parse(name, name)
 
 
 def _require_on_hub(name: str) -> None:
