@@ -72,21 +72,9 @@ def _dropout_of_torch(input: Tensor, p: float, train: bool) -> Tensor:
     return dropout(input, p, train)
 
 
-def rms_norm(
-    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    """The fused operator, which keeps its input and a float32 per row."""
-    if weight is not None and weight.dtype != input.dtype:  # not fused on CUDA either
-        return F.rms_norm(input, normalized_shape, weight, eps)
-    normalized: Tensor = aten._fused_rms_norm(input, normalized_shape, weight, eps)[0]
-    return normalized
-
-
 _REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.dropout: dropout,
     torch.dropout: _dropout_of_torch,
-    F.rms_norm: rms_norm,
-    torch.rms_norm: rms_norm,
     F.scaled_dot_product_attention: scaled_dot_product_attention,
 }
 
@@ -106,17 +94,17 @@ class Kernels(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is aten._grouped_mm.default:
-            return grouped_mm(*args, **kwargs)
+        if func.name() == "aten::_grouped_mm":  # by name, since older versions of PyTorch lack it
+            return grouped_mm(func, *args, **kwargs)
         result = func(*args, **kwargs)
         if func is aten.native_layer_norm.default:
             return layer_norm_result(result, weight=args[2], device=self._device)
         return result
 
 
-def grouped_mm(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def grouped_mm(func: Any, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Of experts, in any dtype (fake tensors have it in bfloat16 alone)."""
-    product: Tensor = aten._grouped_mm.default(a.bfloat16(), b.bfloat16(), *args, **kwargs)
+    product: Tensor = func(a.bfloat16(), b.bfloat16(), *args, **kwargs)
     return product.to(a.dtype)
 
 

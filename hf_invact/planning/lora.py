@@ -55,9 +55,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
         raise PlanningError("LoRA needs the package peft: pip install peft") from error
     targets = "all-linear" if lora.targets == ALL else _layers(model, lora.targets)
     is_transposed = any(isinstance(module, Conv1D) for module in model.modules())
-    config = peft.LoraConfig(
-        r=lora.r, lora_dropout=lora.dropout, target_modules=targets, fan_in_fan_out=is_transposed
-    )
+    config = peft.LoraConfig(r=lora.r, lora_dropout=lora.dropout, target_modules=targets, fan_in_fan_out=is_transposed)
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT calls Transformers by names of old

@@ -54,19 +54,22 @@ def check(model_type: str, dtype: str, autocast: bool, attention: str, lora: Lor
     assert plan.patched == parts_of(model, autocast=autocast)
 
 
+# Of each model two combinations are fast: of neighbours, together all values of all options.
+FAST = (
+    {("sdpa", FULL, False), ("eager", DROPOUT, True)},
+    {("sdpa", LORA, True), ("eager", FULL, False)},
+)
+
+
 def cases() -> Iterator[Any]:
-    """All combinations; of each model four, which differ in two options at least, are fast."""
-    for model_type, attention, lora, autocast in product(
-        MODEL_NAMES, ("sdpa", "eager"), (FULL, LORA, DROPOUT), (False, True)
-    ):
-        tuning = "full" if lora is None else f"lora dropout {lora.dropout}"
-        is_fast = (attention, lora, autocast) in {
-            *(("sdpa", FULL, False), ("sdpa", DROPOUT, True), ("eager", LORA, False), ("eager", FULL, True)),
-        }
-        name = f"{model_type}, {attention}, {tuning}, {'autocast' if autocast else 'float32'}"
-        yield pytest.param(
-            *(model_type, autocast, attention, lora), id=name, marks=[] if is_fast else pytest.mark.slow
-        )
+    """All combinations."""
+    options = list(product(("sdpa", "eager"), (FULL, LORA, DROPOUT), (False, True)))
+    for index, model_type in enumerate(MODEL_NAMES):
+        for attention, lora, autocast in options:
+            tuning = "full" if lora is None else f"lora dropout {lora.dropout}"
+            name = f"{model_type}, {attention}, {tuning}, {'autocast' if autocast else 'float32'}"
+            marks = [] if (attention, lora, autocast) in FAST[index % 2] else [pytest.mark.slow]
+            yield pytest.param(model_type, autocast, attention, lora, id=name, marks=marks)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
