@@ -16,6 +16,7 @@ from .patching import (
     register_block,
     unpatch_model,
 )
+from .planning import Lora, MemoryPlan, PlanningError, plan_memory
 from .trainer import (
     InvActArgumentsMixin,
     InvActTrainerMixin,
@@ -32,15 +33,19 @@ __all__ = [
     "InvActTrainerMixin",
     "InvActTrainingArguments",
     "InvertedActivationsCallback",
+    "Lora",
     "MemoryCallback",
+    "MemoryPlan",
     "PatchReport",
     "PatchingError",
+    "PlanningError",
     "RegisteredActivation",
     "functional",
     "inverted_activations",
     "memory",
     "nn",
     "patch_model",
+    "plan_memory",
     "register_activation",
     "register_block",
     "unpatch_model",

@@ -19,9 +19,11 @@ import hf_invact
 ROOT = Path(hf_invact.__file__).parent
 
 # Each part may import what stands before it. `memory` stands apart: it imports none, and patching and above use it.
-ORDER = ("curves", "ops", "functional", "nn", "patching", "trainer", "experiments")
-USERS_OF_MEMORY = ("patching", "trainer", "experiments")
-ALLOWED = {part: set(ORDER[: index + 1]) for index, part in enumerate(ORDER)} | {"memory": {"memory"}}
+# Parts on one level do not import each other.
+ORDER = (("curves",), ("ops",), ("functional",), ("nn",), ("patching",), ("trainer", "planning"), ("experiments",))
+USERS_OF_MEMORY = ("patching", "trainer", "planning", "experiments")
+ALLOWED = {part: {part, *sum(ORDER[:level], ())} for level, parts in enumerate(ORDER) for part in parts}
+ALLOWED["memory"] = {"memory"}
 for _part in USERS_OF_MEMORY:
     ALLOWED[_part] |= {"memory"}
 
@@ -95,7 +97,7 @@ def test_exports_what_it_says() -> None:
     assert all(hasattr(hf_invact, name) for name in hf_invact.__all__)
     promised = {
         *("patch_model", "unpatch_model", "inverted_activations", "InvActConfig", "PatchReport", "PatchingError"),
-        *("functional", "nn", "memory", "register_activation", "register_block"),
+        *("functional", "nn", "memory", "register_activation", "register_block", "plan_memory"),
         *("InvertedActivationsCallback", "InvActTrainingArguments", "InvActArgumentsMixin", "InvActTrainerMixin"),
     }
     assert promised <= set(hf_invact.__all__)

@@ -27,7 +27,7 @@ def by_part(saved: SavedActivations, model: nn.Module) -> dict[str, int]:
     the gate, changes.
     """
     sites = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in _ACTIVATION_SLOTS]
-    part_of = _classifier(model)
+    part_of = part_classifier(model)
     totals = dict.fromkeys(PARTS, 0)
     for record in saved.records:
         part = part_of(record.saved_by)
@@ -41,7 +41,7 @@ def intermediate_units(saved: SavedActivations, model: nn.Module, sites: Sequenc
     Args:
         sites: qualified names of their activations.
     """
-    part_of = _classifier(model)
+    part_of = part_classifier(model)
     unit = 0
     for site in sites:
         unit += max((size for name, size in saved.output_bytes.items() if _is_within(name, _block_of(site))), default=0)
@@ -76,7 +76,7 @@ def _is_within(name: str, block: str) -> bool:
     return name == block or name.startswith(f"{block}.")
 
 
-def _classifier(model: nn.Module) -> Callable[[str], str]:
+def part_classifier(model: nn.Module) -> Callable[[str], str]:
     modules = dict(model.named_modules())
 
     def part_of(name: str) -> str:

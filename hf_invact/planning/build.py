@@ -1,0 +1,73 @@
+"""Builds a model that has no weights, ready to be trained."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import PreTrainedModel
+
+from .errors import PlanningError
+from .fake import make_fake
+from .lora import Lora, add_adapters
+from .source import Source
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTION = ("sdpa", "eager")
+
+
+def build_model(
+    source: Source,
+    *,
+    dtype: str = "bfloat16",
+    attention: str = "sdpa",
+    lora: Lora | None = None,
+    gradient_checkpointing: bool = False,
+) -> PreTrainedModel:
+    """The model on the fake tensors that are active (see `fake_tensors`), in training mode, without a cache.
+
+    It is initialised on the meta device first, where every initialisation runs, and adapters can be put in.
+
+    Args:
+        source: its config and class.
+        dtype: of its weights (adapters are float32, as PEFT has them): one of `DTYPES`.
+        attention: implementation, one of `ATTENTION`. A model that has no sdpa takes eager.
+        lora: adapters; None trains all weights.
+        gradient_checkpointing: whether layers keep only their input, and are computed again.
+
+    Raises:
+        PlanningError: it cannot be built without weights, or not as asked.
+    """
+    model = _on_meta(source, DTYPES[dtype], attention)
+    if lora is not None:
+        add_adapters(model, lora)
+    make_fake(model)
+    if gradient_checkpointing:
+        _checkpoint(model)
+    return model.train()
+
+
+def _on_meta(source: Source, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    model_class = source.model_class
+    config = copy.deepcopy(source.config)
+    config.get_text_config().use_cache = config.use_cache = False  # as the Trainer has it
+    has_sdpa = getattr(model_class, "_supports_sdpa", False)
+    implementation = attention if has_sdpa else "eager"
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = model_class._from_config(config, dtype=dtype, attn_implementation=implementation)
+    except Exception as error:  # whatever a foreign class raises
+        raise PlanningError(
+            f"{model_class.__name__} of {source.name!r} cannot be built without weights "
+            f"({type(error).__name__}: {error}); check its config, or name another class in its architectures"
+        ) from error
+    return model
+
+
+def _checkpoint(model: PreTrainedModel) -> None:
+    # The second is the name before Transformers 5.23.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable()
+    except ValueError as error:
+        raise PlanningError(f"{error} Plan without gradient checkpointing") from error

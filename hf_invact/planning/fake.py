@@ -1,0 +1,74 @@
+"""Tensors without memory: where a model is built, patched and run for a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from .emulation import CudaFunctions, Kernels
+
+DEVICES = ("cuda", "cpu")
+
+
+@contextmanager
+def fake_tensors(device: str) -> Iterator[None]:
+    """Tensors that are made inside have shapes and no memory, and keep for the backward pass what a device's would.
+
+    All are CPU tensors: for "cuda", the operations that save something else there are replaced (see `emulation`).
+    """
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(Kernels(device))
+        if device == "cuda":
+            stack.enter_context(CudaFunctions())
+        stack.enter_context(RealIntegers())
+        yield
+
+
+class RealIntegers(TorchFunctionMode):
+    """Computes for real what has no fake argument: token ids, masks and positions, and what is made of them.
+
+    Models decide by their values: whether a mask hides anything, or positions say that sequences are packed.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if tensors and not any(isinstance(tensor, FakeTensor) or tensor.is_floating_point() for tensor in tensors):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def real_tokens(value: int, *shape: int) -> Tensor:
+    """Integers that are real also where tensors are fake."""
+    with unset_fake_temporarily():
+        return torch.full(shape, value)
+
+
+def make_fake(model: nn.Module) -> None:
+    """Give a model on the meta device weights and buffers of the fake tensors that are active, tied as they were."""
+    made: dict[Tensor, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if tensor not in made:
+            empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+            is_weight = isinstance(tensor, nn.Parameter)
+            made[tensor] = nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
+        return made[tensor]
+
+    for module in model.modules():
+        holders: list[dict[str, Any]] = [vars(module)["_parameters"], vars(module)["_buffers"], vars(module)]
+        for tensors in holders:
+            for name, value in tensors.items():
+                if isinstance(value, Tensor):
+                    tensors[name] = fake(value)

@@ -1,0 +1,164 @@
+"""Finds a model's config, and the class to train it with, without its weights."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .errors import PlanningError
+
+HUB_TIMEOUT = 5.0  # seconds
+LOSS_ARGUMENTS = ("labels", "return_loss", "start_positions")  # one of them has a model return a loss
+
+# The first that knows the config decides. Encoders often have a causal head too, encoder-decoders a masked one.
+_AUTO_CLASSES = (
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForCausalLM",
+    "AutoModel",  # CLIP
+    "AutoModelForImageClassification",
+    "AutoModelForAudioClassification",
+    "AutoModelForCTC",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a model is built from.
+
+    Attributes:
+        name: what the user called it.
+        config: its config.
+        model_class: a class of Transformers that returns a loss.
+    """
+
+    name: str
+    config: PretrainedConfig
+    model_class: type[PreTrainedModel]
+
+
+def find_source(model: str | Path | PretrainedConfig) -> Source:
+    """The config and the class of a model.
+
+    Args:
+        model: a name on the hub, a local folder, a ``config.json``, or a config itself.
+
+    Raises:
+        PlanningError: it is not found, cannot be read, or is of no class of Transformers that can be trained.
+    """
+    config = model if isinstance(model, PretrainedConfig) else _read_config(str(model))
+    name = config.model_type if isinstance(model, PretrainedConfig) else str(model)
+    return Source(name, config, _model_class(name, config))
+
+
+def _read_config(name: str) -> PretrainedConfig:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise PlanningError(f"the folder {name!r} holds no config.json; save one there with config.save_pretrained")
+        return _from_file(name, path / "config.json")
+    if path.is_file():
+        return _from_file(name, path)
+    if path.suffix == ".json" or path.is_absolute() or name.startswith((".", "~")):
+        raise PlanningError(f"there is no file or folder {name!r}; give a hub name, a folder or a config.json")
+    return _from_hub(name)
+
+
+def _from_file(name: str, path: Path) -> PretrainedConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanningError(f"{str(path)!r} is no JSON that can be read ({_brief(error)}); save it again") from error
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    if model_type is None:
+        raise PlanningError(f"{str(path)!r} names no model_type; add one, such as 'llama'")
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "its code may be custom, or newer: update Transformers"
+        raise PlanningError(f"the installed Transformers knows no model_type {model_type!r}, of {name!r}; {hint}")
+    return _parse(name, str(path))
+
+
+def _parse(name: str, path: str, **options: Any) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
+    except Exception as error:  # configs check their values in many ways
+        raise PlanningError(
+            f"the config of {name!r} cannot be used ({_brief(error)}); mend its values, or update Transformers"
+        ) from error
+
+
+def _from_hub(name: str) -> PretrainedConfig:
+    try:
+        # Without a network, downloading would try again for half a minute.
+        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError):
+        _require_on_hub(name)
+    return _parse(name, name)
+
+
+def _require_on_hub(name: str) -> None:
+    instead = "give a local folder or a config.json instead"
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except RepositoryNotFoundError as error:
+        raise PlanningError(
+            f"{name!r} is neither a local folder nor a model on the hub (for a private one, log in first); {instead}"
+        ) from error
+    except Exception as error:  # of whatever HTTP library the hub's client uses
+        raise PlanningError(
+            f"{name!r} is neither a local folder nor in the cache, and the hub cannot be asked "
+            f"({_brief(error)}); go online (with HF_HUB_OFFLINE unset), or {instead}"
+        ) from error
+
+
+def _model_class(name: str, config: PretrainedConfig) -> type[PreTrainedModel]:
+    if getattr(config, "quantization_config", None) is not None:
+        raise PlanningError(
+            f"the weights of {name!r} are quantized, and their layers cannot be built without them; "
+            "plan for the model that it was made from, with LoRA if its weights stay frozen"
+        )
+    candidates = list(dict.fromkeys(_candidates(config)))
+    for model_class in candidates:
+        if _returns_loss(model_class):
+            return model_class
+    found = ", ".join(model_class.__name__ for model_class in candidates)
+    raise PlanningError(
+        f"no class of Transformers can train {name!r} (model_type {config.model_type!r}): "
+        f"{f'{found} takes no labels' if found else 'none knows it'}; name one that takes labels in "
+        "the config's architectures"
+    )
+
+
+def _candidates(config: PretrainedConfig) -> Iterator[type[PreTrainedModel]]:
+    for architecture in config.architectures or ():
+        model_class = getattr(transformers, architecture, None)
+        if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
+            yield model_class
+    names = ("AutoModelForCausalLM", *_AUTO_CLASSES) if getattr(config, "is_decoder", False) else _AUTO_CLASSES
+    for name in names:
+        mapping = getattr(transformers, name)._model_mapping
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            yield from found if isinstance(found, tuple) else (found,)
+
+
+def _returns_loss(model_class: type[PreTrainedModel]) -> bool:
+    return any(name in inspect.signature(model_class.forward).parameters for name in LOSS_ARGUMENTS)
+
+
+def _brief(error: Exception) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text if len(text) <= 160 else f"{text[:157]}..."

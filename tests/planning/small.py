@@ -1,0 +1,55 @@
+"""Small configs of many architectures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+_GROUPED: dict[str, Any] = {**_COMMON, "num_key_value_heads": 2, "head_dim": 8}
+_IMAGES: dict[str, Any] = {"image_size": 32, "patch_size": 8}
+_SEQUENCE_TO_SEQUENCE: dict[str, Any] = {
+    **{"vocab_size": 64, "d_model": 32, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2},
+    **{"decoder_start_token_id": 0, "num_heads": 4, "num_layers": 2, "d_kv": 8, "d_ff": 96},
+}
+_CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": {**_COMMON, "n_inner": 96},
+    "bert": _COMMON,
+    "roberta": _COMMON,
+    "distilbert": {**_COMMON, "hidden_dim": 96},
+    "deberta-v2": _COMMON,
+    "llama": _GROUPED,
+    "mistral": _GROUPED,
+    "qwen2": _GROUPED,
+    "qwen3": _GROUPED,
+    "gemma2": _GROUPED,
+    "gemma3_text": _GROUPED,
+    "phi3": _GROUPED,
+    "mixtral": {**_GROUPED, "num_local_experts": 4},
+    "t5": {**_SEQUENCE_TO_SEQUENCE, "feed_forward_proj": "gated-gelu"},
+    "vit": {**_COMMON, **_IMAGES},
+    "clip": {"text_config": _COMMON, "vision_config": {**_COMMON, **_IMAGES}, "projection_dim": 32},
+    "whisper": {
+        **{"vocab_size": 64, "d_model": 32, "num_mel_bins": 8, "max_source_positions": 32, "max_target_positions": 32},
+        **{"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4},
+        **{"encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2},
+        **{"decoder_start_token_id": 0, "suppress_tokens": None, "begin_suppress_tokens": None},
+    },
+}
+MODEL_TYPES = tuple(_CONFIGS)
+
+
+def small_config(model_type: str, **changes: Any) -> PretrainedConfig:
+    """A config of one of `MODEL_TYPES`, of two layers (in an encoder and in a decoder)."""
+    return AutoConfig.for_model(model_type, **{**_CONFIGS[model_type], **changes})

@@ -1,0 +1,146 @@
+"""Predictions of whole models of real sizes, against figures that are known."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import pytest
+import torch
+from transformers import BertConfig, LlamaConfig, MistralConfig, PretrainedConfig
+
+from hf_invact import InvActConfig, Lora, MemoryPlan, PatchingError, PlanningError, plan_memory
+from hf_invact.memory import PARTS
+from tests.planning.small import small_config
+
+GIB = 2**30
+TOKENS = 4096
+
+
+def test_bert_base_as_measured_on_a_gpu() -> None:
+    plan = plan_memory(BertConfig(architectures=["BertForSequenceClassification"]), 16, 512, dtype="float32")
+    assert (plan.parameter_bytes + plan.plain_bytes) / GIB == pytest.approx(5.12, rel=0.01)
+    assert (plan.parameter_bytes + plan.patched_bytes) / GIB == pytest.approx(4.03, rel=0.01)
+    assert plan.saving == pytest.approx(0.231, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("config", "plain"),
+    [(LlamaConfig(max_position_embeddings=TOKENS), 23.382), (MistralConfig(sliding_window=None), 25.132)],
+    ids=["llama", "mistral"],
+)
+def test_7b_takes_seconds_and_little_memory(config: PretrainedConfig, plain: float) -> None:
+    start = time.perf_counter()
+    plan = plan_memory(config, 1, TOKENS)
+    assert time.perf_counter() - start < 10  # 2 s when quiet
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 2**20  # KiB: 0.8 GiB, most of it libraries
+    inner = 32 * TOKENS * config.intermediate_size * 2
+    assert plan.plain_bytes / GIB == pytest.approx(plain, abs=0.001)
+    assert plan.plain["activation"] == 4 * inner
+    assert plan.plain_bytes - plan.patched_bytes == 2 * inner - inner // 16
+    assert [site.plan for site in plan.report.sites] == ["gate-output"] * 32
+    assert plan.trainable_bytes <= plan.parameter_bytes  # which has the buffers too
+    assert plan.trainable_bytes > 13e9
+
+
+def small(**options: object) -> MemoryPlan:
+    return plan_memory(**{"model": small_config("llama"), "batch_size": 2, "seq_len": 32, **options})  # type: ignore[arg-type]
+
+
+def test_parts_are_those_of_the_meter() -> None:
+    plan = small()
+    assert list(plan.plain) == [part for part in PARTS if part in plan.plain]
+    assert {"activation", "attention", "norm", "head and loss"} <= set(plan.plain)
+    assert plan.plain_bytes == sum(plan.plain.values())
+    changed = {part for part in plan.plain if plan.plain[part] != plan.patched[part]}
+    assert changed == {"activation"}
+
+
+def test_says_what_it_was_asked_for() -> None:
+    plan = small(lora=Lora(r=2), attention="eager", dtype="float32", autocast=True)
+    assert (plan.model, plan.model_class, plan.batch_size, plan.seq_len) == ("llama", "LlamaForCausalLM", 2, 32)
+    assert (plan.dtype, plan.autocast, plan.attention, plan.device) == ("float32", True, "eager", "cuda")
+    assert plan.lora == Lora(r=2)
+    assert plan.notes == ()
+
+
+def test_grows_with_the_batch() -> None:
+    one, two = small(batch_size=1), small(batch_size=2)
+    assert two.parameter_bytes == one.parameter_bytes
+    assert 1.9 < two.plain_bytes / one.plain_bytes <= 2
+
+
+def test_checkpointed_layers_keep_their_input() -> None:
+    plan = small(gradient_checkpointing=True)
+    assert "attention" not in plan.plain
+    assert plan.plain_bytes < small().plain_bytes / 2
+    assert plan.patched == plan.plain
+
+
+def test_adapters_of_each_part() -> None:
+    trained = {
+        targets: plan_memory(small_config("gpt2"), 1, 16, lora=Lora(r=2, targets=targets)).trainable_bytes
+        for targets in ("all", "attention", "mlp")
+    }
+    assert 0 < trained["attention"] < trained["all"]
+    assert 0 < trained["mlp"] < trained["all"]
+    assert trained["attention"] + trained["mlp"] <= trained["all"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"r": 0}, "rank r"), ({"dropout": 1.0}, "dropout"), ({"targets": "norm"}, "all, attention, mlp")],
+    ids=["rank", "dropout", "targets"],
+)
+def test_adapters_that_cannot_be(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Lora(**values)  # type: ignore[arg-type]
+
+
+def test_adapters_need_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(PlanningError, match="pip install peft"):
+        small(lora=Lora())
+
+
+def test_a_model_without_such_activations_is_planned_as_it_is() -> None:
+    plan = plan_memory(small_config("t5", feed_forward_proj="relu"), 1, 16)
+    assert plan.patched == plan.plain
+    assert plan.report.sites == ()
+    assert plan.notes[0].startswith("Nothing is patched: no activation to invert in T5ForConditionalGeneration")
+    assert plan.saving == 0
+
+
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(PatchingError, match="matches none"):
+        small(config=InvActConfig(include=["*.ffn"]))
+
+
+def test_the_config_decides_what_is_patched() -> None:
+    plan = small(config=InvActConfig(include=["*.0.mlp"], plan="output"))
+    assert [site.plan for site in plan.report.sites] == ["output", None]
+    assert small().patched_bytes < plan.patched_bytes < plan.plain_bytes
+
+
+def test_a_sliding_window_is_noted_where_it_is_reached() -> None:
+    config = small_config("mistral", sliding_window=32)
+    reached, free = plan_memory(config, 1, 32), plan_memory(config, 1, 31)
+    assert "reach the sliding window of 32, so attention is given a mask" in reached.notes[0]
+    assert free.notes == ()
+    assert reached.plain["attention"] > 1.3 * free.plain["attention"]
+
+
+def test_attention_that_a_model_lacks_is_noted() -> None:
+    plan = plan_memory(small_config("deberta-v2"), 1, 16)
+    assert plan.attention == "eager"
+    assert plan.notes == ("DebertaV2ForMaskedLM has no sdpa attention, so eager is planned.",)
+
+
+def test_leaves_nothing_behind() -> None:
+    config = small_config("llama")
+    before = config.to_dict(), torch.get_default_dtype(), torch.get_rng_state()
+    plan_memory(config, 1, 16)
+    assert (config.to_dict(), torch.get_default_dtype()) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert type(torch.empty(2)) is torch.Tensor
