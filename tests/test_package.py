@@ -19,8 +19,8 @@ import hf_invact
 ROOT = Path(hf_invact.__file__).parent
 
 # Each part may import what stands before it. `memory` stands apart: it imports none, and patching and above use it.
-ORDER = ("curves", "ops", "functional", "nn", "patching", "trainer", "experiments")
-USERS_OF_MEMORY = ("patching", "trainer", "experiments")
+ORDER = ("curves", "ops", "functional", "nn", "patching", "planning", "trainer", "experiments")
+USERS_OF_MEMORY = ("patching", "planning", "trainer", "experiments")
 ALLOWED = {part: set(ORDER[: index + 1]) for index, part in enumerate(ORDER)} | {"memory": {"memory"}}
 for _part in USERS_OF_MEMORY:
     ALLOWED[_part] |= {"memory"}
