@@ -141,10 +141,10 @@ class LiveStorages(TorchDispatchMode):
         """Autograd adds gradients in place, where nothing else holds the first; but not while a dispatch mode looks on.
 
         So if the first comes from an earlier node and is released next, then the sum has its block. Else it has one of
-        its own.
+        its own; so too after a view, which holds its base.
         """
         first = self._block_of(onto)
-        if first.born > self._node_began or first.bytes < _rounded(total):
+        if first.born > self._node_began or first.bytes < _rounded(total) or onto._is_view():
             self._block_of(total)
         else:
             self._sum = _Sum(_key(total), _Block(_rounded(total)), first)
