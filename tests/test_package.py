@@ -20,8 +20,17 @@ ROOT = Path(hf_invact.__file__).parent
 
 # Each part may import what stands before it. `memory` stands apart: it imports none, and patching and above use it.
 # Parts on one level do not import each other.
-ORDER = (("curves",), ("ops",), ("functional",), ("nn",), ("patching",), ("trainer", "planning"), ("experiments",))
-USERS_OF_MEMORY = ("patching", "trainer", "planning", "experiments")
+ORDER = (
+    ("curves",),
+    ("ops",),
+    ("functional",),
+    ("nn",),
+    ("patching",),
+    ("trainer", "planning"),
+    ("experiments",),
+    ("cli",),
+)
+USERS_OF_MEMORY = ("patching", "trainer", "planning", "experiments", "cli")
 ALLOWED = {part: {part, *sum(ORDER[:level], ())} for level, parts in enumerate(ORDER) for part in parts}
 ALLOWED["memory"] = {"memory"}
 for _part in USERS_OF_MEMORY:

@@ -20,6 +20,7 @@ from .build import ATTENTION, DTYPES, build_model
 from .errors import PlanningError
 from .fake import DEVICES, fake_tensors
 from .lora import Lora
+from .peak import OPTIMIZERS, Peak, predict_peak
 from .records import MemoryPlan
 from .source import find_source
 
@@ -37,6 +38,7 @@ def plan_memory(
     gradient_checkpointing: bool = False,
     config: InvActConfig | None = None,
     device: str = "cuda",
+    optimizer: str | None = None,
 ) -> MemoryPlan:
     """Predict what a model keeps for its backward pass, plain and patched, without its weights and without a GPU.
 
@@ -54,6 +56,7 @@ def plan_memory(
         gradient_checkpointing: whether layers are computed again in the backward pass.
         config: what to patch, and how.
         device: "cuda", or "cpu" for what a run on a CPU keeps.
+        optimizer: predict the peak of a training step with it too (see `OPTIMIZERS`).
 
     Raises:
         PlanningError: the model is not found, cannot be built, or takes no such batch.
@@ -72,6 +75,11 @@ def plan_memory(
     _check("dtype", dtype, DTYPES)
     _check("attention", attention, ATTENTION)
     _check("device", device, DEVICES)
+    if optimizer is not None:
+        _check("optimizer", optimizer, OPTIMIZERS)
+    for name, number in (("batch_size", batch_size), ("seq_len", seq_len)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
     source = find_source(model)
     autocast_dtype = AUTOCAST_DTYPE[dtype] if autocast else None
     with fake_tensors(device):
@@ -80,8 +88,10 @@ def plan_memory(
         )
         batch = make_batch(built, batch_size, seq_len)
         plain = saved_by_part(built, batch, autocast_dtype)
+        plain_peak = _peak(built, batch, autocast_dtype, optimizer)
         report, notes = _patch(built, config or InvActConfig(), autocast_dtype)
         patched = saved_by_part(built, batch, autocast_dtype) if report.patched else plain
+        patched_peak = _peak(built, batch, autocast_dtype, optimizer) if report.patched else plain_peak
         weights = list(built.parameters())
         return MemoryPlan(
             model=source.name,
@@ -99,6 +109,9 @@ def plan_memory(
             plain=MappingProxyType(plain),
             patched=MappingProxyType(patched),
             report=report,
+            optimizer=optimizer,
+            plain_peak=plain_peak,
+            patched_peak=patched_peak,
             notes=(*_notes(built, seq_len, attention), *notes),
         )
 
@@ -125,6 +138,14 @@ def saved_by_part(model: PreTrainedModel, batch: dict[str, Any], autocast_dtype:
     if output.loss is None:
         raise PlanningError(f"{type(model).__name__} returns no loss; name a class that can be trained")
     return by_part(saved, model)
+
+
+def _peak(
+    model: PreTrainedModel, batch: dict[str, Any], autocast_dtype: torch.dtype | None, optimizer: str | None
+) -> Peak | None:
+    if optimizer is None:
+        return None
+    return predict_peak(model, batch, optimizer=optimizer, forward_context=lambda: running_as_trained(autocast_dtype))
 
 
 @contextmanager

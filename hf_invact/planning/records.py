@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 from ..patching import PatchReport
 from .lora import Lora
+from .peak import Peak
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class MemoryPlan:
         plain: saved bytes by part (of `hf_invact.memory.PARTS`), not patched.
         patched: saved bytes by part, patched.
         report: what is patched, by site; without sites where nothing can be.
+        optimizer: what the step of the peaks is made by; None where they were not asked for.
+        plain_peak, patched_peak: the most that a training step holds, not patched and patched; None where they were
+            not asked for.
         notes: what else the user should know, each a sentence.
     """
 
@@ -41,6 +46,9 @@ class MemoryPlan:
     plain: Mapping[str, int]
     patched: Mapping[str, int]
     report: PatchReport
+    optimizer: str | None = None
+    plain_peak: Peak | None = None
+    patched_peak: Peak | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -57,3 +65,19 @@ class MemoryPlan:
     def saving(self) -> float:
         """What patching takes off, as a part of what is saved; 0 where nothing is."""
         return 1 - self.patched_bytes / self.plain_bytes if self.plain_bytes else 0.0
+
+
+def as_json(plan: MemoryPlan) -> dict[str, Any]:
+    """The plan in what JSON knows: bytes as numbers, and the sites of the report one by one."""
+    sites = {"sites": _plain(plan.report.sites)}
+    return {field.name: _plain(getattr(plan, field.name)) for field in fields(plan) if field.name != "report"} | sites
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Peak):
+        return {"moment": value.moment, "total_bytes": value.total_bytes, "by_moment": _plain(value.by_moment)}
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
