@@ -31,10 +31,12 @@ def test_bert_base_as_measured_on_a_gpu() -> None:
     ids=["llama", "mistral"],
 )
 def test_7b_takes_seconds_and_little_memory(config: PretrainedConfig, plain: float) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     plan = plan_memory(config, 1, TOKENS)
     assert time.perf_counter() - start < 10  # 2 s when quiet
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 2**20  # KiB: 0.8 GiB, most of it libraries
+    # In KiB. Alone it needs 0.8 GiB, most of it libraries; here other tests came before.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20
     inner = 32 * TOKENS * config.intermediate_size * 2
     assert plan.plain_bytes / GIB == pytest.approx(plain, abs=0.001)
     assert plan.plain["activation"] == 4 * inner
