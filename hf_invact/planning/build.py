@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .errors import PlanningError
-from .fake import make_fake
+from .fake import make_fake, recomputation
 from .lora import Lora, add_adapters
 from .source import Source
 
@@ -68,6 +68,6 @@ def _checkpoint(model: PreTrainedModel) -> None:
     # The second is the name before Transformers 5.23.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
-        enable()
+        enable({"use_reentrant": False, "context_fn": recomputation})
     except ValueError as error:
         raise PlanningError(f"{error} Plan without gradient checkpointing") from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_leaves
 
 from .emulation import CudaFunctions, Kernels
@@ -30,6 +30,20 @@ def fake_tensors(device: str) -> Iterator[None]:
             stack.enter_context(CudaFunctions())
         stack.enter_context(RealIntegers())
         yield
+
+
+def recomputation() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """For checkpoints: layers that are computed again keep what they kept. (Autograd runs them outside such modes.)"""
+    modes = _get_current_function_mode_stack()
+
+    @contextmanager
+    def as_before() -> Iterator[None]:
+        with ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
+            yield
+
+    return nullcontext(), as_before()
 
 
 class RealIntegers(TorchFunctionMode):

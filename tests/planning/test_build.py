@@ -1,0 +1,69 @@
+"""Models on fake tensors: complete, tied, and able to take a training step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_invact import Lora, PlanningError
+from hf_invact.memory import SavedActivations
+from hf_invact.planning.batch import make_batch
+from hf_invact.planning.build import build_model
+from hf_invact.planning.count import running_as_trained
+from hf_invact.planning.fake import fake_tensors
+from hf_invact.planning.source import find_source
+from tests.planning.small import MODEL_TYPES, small_config
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_has_the_weights_of_the_real_model(model_type: str) -> None:
+    source = find_source(small_config(model_type))
+    real = source.model_class._from_config(source.config, dtype=torch.bfloat16)
+    with fake_tensors("cpu"):
+        fake = build_model(source)
+        assert {(name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in fake.named_parameters()} == {
+            (name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in real.named_parameters()
+        }  # named once where they are tied
+        assert {(name, b.shape, b.dtype, b.device) for name, b in fake.named_buffers()} == {
+            (name, b.shape, b.dtype, b.device) for name, b in real.named_buffers()
+        }
+    assert fake.training
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
+@pytest.mark.parametrize("autocast_dtype", [None, torch.bfloat16], ids=["float32", "autocast"])
+@pytest.mark.parametrize("lora", [None, Lora(dropout=0.1)], ids=["full", "lora"])
+def test_checkpointed_layers_are_computed_again_as_they_were(
+    lora: Lora | None, autocast_dtype: torch.dtype | None
+) -> None:
+    with fake_tensors("cuda"):
+        model = build_model(find_source(small_config("llama")), dtype="float32", lora=lora, gradient_checkpointing=True)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained)
+        with running_as_trained(autocast_dtype):
+            loss = model(**make_batch(model, 2, 16)).loss
+        loss.backward()  # notices what is saved otherwise
+        optimizer.step()
+        assert all(weight.grad is not None for weight in trained)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # the name has changed in Transformers 5.23
+def test_checkpointing_keeps_what_a_real_run_keeps() -> None:
+    source = find_source(small_config("gpt2"))
+    real = source.model_class._from_config(source.config, dtype=torch.float32).train()
+    real.config.use_cache = False
+    real.gradient_checkpointing_enable({"use_reentrant": False})
+    with SavedActivations(real) as expected:
+        real(**make_batch(real, 2, 16))
+    with fake_tensors("cpu"):
+        fake = build_model(source, dtype="float32", gradient_checkpointing=True)
+        with SavedActivations(fake) as saved:
+            fake(**make_batch(fake, 2, 16))
+    assert saved.by_module == expected.by_module
+
+
+def test_a_model_that_cannot_checkpoint() -> None:
+    source = find_source(small_config("bert"))
+    lacking = type("Lacking", (source.model_class,), {"supports_gradient_checkpointing": False})
+    with fake_tensors("cpu"), pytest.raises(PlanningError, match="Plan without gradient checkpointing"):
+        build_model(type(source)(source.name, source.config, lacking), gradient_checkpointing=True)
