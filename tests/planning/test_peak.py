@@ -298,8 +298,10 @@ def test_a_saving_does_not_move_a_peak_that_falls_in_the_optimizer_step() -> Non
 @pytest.mark.parametrize(("name", "gib"), [("llama", 63.0), ("mistral", 69.1)])
 def test_all_layers_of_a_7b_model_take_seconds(name: str, gib: float) -> None:
     """Bfloat16, 1 x 4,096, all 32 layers, with the CPU's kernels."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     peak = predict_peak(*fake_7b(name, layers=32, tokens=4096))
     assert time.perf_counter() - start < 120  # 6 s when quiet
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 4 * GIB
+    # Alone it needs less than 1 GiB; here other tests came before.
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2 * GIB
     assert peak.total_bytes / GIB == pytest.approx(gib, abs=0.1)
