@@ -12,7 +12,7 @@ from typing import Any
 
 import transformers
 from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -113,7 +113,7 @@ def _require_on_hub(name: str) -> None:
     instead = "give a local folder or a config.json instead"
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT)
-    except RepositoryNotFoundError as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise PlanningError(
             f"{name!r} is neither a local folder nor a model on the hub (for a private one, log in first); {instead}"
         ) from error

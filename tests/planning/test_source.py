@@ -62,6 +62,11 @@ def test_a_name_without_a_network_fails_at_once() -> None:
     assert "give a local folder or a config.json instead" in message
 
 
+def test_a_name_that_no_model_can_have() -> None:
+    message = refusal("two words/no model")
+    assert message.startswith("'two words/no model' is neither a local folder nor a model on the hub")
+
+
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[float] = []
 
