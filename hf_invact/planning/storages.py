@@ -45,7 +45,7 @@ class LiveStorages(TorchDispatchMode):
         self._now = 0
         self._moment = ""
         self._peaks = {"": (0, 0)}  # bytes and tick, by moment
-        self._sum: _Sum | None = None
+        self._sum: _Block | None = None  # of two gradients, made just now, which does not count yet
         self._node: int | None = None
         self._node_began = 0  # a tick
 
@@ -115,14 +115,7 @@ class LiveStorages(TorchDispatchMode):
 
     def _on_release(self, key: int) -> None:
         _, block = self._alive.pop(key)
-        if self._sum is not None and block is self._sum.onto:
-            reference, _ = self._alive[self._sum.key]
-            self._alive[self._sum.key] = (reference, block)
-            self._sum = None
-        else:
-            if self._sum is not None and block is self._sum.block:
-                self._settle()
-            self._release(block)
+        self._release(block)
 
     def _allocate(self, block: _Block) -> None:
         self._tick += 1
@@ -140,29 +133,19 @@ class LiveStorages(TorchDispatchMode):
     def _follow_sum(self, total: Tensor, onto: Tensor) -> None:
         """Autograd adds gradients in place, where nothing else holds the first; but not while a dispatch mode looks on.
 
-        So if the first comes from an earlier node and is released next, then the sum has its block. Else it has one of
-        its own; so too after a view, which holds its base.
+        So where the first comes from an earlier node, the sum does not count before the next operation: if the first
+        is released until then, they never count both. A view holds its base, and is no place to add to.
         """
-        first = self._block_of(onto)
-        if first.born > self._node_began or first.bytes < _rounded(total) or onto._is_view():
+        if self._block_of(onto).born > self._node_began or onto._is_view():
             self._block_of(total)
         else:
-            self._sum = _Sum(_key(total), _Block(_rounded(total)), first)
-            self._follow(total, self._sum.block)
+            self._sum = _Block(_rounded(total))
+            self._follow(total, self._sum)
 
     def _settle(self) -> None:
         if self._sum is not None:
-            self._allocate(self._sum.block)
+            self._allocate(self._sum)
             self._sum = None
-
-
-@dataclass
-class _Sum:
-    """Two gradients added by autograd, just now."""
-
-    key: int
-    block: _Block
-    onto: _Block
 
 
 def _running_node() -> int | None:

@@ -240,7 +240,7 @@ def test_the_model_stays_as_it_was() -> None:
     assert not is_checkpointing(model)
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 def test_checkpointing_that_was_on_stays_on() -> None:
     model = tiny_model("llama")
     model.gradient_checkpointing_enable()

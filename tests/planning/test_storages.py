@@ -62,15 +62,16 @@ def test_what_is_released_makes_room(kind: Callable) -> None:
 def test_moments_have_peaks_of_their_own_and_begin_with_what_is_alive(kind: Callable) -> None:
     with kind(), LiveStorages() as storages:
         storages.begin("first")
-        kept = torch.zeros(128)
+        kept = torch.zeros(256)
         torch.zeros(512)
         storages.begin("second")
         torch.zeros(128)
         storages.begin("third")
         del kept
+        torch.zeros(128)
         storages.begin("first")
     blocks = {moment: sum(storages.peak(moment).values()) / BLOCK_BYTES for moment in ("first", "second", "third")}
-    assert blocks == {"first": 0, "second": 2, "third": 1}
+    assert blocks == {"first": 0, "second": 3, "third": 2}
 
 
 @kinds
@@ -102,9 +103,12 @@ def test_what_is_forgotten_counts_until_then(kind: Callable) -> None:
     assert sum(storages.peak("").values()) == 2 * BLOCK_BYTES
 
 
+ROW = torch.ones(1, WIDTH)  # so small that the peak falls where two gradients of the weight are added
+
+
 def joined(weight: Tensor) -> Tensor:
     """Two gradients meet, and nothing else holds the first."""
-    return weight.relu().mm(weight.exp()).sigmoid().sum()
+    return ROW.mm(weight).mm(weight).sigmoid().sum()
 
 
 def residual(weight: Tensor) -> Tensor:
@@ -113,15 +117,9 @@ def residual(weight: Tensor) -> Tensor:
     return (inner + inner.exp()).relu().sigmoid().sum()
 
 
-def shared(weight: Tensor) -> Tensor:
-    """Three gradients meet."""
-    return weight.relu().mm(weight).mm(weight.sigmoid()).sigmoid().sum()
-
-
 def tied(weight: Tensor) -> Tensor:
     """The first gradient that arrives is a view, whose base autograd holds: no place to add to."""
-    rows = torch.zeros(WIDTH, dtype=torch.long)
-    return torch.nn.functional.linear(torch.nn.functional.embedding(rows, weight), weight).sigmoid().sum()
+    return torch.nn.functional.linear(torch.nn.functional.linear(ROW, weight), weight).sigmoid().sum()
 
 
 def accumulated(weight: Tensor) -> Tensor:
@@ -146,7 +144,7 @@ class _AddsInBackward(torch.autograd.Function):
         return gradient.exp() + gradient.abs()
 
 
-@pytest.mark.parametrize("function", [joined, residual, shared, tied, accumulated, own])
+@pytest.mark.parametrize("function", [joined, residual, tied, accumulated, own])
 def test_the_backward_peak_is_what_the_allocator_sees(function: Callable[[Tensor], Tensor]) -> None:
     """Autograd adds gradients in place when nobody looks, and otherwise out of place: the count must not differ."""
     weight = torch.zeros(WIDTH, WIDTH, requires_grad=True)
@@ -157,9 +155,11 @@ def test_the_backward_peak_is_what_the_allocator_sees(function: Callable[[Tensor
     for event in sorted(changes, key=lambda event: event.start_ns()):
         now += event.nbytes()
         most = max(most, now)
-    with FakeTensorMode() as mode:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = torch.zeros(WIDTH, WIDTH, requires_grad=True)
     with mode, LiveStorages() as storages:
         storages.mark([fake], "weight")
         function(fake).backward()
+        storages.begin("after")
     assert storages.peak("")[None] // MATRIX == most // MATRIX
+    assert storages.peak("after") == {"weight": MATRIX, None: MATRIX}  # its gradient
