@@ -43,7 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--autocast", action="store_true", help="run the forward pass under autocast")
     plan.add_argument("--lora", type=_lora, metavar="r=16,dropout=0,targets=all", help="train adapters alone")
     plan.add_argument("--attn", default="sdpa", metavar="sdpa|eager", help="attention implementation")
-    plan.add_argument("--optimizer", default="adamw", choices=sorted(OPTIMIZERS))
+    plan.add_argument(
+        "--optimizer",
+        default="adamw_fused",
+        choices=sorted(OPTIMIZERS),
+        help="adamw_fused (default) is the Trainer's; torch's own, adamw, needs temporaries of the weights' size",
+    )
     plan.add_argument("--gradient-checkpointing", action="store_true")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     return parser

@@ -41,7 +41,7 @@ def test_plan_in_words(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "(LlamaForCausalLM), batch of 2 x 64, bfloat16, sdpa attention" in printed
     assert "model.layers.0-1.mlp.act_fn (2)" in printed
     assert "gate-output" in printed
-    assert "peak of a step (adamw)" in printed
+    assert "peak of a step (adamw_fused)" in printed
     assert "the peak" in printed.splitlines()[-1]
     assert max(map(len, printed.splitlines())) < 160
 

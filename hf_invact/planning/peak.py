@@ -1,8 +1,8 @@
 """The peak memory of a training step, predicted on tensors that may be fake.
 
 Two steps are run under a dispatch mode that does nothing but follow storages: for all 32 layers of a 7B model on fake
-tensors that takes 5 s on two cores, where torch's MemTracker takes 46. So no layer is left out and extrapolated, and
-models whose layers differ need no care.
+tensors that takes 3 to 5 s on two cores, where MemTracker of torch takes 46. So no layer is left out and extrapolated,
+and models whose layers differ need no care.
 """
 
 from __future__ import annotations
