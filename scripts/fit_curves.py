@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ from math import inf
 
 from .record import Fit, Formula, Ratio
 
+# fmt: off
 FITS = {
 '''
 
@@ -139,7 +141,8 @@ def render_ratio(side: str, ratio: Ratio) -> Iterator[str]:
     yield from (f"                {field}={number(getattr(ratio, field))}," for field in ("center", "end"))
     for field in ("numerator", "denominator"):
         yield f"                {field}=("
-        yield from (f"                    {number(value)}," for value in getattr(ratio, field))
+        numbers = ", ".join(map(number, getattr(ratio, field)))
+        yield from (" " * 20 + line for line in textwrap.wrap(numbers, 100))
         yield "                ),"
     yield f"                error={ratio.error:.1e},"
     yield "            ),"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 VOCABULARY = 64
@@ -67,3 +68,16 @@ def loss_and_gradients(model: PreTrainedModel, *, seed: int = 0) -> tuple[Tensor
     loss = model(**batch(model)).loss
     loss.backward()
     return loss.detach(), {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+class FusedGatedMLP(nn.Module):
+    """A fused projection, the gate, and the linear layer after it."""
+
+    def __init__(self, activation: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gate_up, self.down = nn.Linear(4, 2 * 40, bias=False), nn.Linear(40, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.down(self.activation(*self.gate_up(x).chunk(2, dim=-1)))
+        return result

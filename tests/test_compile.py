@@ -23,7 +23,7 @@ from hf_invact.memory import SavedActivations
 from hf_invact.ops import SAVINGS, invert
 from hf_invact.ops.packing import packed_size
 from tests.helpers import inverted_gate, native_gate, normal, output_and_gradients
-from tests.models import batch, each_model, loss_and_gradients, tiny_model
+from tests.models import FusedGatedMLP, batch, each_model, loss_and_gradients, tiny_model
 
 # Cuts the graph in two as the default compiler does, and generates no code.
 PARTITIONING = "aot_eager_decomp_partition"
@@ -119,26 +119,13 @@ def test_a_compiled_model_keeps_an_intermediate_tensor_less(name: str) -> None:
     assert plain - kept(model) == 4 * TOKENS * 96 - bits
 
 
-class GatedMLP(nn.Module):
-    """A fused projection, the gate, and the linear layer after it."""
-
-    def __init__(self, activation: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.activation = activation
-        self.gate_up, self.down = nn.Linear(4, 2 * 40, bias=False), nn.Linear(40, 4, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.down(self.activation(*self.gate_up(x).chunk(2, dim=-1)))
-        return result
-
-
 WIDE = 4 * 16 * 40
 KEPT_BY_A_FUSED_PROJECTION = {"native": 3 * WIDE, "output": 2 * WIDE + 16 * 40 // 8, "inputs": 3 * WIDE}
 
 
 @pytest.mark.parametrize("saving", ["native", *SAVINGS])
 def test_a_part_of_a_fused_projection_is_kept_without_the_other(saving: Any) -> None:
-    model = GatedMLP(native_gate(SILU) if saving == "native" else inverted_gate(SILU, saving))
+    model = FusedGatedMLP(native_gate(SILU) if saving == "native" else inverted_gate(SILU, saving))
     compiled = torch.compile(model, backend=PARTITIONING, fullgraph=True)
     assert kept_by(compiled, model, x=normal(16, 4)) == KEPT_BY_A_FUSED_PROJECTION[saving]
 
@@ -146,7 +133,7 @@ def test_a_part_of_a_fused_projection_is_kept_without_the_other(saving: Any) -> 
 @pytest.mark.slow
 @needs_a_compiler
 def test_the_default_compiler() -> None:
-    model = GatedMLP(inverted_gate(GELU))
+    model = FusedGatedMLP(inverted_gate(GELU))
     x = normal(4, 16).T  # transposed, so that strides matter
     expected = output_and_gradients(model, x)
     with torch._inductor.config.patch(force_disable_caches=True):

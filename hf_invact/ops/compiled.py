@@ -19,8 +19,8 @@ from ..curves import ClosedForm, Curve, Fit, Ratio
 from ..curves.rounding import mean_root
 from . import eager
 from .formula import dtype_inside, split
-from .layout import flat, with_layout
-from .packing import BITS, packed_size, unpack
+from .layout import flat, flat_like
+from .packing import BITS, empty_bits, packed_size, unpack
 from .quotient import away_from_zero, rebuild
 
 # A CPU kernel for tensors of any size would run on one core, so there is one for pieces of each of these sizes: a call
@@ -36,25 +36,23 @@ def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
     y = curve.forward(x)
     if curve.x_min is None:
         return y, None
-    side = torch.empty(packed_size(x.numel()), dtype=torch.uint8, device=x.device)
-    _run(_pack_sides, curve, [side], [flat(with_layout(x, y.size(), y.stride()))], elements=BITS)
+    side = empty_bits(y)
+    _run(_pack_sides, curve, [side], [flat_like(x, y)], elements=BITS)
     return y, side
 
 
 def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor:
     """As `eager.backward`."""
-    size, stride = y.size(), y.stride()
-    dx = torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device)
-    _run(_backward, curve, [flat(dx)], [flat(with_layout(dy, size, stride)), flat(y)], side)
+    dx = torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=dy.device)
+    _run(_backward, curve, [flat(dx)], [flat_like(dy, y), flat(y)], side)
     return dx
 
 
 def gate_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
     """As `eager.gate_forward`."""
     y, side = forward(gate, curve)
-    up = with_layout(up, y.size(), y.stride())
     product = torch.empty_like(y)  # in place, the compiler would take both arguments for views of one
-    _run(_multiply, curve, [flat(product)], [flat(y), flat(up)])
+    _run(_multiply, curve, [flat(product)], [flat(y), flat_like(up, y)])
     return product, side
 
 
@@ -62,7 +60,7 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     """As `eager.gate_backward`."""
     size, stride = product.size(), product.stride()
     dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
-    tensors = [flat(with_layout(tensor, size, stride)) for tensor in (dy, product, up)]
+    tensors = [flat_like(tensor, product) for tensor in (dy, product, up)]
     _run(_gate_backward, curve, [flat(dgate), flat(dup)], tensors, side)
     return dgate, dup
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..curves import Curve, Fit
-from .layout import flat, with_layout
-from .packing import BITS, pack, packed_size, unpack
+from .layout import flat, flat_like
+from .packing import BITS, empty_bits, pack, packed_size, unpack
 from .quotient import away_from_zero, rebuild
 from .slopes import slopes_of
 
@@ -43,8 +43,8 @@ def sides(x: Tensor, y: Tensor, threshold: float | Tensor, *, with_infinity: boo
         threshold: a number, or a tensor of shape (1,).
         with_infinity: count an infinite input as left.
     """
-    side = torch.empty(packed_size(x.numel()), dtype=torch.uint8, device=x.device)
-    inputs = flat(with_layout(x, y.size(), y.stride()))
+    side = empty_bits(y)
+    inputs = flat_like(x, y)
     flags: Tensor | None = None
     for start, stop in pieces(inputs):
         padded = packed_size(stop - start) * BITS
@@ -78,7 +78,7 @@ def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor
         float64) and rounded once.
     """
     dx = torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=y.device)
-    gradients, outputs, results = flat(with_layout(dy, y.size(), y.stride())), flat(y), flat(dx)
+    gradients, outputs, results = flat_like(dy, y), flat(y), flat(dx)
     slopes = slopes_of(curve, y)
     for start, stop in pieces(outputs):
         slope = slopes(outputs[start:stop], _left_of(side, start, stop))
@@ -97,7 +97,7 @@ def gate_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor
         it is replaced by that in the product, which otherwise would have lost ``f(gate)``.
     """
     product, side = forward(gate, curve)
-    products, ups = flat(product), flat(with_layout(up, product.size(), product.stride()))
+    products, ups = flat(product), flat_like(up, product)
     for start, stop in pieces(products):
         products[start:stop].mul_(away_from_zero(ups[start:stop]))
     return product, side
@@ -117,7 +117,7 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
         float64) and rounded once.
     """
     size, stride = product.size(), product.stride()
-    gradients, products, ups = (flat(with_layout(tensor, size, stride)) for tensor in (dy, product, up))
+    gradients, products, ups = (flat_like(tensor, product) for tensor in (dy, product, up))
     dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
     dgates, dups = flat(dgate), flat(dup)
     slopes = slopes_of(curve, product)
@@ -157,8 +157,7 @@ def exact_backward(dy: Tensor, x: Tensor, curve: Curve) -> Tensor:
 
 def _recomputed(dy: Tensor, inputs: list[Tensor], function: Callable[..., Tensor]) -> list[Tensor]:
     results = [torch.empty_like(inputs[0]) for _ in inputs]
-    size, stride = results[0].size(), results[0].stride()
-    gradients, *flat_inputs = (flat(with_layout(tensor, size, stride)) for tensor in (dy, *inputs))
+    gradients, *flat_inputs = (flat_like(tensor, results[0]) for tensor in (dy, *inputs))
     flat_results = [flat(result) for result in results]
     for start, stop in pieces(gradients):
         leaves = [tensor[start:stop].detach().requires_grad_() for tensor in flat_inputs]

@@ -45,13 +45,10 @@ def _exact(form: ClosedForm, like: Tensor) -> Slopes:
 
 
 def _fitted(curve: Curve, like: Tensor) -> Slopes:
-    workspace: Workspace | None = None
+    workspace = lru_cache(maxsize=1)(lambda size: Workspace(size, like, curve))
 
     def fitted(y: Tensor, is_left: Tensor | None, error: Tensor | None = None) -> Tensor:
-        nonlocal workspace
-        if workspace is None or workspace.size != y.numel():
-            workspace = Workspace(y.numel(), like, curve)
-        return workspace.derivative(y, is_left, error)
+        return workspace(y.numel()).derivative(y, is_left, error)
 
     return fitted
 

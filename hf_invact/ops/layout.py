@@ -16,3 +16,8 @@ def with_layout(tensor: Tensor, size: torch.Size, stride: tuple[int, ...]) -> Te
     if all(n == 1 or have == want for n, have, want in zip(size, tensor.stride(), stride, strict=True)):
         return tensor
     return torch.empty_strided(size, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def flat_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The elements in the memory order of a dense tensor of that shape, shape (numel,); a view where it is theirs."""
+    return flat(with_layout(tensor, like.size(), like.stride()))

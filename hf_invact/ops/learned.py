@@ -12,7 +12,7 @@ from torch import Tensor
 from ..curves import XIELU
 from .eager import pieces, sides
 from .formula import dtype_inside
-from .layout import flat, with_layout
+from .layout import flat, flat_like, with_layout
 from .once import first_derivative_only
 from .packing import BITS, packed_size, unpack
 
@@ -110,7 +110,7 @@ class _InvertedXIELU(torch.autograd.Function):
         slope_at_zero = curve.beta - curve.alpha_n
         total_p, total_n = torch.zeros_like(curve.alpha_p), torch.zeros_like(curve.alpha_n)
         parameters_need_it = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        gradients, outputs, results = flat(with_layout(dy, y.size(), ctx.stride)), flat(y), flat(dx)
+        gradients, outputs, results = flat_like(dy, y), flat(y), flat(dx)
         for start, stop in pieces(outputs):
             gradient, output = gradients[start:stop], outputs[start:stop]
             is_left = unpack(side[start // BITS : packed_size(stop)])[: stop - start]

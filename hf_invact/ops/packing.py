@@ -21,6 +21,11 @@ def packed_size(count: int) -> int:
     return -(-count // BITS)
 
 
+def empty_bits(like: Tensor) -> Tensor:
+    """Memory for a bit for each element of a tensor, uint8, shape (packed_size(numel),)."""
+    return torch.empty(packed_size(like.numel()), dtype=torch.uint8, device=like.device)
+
+
 def pack(flags: Tensor, out: Tensor) -> None:
     """Pack bools, shape (8 n,), into ``out``, uint8, shape (n,)."""
     groups = flags.view(torch.int64)

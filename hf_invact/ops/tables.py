@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -28,15 +28,8 @@ def lookup(curve: Curve, dtype: torch.dtype) -> Callable[[Tensor, Tensor | None]
     straight lines between the formula's values, at most 4e-6 away from it. float32 needs a fitted curve.
     """
     table_of = _Lines if dtype == torch.float32 else _Numbers
-    table: _Lines | _Numbers | None = None
-
-    def look_up(y: Tensor, is_left: Tensor | None) -> Tensor:
-        nonlocal table
-        if table is None or table.size != y.numel():
-            table = table_of(curve, dtype, y.numel())
-        return table.derivative(y, is_left)
-
-    return look_up
+    table = lru_cache(maxsize=1)(lambda size: table_of(curve, dtype, size))
+    return lambda y, is_left: table(y.numel()).derivative(y, is_left)
 
 
 class _Numbers:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_invact.curves import GELU, SILU, Curve
@@ -39,6 +39,7 @@ from tests.helpers import (
     output_and_gradients,
     record_saved,
 )
+from tests.models import FusedGatedMLP
 
 # Of gate and up: each with a contiguous other, with its like, and with the half of a fused projection.
 PAIRS_OF_LAYOUTS = sorted(
@@ -140,18 +141,6 @@ def test_keeps_its_own_product_and_up_and_one_bit_per_element_where_the_curve_tu
     assert storages(saved) == storages([a, u])
 
 
-class GatedMLP(nn.Module):
-    """A fused projection, the gate, and the linear layer after it."""
-
-    def __init__(self, activation: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.activation = activation
-        self.gate_up, self.down = nn.Linear(4, 2 * 40, bias=False), nn.Linear(40, 4, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(*self.gate_up(x).chunk(2, dim=-1)))
-
-
 INPUT, WIDE = 4 * 16 * 4, 4 * 16 * 40  # bytes of 16 rows in float32, of the MLP's input and of the tensors inside
 
 
@@ -165,7 +154,7 @@ INPUT, WIDE = 4 * 16 * 4, 4 * 16 * 40  # bytes of 16 rows in float32, of the MLP
     ids=["native", *SAVINGS],
 )
 def test_what_a_gated_mlp_keeps(activation: Callable[[Tensor, Tensor], Tensor], inside: int) -> None:
-    model = GatedMLP(activation)
+    model = FusedGatedMLP(activation)
     with SavedActivations(model) as saved:
         loss = model(normal(16, 4)).sum()
     assert saved.total_bytes == INPUT + inside

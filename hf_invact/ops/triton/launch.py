@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...curves import Curve, Fit
 from .. import compiled
-from ..layout import flat, with_layout
-from ..packing import BITS, packed_size
+from ..layout import flat, flat_like
+from ..packing import BITS, empty_bits
 from ..quotient import away_from_zero
 from . import formulas, kernels
 from .constants import constants_of
@@ -44,12 +44,12 @@ def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
         return curve.forward(x), None
     if curve.name not in ACTIVATIONS:  # a user's own
         y = curve.forward(x)
-        side = _no_bits_yet(y)
-        _launch(kernels.sides, _flat_like(x, y), side, THRESHOLD=curve.threshold(x.dtype))
+        side = empty_bits(y)
+        _launch(kernels.sides, flat_like(x, y), side, THRESHOLD=curve.threshold(x.dtype))
         return y, side
     y = torch.empty_like(x)
-    side = _no_bits_yet(y)
-    _launch(kernels.forward, _flat_like(x, y), flat(y), side, **_of_the_forward(curve, x.dtype))
+    side = empty_bits(y)
+    _launch(kernels.forward, flat_like(x, y), flat(y), side, **_of_the_forward(curve, x.dtype))
     return y, side
 
 
@@ -59,7 +59,7 @@ def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor
         return compiled.backward(dy, y, side, curve)
     dx = torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=y.device)
     bits = y if side is None else side  # which a curve without bits does not read
-    _launch(kernels.backward, _flat_like(dy, y), flat(y), bits, flat(dx), FIT=constants_of(curve, y.dtype))
+    _launch(kernels.backward, flat_like(dy, y), flat(y), bits, flat(dx), FIT=constants_of(curve, y.dtype))
     return dx
 
 
@@ -71,8 +71,8 @@ def gate_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor
         product, side = forward(gate, curve)
         return product.mul_(away_from_zero(up)), side
     product = torch.empty_like(gate)
-    side = _no_bits_yet(product)
-    inputs = (_flat_like(tensor, product) for tensor in (gate, up))
+    side = empty_bits(product)
+    inputs = (flat_like(tensor, product) for tensor in (gate, up))
     _launch(kernels.gate_forward, *inputs, flat(product), side, **_of_the_forward(curve, gate.dtype))
     return product, side
 
@@ -84,7 +84,7 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     size, stride = product.size(), product.stride()
     dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
     bits = product if side is None else side
-    inputs = _flat_like(dy, product), flat(product), _flat_like(up, product), bits
+    inputs = flat_like(dy, product), flat(product), flat_like(up, product), bits
     _launch(kernels.gate_backward, *inputs, flat(dgate), flat(dup), FIT=constants_of(curve, product.dtype))
     return dgate, dup
 
@@ -94,7 +94,7 @@ def exact_backward(dy: Tensor, x: Tensor, curve: Curve) -> Tensor:
     if curve.name not in SLOPES:
         return compiled.exact_backward(dy, x, curve)
     dx = torch.empty_like(x)
-    _launch(kernels.exact_backward, _flat_like(dy, dx), _flat_like(x, dx), flat(dx), SLOPE=SLOPES[curve.name])
+    _launch(kernels.exact_backward, flat_like(dy, dx), flat_like(x, dx), flat(dx), SLOPE=SLOPES[curve.name])
     return dx
 
 
@@ -103,7 +103,7 @@ def exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: Curve) -> t
     if curve.name not in SLOPES:
         return compiled.exact_gate_backward(dy, gate, up, curve)
     dgate, dup = torch.empty_like(gate), torch.empty_like(gate)
-    inputs = (_flat_like(tensor, dgate) for tensor in (dy, gate, up))
+    inputs = (flat_like(tensor, dgate) for tensor in (dy, gate, up))
     functions = {"ACTIVATION": ACTIVATIONS[curve.name], "SLOPE": SLOPES[curve.name]}
     _launch(kernels.exact_gate_backward, *inputs, flat(dgate), flat(dup), **functions)
     return dgate, dup
@@ -115,15 +115,6 @@ def _of_the_forward(curve: Curve, dtype: torch.dtype) -> dict[str, Any]:
         "THRESHOLD": curve.threshold(dtype),
         "FIT": constants_of(curve, dtype),
     }
-
-
-def _no_bits_yet(y: Tensor) -> Tensor:
-    return torch.empty(packed_size(y.numel()), dtype=torch.uint8, device=y.device)
-
-
-def _flat_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """In the memory order of another tensor; shape (numel,)."""
-    return flat(with_layout(tensor, like.size(), like.stride()))
 
 
 def _launch(kernel: Any, *tensors: Tensor, **constants: Any) -> None:
