@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--dtype", default="bfloat16", help="of the weights: bfloat16 (default), float16, float32")
     plan.add_argument("--autocast", action="store_true", help="run the forward pass under autocast")
     plan.add_argument("--lora", type=_lora, metavar="r=16,dropout=0,targets=all", help="train adapters alone")
-    plan.add_argument("--attn", default="sdpa", metavar="sdpa|eager", help="attention implementation")
+    plan.add_argument("--attn", default="sdpa", metavar="sdpa|eager|flash_attention_2", help="attention implementation")
     plan.add_argument(
         "--optimizer",
         default="adamw_fused",
