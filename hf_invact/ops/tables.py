@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..curves import Curve, Fit
 from .formula import evaluator, select, split
+from .quotient import missing_digits, uncertainty
 
 # Of a float32 number, the sign, the exponent and seven digits of the significand choose the line that it lies on.
 LOW_BITS = 16
@@ -32,6 +33,15 @@ def lookup(curve: Curve, dtype: torch.dtype) -> Callable[[Tensor, Tensor | None]
     return lambda y, is_left: table(y.numel()).derivative(y, is_left)
 
 
+def lookup_rebuilt(curve: Curve, dtype: torch.dtype) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """What finds ``D(y, is_left)`` for pieces of outputs that `quotient.rebuild` took from products of half precision.
+
+    The result is float32, valid until the next call, and equal in every bit to the formula's value.
+    """
+    table = lru_cache(maxsize=1)(lambda size: _Rebuilt(curve, dtype, size))
+    return lambda y, is_left: table(y.numel()).derivative(y, is_left)
+
+
 class _Numbers:
     """Looks up pieces of one size in half precision, in buffers that all of them share."""
 
@@ -46,6 +56,23 @@ class _Numbers:
         if is_left is not None:
             index.add_(is_left, alpha=1 << 16)
         return torch.index_select(self.table, 0, index.add_(1 << 15), out=self.result)
+
+
+class _Rebuilt:
+    """Looks up pieces of one size of numbers and middles between neighbours, in buffers that all of them share."""
+
+    def __init__(self, curve: Curve, dtype: torch.dtype, size: int) -> None:
+        self.size = size
+        self.shift = missing_digits(dtype) - 1
+        self.table = _middles(curve, dtype)
+        self.index = torch.empty(size, dtype=torch.int32)
+        self.result = torch.empty(size)
+
+    def derivative(self, y: Tensor, is_left: Tensor | None) -> Tensor:
+        index = torch.bitwise_right_shift(y.view(torch.int32), self.shift, out=self.index)
+        if is_left is not None:
+            index.add_(is_left, alpha=1 << (32 - self.shift))
+        return torch.index_select(self.table, 0, index.add_(1 << (31 - self.shift)), out=self.result)
 
 
 class _Lines:
@@ -97,6 +124,25 @@ def _numbers(curve: Curve, dtype: torch.dtype) -> Tensor:
         if curve.x_min is None:
             return evaluate(y, None).clone()
         return torch.cat([evaluate(y, torch.full(y.shape, is_left)).clone() for is_left in (False, True)])
+
+
+@cache
+def _middles(curve: Curve, dtype: torch.dtype) -> Tensor:
+    """The derivative at every number of a half-precision dtype's digits and halfway to the next, in float32's range.
+
+    Returns:
+        float32, in the order of their bits as integers, and for a curve with a turning point twice: right of it, then
+        left.
+    """
+    shift = missing_digits(dtype) - 1
+    count = 1 << (32 - shift)
+    with _plain_cpu():
+        y = torch.arange(-count // 2, count // 2, dtype=torch.int32).bitwise_left_shift(shift).view(torch.float32)
+        error = uncertainty(y, dtype)
+        evaluate = evaluator(curve, y.to(dtype))
+        if curve.x_min is None:
+            return evaluate(y, None, error).clone()
+        return torch.cat([evaluate(y, torch.full(y.shape, is_left), error).clone() for is_left in (False, True)])
 
 
 def _start(curve: Curve) -> float:
