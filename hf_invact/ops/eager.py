@@ -126,7 +126,8 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
         gradient = gradients[start:stop].to(y.dtype)
         torch.mul(gradient, y, out=dups[start:stop])
         # Multiplied in the order of the native gradients, which overflows nowhere else.
-        torch.mul(slopes(y, _left_of(side, start, stop)), gradient * ups[start:stop], out=dgates[start:stop])
+        slope = slopes(y, _left_of(side, start, stop))
+        torch.mul(slope, gradient * ups[start:stop], out=dgates[start:stop])
     return dgate, dup
 
 

@@ -18,8 +18,17 @@ SIGN_AND_EXPONENT = -1 << 23  # of a float32 number's bits
 
 
 def away_from_zero(factor: Tensor) -> Tensor:
-    """The factor, or the smallest that keeps what it is multiplied with, with its sign."""
-    return factor.abs().clamp_(min=TINY.get(factor.dtype, DEFAULT_TINY)).copysign_(factor)
+    """The factor, or the smallest that keeps what it is multiplied with, with its sign; new memory only for that."""
+    tiny = TINY.get(factor.dtype, DEFAULT_TINY)
+    if _costs_little_to_ask(factor) and factor.abs().min().item() >= tiny:
+        return factor
+    return factor.abs().clamp_(min=tiny).copysign_(factor)
+
+
+def _costs_little_to_ask(tensor: Tensor) -> bool:
+    """Whether one of its numbers is known without waiting for a device or breaking a graph."""
+    is_real = type(tensor) is Tensor and not torch.compiler.is_compiling()
+    return is_real and tensor.device.type == "cpu" and tensor.numel() > 0
 
 
 def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = ()) -> Tensor:
@@ -75,4 +84,4 @@ def _middle(product: Tensor, divisor: Tensor) -> Tensor:
     near = exact.sub_(power, alpha=info.eps / 2).div_(divisor)
     far.view(torch.int32).bitwise_and_(-digit)
     near.view(torch.int32).add_(digit - 1).bitwise_and_(-digit)
-    return torch.lerp(near, far, 0.5)
+    return near.lerp_(far, 0.5)

@@ -1,6 +1,7 @@
 """The formulas in Triton: activations, their fitted derivatives, and outputs rebuilt from products. All in float32.
 
-The derivative and the rebuilding follow `formula` and `quotient` step by step. The activations follow PyTorch's CUDA
+The derivative follows `formula` step by step, and the rebuilding finds what `quotient` does, but for products halfway
+between two outputs'. The activations follow PyTorch's CUDA
 kernels, with the same functions of CUDA's library, so that results are the same to the bit.
 """
 
