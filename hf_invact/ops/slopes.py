@@ -10,7 +10,7 @@ from torch import Tensor
 from ..curves import Curve, Fit
 from .formula import evaluator
 from .quotient import uncertainty
-from .tables import lookup, lookup_rebuilt
+from .tables import lookup
 
 # From so many elements on, making a table (which is kept) costs less than it saves.
 TABLE_FROM = 1 << 18
@@ -29,7 +29,7 @@ def slopes_of_rebuilt(curve: Curve, product: Tensor) -> SlopesOf:
     if product.dtype.itemsize > 2:
         return slopes_of(curve, product)
     if _is_worth_a_table(curve, product):
-        return lookup_rebuilt(curve, product.dtype)
+        return lookup(curve, product.dtype, rebuilt=True)
     evaluated = evaluator(curve, product)
     return lambda y, is_left: evaluated(y, is_left, uncertainty(y, product.dtype))
 

@@ -107,6 +107,13 @@ def test_away_from_zero_keeps_the_sign_and_all_but_the_smallest(dtype: torch.dty
 
 
 @each_dtype
+def test_factors_that_all_are_away_from_zero_are_not_copied(dtype: torch.dtype) -> None:
+    factor = torch.tensor([TINY[dtype], -1.0, math.inf], dtype=dtype)
+    assert away_from_zero(factor) is factor
+    assert away_from_zero(factor[:0]).shape == (0,)
+
+
+@each_dtype
 def test_changes_none_of_its_arguments(dtype: torch.dtype) -> None:
     product, factor = normal(1000, dtype=dtype), normal(1000, dtype=dtype, seed=1)
     before = product.clone(), factor.clone()
