@@ -80,7 +80,7 @@ def _middle(product: Tensor, divisor: Tensor) -> Tensor:
     exact = product.float()
     power = (exact.view(torch.int32) & SIGN_AND_EXPONENT).view(torch.float32)
     # Both ends of what is rounded to the product, divided, and then rounded inwards.
-    far = torch.add(exact, power, alpha=info.eps / 2).div_(divisor).clamp_(-info.max, info.max)
+    far = torch.add(exact, power, alpha=info.eps / 2).div_(divisor)
     near = exact.sub_(power, alpha=info.eps / 2).div_(divisor)
     far.view(torch.int32).bitwise_and_(-digit)
     near.view(torch.int32).add_(digit - 1).bitwise_and_(-digit)

@@ -123,6 +123,16 @@ def test_changes_none_of_its_arguments(dtype: torch.dtype) -> None:
     assert torch.equal(factor, before[1])
 
 
+@each_half_dtype
+def test_the_largest_outputs_stay_finite(dtype: torch.dtype) -> None:
+    factor = torch.linspace(0.5, 1, 129, dtype=dtype)
+    y = torch.full_like(factor, torch.finfo(dtype).max)
+    for output in (y, -y):
+        rebuilt = rebuild(output * factor, factor)
+        assert ((rebuilt - output.float()).abs() <= torch.finfo(dtype).eps / 2 * y.float()).all()
+        assert rebuilt.to(dtype).isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", HALF_DTYPES, ids=dtype_name)
 def test_what_is_not_finite_stays_so(dtype: torch.dtype) -> None:
     product = torch.tensor([math.inf, math.nan, 1.0, math.inf], dtype=dtype)
