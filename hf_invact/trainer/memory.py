@@ -24,6 +24,10 @@ class MemoryCallback(TrainerCallback):
     (TensorBoard, W&B, ...) sees them with `InvActTrainerMixin`. After the first step the parts of what is saved are
     logged once (at level INFO, by this module's logger), as ``hf-invact plan`` prints them.
 
+    Nothing is measured where saved tensors pass through hooks around the forward pass (activation offloading): of two
+    pairs of hooks PyTorch runs only the inner one, so that measuring would switch offloading off for a step. PyTorch
+    before 2.8 does not tell whether there are any.
+
     Attributes:
         saved: the measurement of the first forward pass; None before it, or where it cannot be taken.
         saved_by_part: its bytes, by part (see `hf_invact.memory.PARTS`); empty before the first step has ended.
@@ -85,7 +89,12 @@ class MemoryCallback(TrainerCallback):
         """Meter the next forward pass that trains, and take the hooks away after it."""
 
         def enter(module: nn.Module, args: Any) -> None:
-            if self.saved is None and module.training and torch.is_grad_enabled():
+            if self.saved is not None or not (module.training and torch.is_grad_enabled()):
+                return
+            if _are_saved_tensors_hooked():
+                self._measuring.close()
+                logger.info("saved activation bytes are not measured: other hooks take the saved tensors (offloading)")
+            else:
                 self.saved = self._measuring.enter_context(SavedActivations(module))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -95,3 +104,8 @@ class MemoryCallback(TrainerCallback):
         self._measuring.callback(model.register_forward_pre_hook(enter).remove)
         # Called also when the forward pass raises, so that nothing stays installed.
         self._measuring.callback(model.register_forward_hook(leave, always_call=True).remove)
+
+
+def _are_saved_tensors_hooked() -> bool:
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(True) is not None

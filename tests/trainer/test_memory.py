@@ -157,13 +157,10 @@ def test_a_training_that_raises_leaves_no_hook(break_it: Callable[[Trainer], Non
     model = tiny_model("llama")
     trainer = make_trainer(model, arguments(tmp_path), MemoryCallback())
     break_it(trainer)
-    with record_saved() as outside:
-        with pytest.raises(RuntimeError, match="broken"):
-            trainer.train()
-        assert installed_hooks(model) == 0
-        outside.clear()
-        normal(3).requires_grad_().square()
-    assert len(outside) == 1
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer.train()
+    assert installed_hooks(model) == 0
+    assert not memory._are_saved_tensors_hooked()
 
 
 def test_an_interrupted_measurement_is_ended_by_the_next_training(tmp_path: Path) -> None:
@@ -174,14 +171,31 @@ def test_an_interrupted_measurement_is_ended_by_the_next_training(tmp_path: Path
     model, counts = tiny_model("llama"), list[int]()
     trainer = make_trainer(model, arguments(tmp_path), MemoryCallback(), CountHooks())
     broken_block(KeyboardInterrupt())(trainer)
-    with record_saved() as outside:
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
-        del model.model.layers[1].mlp.forward
+    with pytest.raises(KeyboardInterrupt):
         trainer.train()
-        assert counts == [0, 0]
-        outside.clear()
-        normal(3).requires_grad_().square()
-    assert len(outside) == 1
+    assert memory._are_saved_tensors_hooked()
+    del model.model.layers[1].mlp.forward
+    trainer.train()
+    assert counts == [0, 0]
+    assert not memory._are_saved_tensors_hooked()
     assert installed_hooks(model) == 0
     assert all(entry[SAVED] > 0 for entry in training_logs(trainer))
+
+
+def test_hooks_of_others_see_every_step_and_nothing_is_measured(tmp_path: Path) -> None:
+    """Such hooks move saved tensors elsewhere; those of a measurement would take their place."""
+
+    class CountSaved(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            counts.append((len(saved), installed_hooks(model)))
+            saved.clear()
+
+    model, counts = tiny_model("llama"), list[tuple[int, int]]()
+    trainer = make_trainer(model, arguments(tmp_path), MemoryCallback(), CountSaved())
+    with record_saved() as saved:
+        trainer.train()
+    (seen, hooks), *others = counts
+    assert seen > 0
+    assert hooks == 0
+    assert others == [(seen, 0)] * 2
+    assert not any(SAVED in entry for entry in training_logs(trainer))
