@@ -1,0 +1,87 @@
+"""Activation checkpointing and offloading, with the Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+
+from hf_invact import patch_model
+from hf_invact.memory import SavedActivations
+from tests.combinations.table import CHECKPOINTED, CHECKPOINTING, OFFLOADED
+from tests.combinations.training import Combination, compare, plan_of, record
+from tests.compatibility import Matrix
+from tests.models import batch, each_model, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+
+
+@each_model
+@pytest.mark.parametrize("combination", CHECKPOINTED, ids=str)
+def test_checkpointing_trains_as_without_the_flag_and_keeps_the_checkpoints(
+    combination: Combination, name: str, tmp_path: Path, matrix: Matrix
+) -> None:
+    plain, patched = compare(combination, name, tmp_path)
+    if name == "bert":  # whose head has an activation of its own, outside the checkpoints
+        assert patched.saved_bytes < plain.saved_bytes
+    else:
+        assert patched.saved_bytes == plain.saved_bytes
+    record(matrix, combination, name, plain, patched)
+
+
+@each_model
+def test_less_is_kept_while_a_layer_is_recomputed(name: str) -> None:
+    """Seen where the second forward pass is an ordinary one, of the reentrant kind."""
+
+    def most_kept(flag: bool) -> int:
+        model = tiny_model(name)
+        if flag:
+            patch_model(model)
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+        model.enable_input_require_grads()
+        with SavedActivations(model) as saved:
+            model(**batch(model)).loss.backward()
+        return saved.total_bytes
+
+    assert most_kept(True) < most_kept(False)
+
+
+class Offloading:
+    """`save_on_cpu`, counting the bytes that it copies in the first forward pass, parameters excluded."""
+
+    def __init__(self) -> None:
+        self.copied: list[int] = []
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        hooks = save_on_cpu(pin_memory=False)
+        self.copied.append(0)
+
+        def pack(tensor: Tensor) -> Any:
+            if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
+                self.copied[-1] += tensor.numel() * tensor.element_size()
+            return hooks.pack_hook(tensor)
+
+        with saved_tensors_hooks(pack, hooks.unpack_hook):
+            yield
+
+
+@each_model
+def test_offloading(name: str, tmp_path: Path, matrix: Matrix) -> None:
+    offloading = Offloading()
+    combination = Combination(
+        CHECKPOINTING, "`torch.autograd.graph.save_on_cpu`", tiny_model, around_forward=offloading, note=OFFLOADED
+    )
+    plain, patched = compare(combination, name, tmp_path)
+    assert len(set(offloading.copied[: len(plain.losses)])) == 1, "as much in each step"
+    plain.saved_bytes, patched.saved_bytes = offloading.copied[0], offloading.copied[-1]
+    assert (patched.saved_bytes < plain.saved_bytes) == (name != "bert")
+    assert patched.saved_bytes < 1.03 * plain.saved_bytes
+    assert plan_of(patched.report) != "left alone"
+    record(matrix, combination, name, plain, patched)

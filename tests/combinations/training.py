@@ -1,0 +1,212 @@
+"""Trains a small model with the real Trainer, with the flag and without, and compares the two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from hf_invact import InvertedActivationsCallback, PatchReport
+from hf_invact.patching.plans import PLANS
+from tests.compatibility import Matrix
+from tests.trainer.helpers import arguments, records
+
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A way of training, a row of the table.
+
+    Attributes:
+        group: heading of its table.
+        name: of the row.
+        build: makes the model of a name, with its adapters, the same at each call.
+        options: training arguments.
+        around_forward: entered around each forward pass.
+        data: the data set for the model of a name.
+        note: for the reader of the table.
+    """
+
+    group: str
+    name: str
+    build: Callable[[str], nn.Module]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    around_forward: Callable[[], AbstractContextManager[object]] = nullcontext
+    data: Callable[[str], Sequence[dict[str, Tensor]]] = lambda name: records()
+    note: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass
+class Run:
+    """What came of a training.
+
+    Attributes:
+        model: the trained one, unpatched.
+        losses: of each step.
+        gradients: of the first step, by parameter.
+        saved_bytes: kept for the backward pass of the first step.
+        report: of the patching; None without the flag.
+    """
+
+    model: nn.Module
+    losses: list[float]
+    gradients: dict[str, Tensor]
+    saved_bytes: int
+    report: PatchReport | None
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two runs may be apart, relative to the loss and to the norm of the whole gradient."""
+
+    first_loss: float
+    loss: float
+    gradient: float
+
+
+# First losses are those of PyTorch's own forward; GPT-2's formula is spelled out, and rounded otherwise.
+TOLERANCES = {
+    torch.float32: Tolerance(first_loss=2e-7, loss=1e-6, gradient=1e-5),
+    torch.bfloat16: Tolerance(first_loss=0.001, loss=0.02, gradient=0.03),
+    torch.float16: Tolerance(first_loss=2e-4, loss=0.002, gradient=0.003),
+}
+
+
+class _Recorder(TrainerCallback):
+    """Notes the gradients of the first step, before the optimizer uses them."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.gradients:
+            weights = kwargs["model"].named_parameters()
+            self.gradients = {name: weight.grad.double() for name, weight in weights if weight.grad is not None}
+
+
+class RecordingTrainer(Trainer):
+    """Notes the losses as they are, and enters a context around each forward pass."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.around_forward: Callable[[], AbstractContextManager[object]] = nullcontext
+        self.recorded: list[float] = []
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with self.around_forward():
+            loss = super().compute_loss(*args, **kwargs)
+        self.recorded.append(loss.item())
+        return loss
+
+
+def train(combination: Combination, name: str, folder: Path, *, flag: bool, is_exact: bool = False) -> Run:
+    """Train for a few steps of SGD, the same data and seed each time.
+
+    Args:
+        is_exact: compute in float32.
+    """
+    model = combination.build(name)
+    settings = {"max_steps": STEPS, "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, **combination.options}
+    if is_exact:
+        model = in_float32(model)
+        settings["bf16"] = False
+    args = arguments(folder, use_inverted_activations=flag, **settings)
+    callback, recorder = InvertedActivationsCallback(), _Recorder()
+    trainer = RecordingTrainer(model, args, train_dataset=combination.data(name), callbacks=[callback, recorder])
+    trainer.around_forward = combination.around_forward
+    trainer.train()
+    saved_bytes = callback.saved.total_bytes if callback.saved else 0
+    return Run(model, trainer.recorded, recorder.gradients, saved_bytes, callback.report)
+
+
+def dtype_of(combination: Combination, model: nn.Module) -> torch.dtype:
+    """What a model is trained in: autocast's dtype, or the least precise one of its weights."""
+    if combination.options.get("bf16"):
+        return torch.bfloat16
+    dtypes = [weight.dtype for weight in model.parameters() if weight.dtype in TOLERANCES]
+    return min(dtypes, key=lambda dtype: dtype.itemsize)
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """The model computing in float32, with the weights that it has (quantized ones stay what they are)."""
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):  # of bitsandbytes
+            module.compute_dtype = torch.float32
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.float()
+    return model
+
+
+def difference(gradients: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
+    """The norm of the difference of two whole gradients, relative to that of the second."""
+    assert gradients.keys() == others.keys()
+    apart = sum((gradients[name] - other).square().sum() for name, other in others.items())
+    return float((apart / sum(other.square().sum() for other in others.values())) ** 0.5)
+
+
+def compare(combination: Combination, name: str, folder: Path) -> tuple[Run, Run]:
+    """Train with and without the flag, and check losses and gradients.
+
+    Returns:
+        The plain run, and the one with the flag.
+    """
+    plain, patched = (train(combination, name, folder, flag=flag) for flag in (False, True))
+    dtype = dtype_of(combination, plain.model)
+    check_losses_and_gradients(plain, patched, name, dtype)
+    if dtype is not torch.float32:
+        check_precision(plain, patched, train(combination, name, folder, flag=False, is_exact=True))
+    return plain, patched
+
+
+def check_losses_and_gradients(plain: Run, patched: Run, name: str, dtype: torch.dtype) -> None:
+    """The same first loss, and the same losses and gradients within what the dtype tells."""
+    allowed = TOLERANCES[dtype]
+    assert len(plain.losses) == STEPS
+    assert max(plain.losses) / min(plain.losses) > 1.01, "the weights hardly changed"
+    first_loss = allowed.first_loss if name == "gpt2" else 0.0
+    for step, (loss, expected) in enumerate(zip(patched.losses, plain.losses, strict=True)):
+        assert abs(loss / expected - 1) <= (allowed.loss if step else first_loss), f"step {step}: {loss}, {expected}"
+    assert difference(patched.gradients, plain.gradients) <= allowed.gradient
+
+
+def check_precision(plain: Run, patched: Run, exact: Run) -> None:
+    """In half precision the patched gradients are at most twice as far from float32's as the plain ones."""
+    assert difference(patched.gradients, exact.gradients) <= 2 * difference(plain.gradients, exact.gradients)
+
+
+def plan_of(report: PatchReport | None) -> str:
+    """What is done in the MLPs (BERT's head has an activation of its own)."""
+    assert report is not None
+    (plan,) = {site.plan for site in report.sites if ".predictions." not in site.name}
+    return plan or "left alone"
+
+
+def check_saved_bytes(plain: Run, patched: Run) -> None:
+    """Fewer are saved by as much as the report says; none more where all is left alone."""
+    assert patched.report is not None
+    assert all(site.plan in (None, *PLANS) for site in patched.report.sites)
+    assert patched.saved_bytes <= plain.saved_bytes
+    assert (patched.saved_bytes < plain.saved_bytes) == (patched.report.patched > 0)
+
+
+def record(matrix: Matrix, combination: Combination, name: str, plain: Run, patched: Run) -> None:
+    matrix.record(
+        combination.group,
+        combination.name,
+        name,
+        plain_bytes=plain.saved_bytes,
+        patched_bytes=patched.saved_bytes,
+        plan=plan_of(patched.report),
+        note=combination.note,
+    )

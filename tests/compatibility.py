@@ -1,0 +1,87 @@
+"""Records what tests of combinations measure in results/compatibility.json, of which docs/compatibility.md is made."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+PATH = Path(__file__).parents[1] / "results" / "compatibility.json"
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "trl", "deepspeed", "liger-kernel")
+ALLOWED_CHANGE = 0.01  # of the saved bytes: machines and versions differ in what attention keeps
+
+Cells: TypeAlias = dict[str, dict[str, Any]]
+
+
+class Matrix:
+    """The table of combinations.
+
+    Args:
+        path: the file that is committed.
+        is_written: whether what is recorded replaces what the file says; else it has to agree.
+    """
+
+    def __init__(self, path: Path = PATH, *, is_written: bool = False) -> None:
+        self._path, self._is_written = path, is_written
+        self._content: dict[str, Any] = {"versions": {}, "groups": {}}
+        if path.exists():
+            self._content = json.loads(path.read_text(encoding="utf-8"))
+
+    @property
+    def groups(self) -> dict[str, dict[str, Cells]]:
+        """The cells by group, row and column."""
+        groups: dict[str, dict[str, Cells]] = self._content["groups"]
+        return groups
+
+    def record(
+        self,
+        group: str,
+        row: str,
+        column: str,
+        *,
+        plain_bytes: int | None = None,
+        patched_bytes: int | None = None,
+        plan: str = "",
+        note: str = "",
+    ) -> None:
+        """Enter a cell, or check that it is the one that is committed.
+
+        Args:
+            group: heading of the table that holds the row.
+            row: the combination.
+            column: the model, one of `tests.models.MODEL_NAMES`.
+            plain_bytes, patched_bytes: kept for the backward pass without and with the flag; None where it is refused.
+            plan: of its MLPs (see `InvActConfig.plan`), or "left alone", or "refused".
+            note: what a reader has to know about the cell, in a sentence.
+
+        Raises:
+            AssertionError: the committed cell says something else.
+        """
+        cell = {"plain_bytes": plain_bytes, "patched_bytes": patched_bytes, "plan": plan, "note": note}
+        if self._is_written:
+            self.groups.setdefault(group, {}).setdefault(row, {})[column] = cell
+            return
+        committed = self.groups.get(group, {}).get(row, {}).get(column)
+        again = f"{self._path.name}: {group}, {row}, {column}; run the test with --write-results"
+        assert committed is not None, f"not in {again}"
+        assert (plan, note) == (committed["plan"], committed["note"]), f"differs from {again}"
+        assert abs(_change(cell) - _change(committed)) <= ALLOWED_CHANGE, f"differs from {again}"
+
+    def write(self) -> None:
+        """Write the file, if that was asked for."""
+        if not self._is_written:
+            return
+        for package in PACKAGES:
+            try:
+                self._content["versions"][package] = version(package)
+            except PackageNotFoundError:  # its rows are of an earlier run
+                continue
+        self._path.write_text(json.dumps(self._content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _change(cell: dict[str, Any]) -> float:
+    if cell["plain_bytes"] is None:
+        return 0.0
+    change: float = cell["patched_bytes"] / cell["plain_bytes"] - 1
+    return change
