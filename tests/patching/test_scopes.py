@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -122,14 +122,6 @@ def test_a_long_reason_is_cut_to_one_line() -> None:
         find_scope(nn.ModuleList([Talkative(Silent())]), "0.inner", "act")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 200
-
-
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 RULES = {
