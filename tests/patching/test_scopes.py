@@ -150,6 +150,20 @@ def test_weights_that_are_missing_are_patched_by_rule(name: str) -> None:
     assert [site.plan for site in patch_model(model).sites] == RULES[name]
 
 
+@pytest.mark.parametrize("kept_whole", [0, 10**6], ids=["partitioned", "kept whole"])
+@each_model
+def test_weights_of_zero_3_are_patched_by_rule(name: str, kept_whole: int) -> None:
+    """DeepSpeed marks every parameter, empties it, and keeps small ones whole."""
+    model = tiny_model(name)
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id, parameter.ds_shape = number, parameter.shape
+        if parameter.numel() > kept_whole:
+            parameter.data = torch.empty(0)
+    sites = patch_model(model).sites
+    assert [site.plan for site in sites] == RULES[name]
+    assert all("its weights are sharded or missing" in site.reason for site in sites)
+
+
 @each_model
 def test_what_was_measured_before_the_weights_were_sharded_stays(name: str) -> None:
     model = tiny_model(name)
