@@ -1,21 +1,19 @@
 """Set before any library is imported: no hub, no processes that fight for the cores, and kernels without a GPU."""
 
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 import torch
+
+from tests.compatibility import Matrix
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run in Python then
-
-from collections.abc import Iterator
-
-import pytest
-
-from tests.compatibility import Matrix
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,3 +28,12 @@ def matrix(request: pytest.FixtureRequest) -> Iterator[Matrix]:
     matrix = Matrix(is_written=request.config.getoption("--write-results"))
     yield matrix
     matrix.write()
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """This process as the only one of a group."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -15,6 +15,9 @@ from .memory import MemoryCallback
 
 logger = logging.getLogger(__name__)
 
+# By what the arguments call them, whether --bf16 or `accelerate launch --mixed_precision` says so.
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class InvertedActivationsCallback(MemoryCallback):
     """Patches the model when the Trainer is made (again when `model_init` makes another one), unpatches it at the end.
@@ -75,4 +78,4 @@ class InvertedActivationsCallback(MemoryCallback):
             config = from_arguments() if from_arguments is not None else InvActConfig()
         if config.autocast_dtype is not None:
             return config
-        return replace(config, autocast_dtype=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
+        return replace(config, autocast_dtype=AUTOCAST_DTYPES.get(args.mixed_precision))

@@ -115,6 +115,16 @@ def test_measures_under_the_autocast_of_the_training(
     assert (callback.report == patch_model(tiny_model("bert"))) == (expected is None)
 
 
+def test_measures_under_the_autocast_that_accelerate_was_launched_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    callback = InvertedActivationsCallback()
+    trainer = make_trainer(tiny_model("bert"), arguments(tmp_path, use_inverted_activations=True), callback)
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert callback.report == patch_model(tiny_model("bert"), InvActConfig(autocast_dtype=torch.bfloat16))
+
+
 def test_training_twice_patches_twice(tmp_path: Path) -> None:
     model, witness = tiny_model("llama"), Witness()
     args = arguments(tmp_path, use_inverted_activations=True)
