@@ -133,10 +133,14 @@ def _first_tensor(output: Any) -> Tensor:
 
 @contextmanager
 def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Training mode and gradients inside; outside, random states, buffers and attributes are as they were."""
+    """Training mode and gradients inside; outside, random states, buffers and attributes are as they were.
+
+    So are parameters whose data a forward pass replaces (bitsandbytes casts biases), though not what it writes to them.
+    """
     modules = list(module.modules())
     attributes = [dict(vars(each)) for each in modules]
     registered = [dict(each._buffers) for each in modules]
+    weights = [(weight, weight.data) for weight in module.parameters()]
     values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     devices = [] if device.type in ("cpu", "meta") else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"), torch.enable_grad():
@@ -150,5 +154,8 @@ def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
                 vars(each).update(before)
                 each._buffers.clear()
                 each._buffers.update(buffers)
+            for weight, data in weights:
+                if weight.untyped_storage()._cdata != data.untyped_storage()._cdata:
+                    weight.data = data
             for buffer, value in values:
                 buffer.data.copy_(value)  # as data: a graph that has saved the buffer must not take it for changed

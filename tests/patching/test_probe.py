@@ -54,6 +54,24 @@ def test_buffers_attributes_and_statistics_are_as_they_were() -> None:
         assert torch.equal(buffer, value)
 
 
+def test_weights_that_a_forward_pass_casts_are_as_they_were() -> None:
+    class Casting(nn.Linear):
+        """As layers of bitsandbytes do."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.bias.data = self.bias.data.to(torch.bfloat16)
+            return super().forward(x) if self.bias.dtype == x.dtype else x @ self.weight.T + self.bias
+
+    model = nn.Sequential(Casting(8, 32), nn.GELU(), nn.Linear(32, 8))
+    bias, value = model[0].bias, model[0].bias.detach().clone()
+    report = patch_model(model)
+    assert report.sites[0].before is not None, "the block was not probed"
+    assert model[0].bias is bias
+    assert bias.dtype == torch.float32
+    assert torch.equal(bias, value)
+    assert patch_model(model) == report
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @each_model
 def test_modes_of_all_modules_are_as_they_were(name: str, training: bool) -> None:
