@@ -1,4 +1,4 @@
-"""Render the README's tables, and docs/benchmark.md, from the committed results alone.
+"""Render the README's tables, docs/benchmark.md and docs/compatibility.md from the committed results alone.
 
 Usage: python scripts/render_results.py [--check]
 """
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hf_invact.experiments import compatibility
 from hf_invact.experiments.benchmark import tables
 from hf_invact.experiments.benchmark.results import read_results
 from hf_invact.experiments.report import SummaryRow, summary_rows
@@ -20,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "benchmark.md"
 RESULTS = ROOT / "results"
+COMPATIBILITY_PAGE = ROOT / "docs" / "compatibility.md"
+COMPATIBILITY = RESULTS / "compatibility.json"
 COMPARISON = RESULTS / "small-models" / "comparison.json"
 
 
@@ -81,7 +84,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a file would change")
     check = parser.parse_args().check
-    rendered = {README: render(), PAGE: tables.page(benchmarks(RESULTS))}
+    rendered = {
+        README: render(),
+        PAGE: tables.page(benchmarks(RESULTS)),
+        COMPATIBILITY_PAGE: compatibility.page(json.loads(COMPATIBILITY.read_text(encoding="utf-8"))),
+    }
     changed = [path for path, text in rendered.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in changed:
         name = path.relative_to(ROOT)
@@ -91,7 +98,7 @@ def main() -> int:
             path.write_text(rendered[path], encoding="utf-8")
             print(f"wrote {name}")
     if not changed:
-        print("README.md and docs/benchmark.md are up to date")
+        print("README.md and the pages in docs are up to date")
     return 1 if check and changed else 0
 
 

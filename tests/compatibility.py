@@ -7,8 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from tests.models import MODEL_NAMES
+
 PATH = Path(__file__).parents[1] / "results" / "compatibility.json"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "trl", "deepspeed", "liger-kernel")
+GROUPS = ("Precision", "Adapters", "Checkpointing and offloading", "torch.compile", "Processes", "Other libraries")
 ALLOWED_CHANGE = 0.01  # of the saved bytes: machines and versions differ in what attention keeps
 
 Cells: TypeAlias = dict[str, dict[str, Any]]
@@ -48,7 +51,7 @@ class Matrix:
         """Enter a cell, or check that it is the one that is committed.
 
         Args:
-            group: heading of the table that holds the row.
+            group: heading of the table that holds the row, one of `GROUPS`.
             row: the combination.
             column: the model, one of `tests.models.MODEL_NAMES`.
             plain_bytes, patched_bytes: kept for the backward pass without and with the flag; None where it is refused.
@@ -58,6 +61,8 @@ class Matrix:
         Raises:
             AssertionError: the committed cell says something else.
         """
+        assert group in GROUPS, f"{group!r} is none of {GROUPS}"
+        assert column in MODEL_NAMES, f"{column!r} is none of {MODEL_NAMES}"
         cell = {"plain_bytes": plain_bytes, "patched_bytes": patched_bytes, "plan": plan, "note": note}
         if self._is_written:
             self.groups.setdefault(group, {}).setdefault(row, {})[column] = cell
@@ -69,15 +74,22 @@ class Matrix:
         assert abs(_change(cell) - _change(committed)) <= ALLOWED_CHANGE, f"differs from {again}"
 
     def write(self) -> None:
-        """Write the file, if that was asked for."""
+        """Write the file, if that was asked for. Rows that no test has recorded stay: delete the file to begin anew."""
         if not self._is_written:
             return
+        for group in [group for group in GROUPS if group in self.groups]:
+            rows = self.groups.pop(group)  # and back, at the end
+            self.groups[group] = {row: _in_order(rows[row]) for row in sorted(rows, key=str.casefold)}
         for package in PACKAGES:
             try:
                 self._content["versions"][package] = version(package)
             except PackageNotFoundError:  # its rows are of an earlier run
                 continue
         self._path.write_text(json.dumps(self._content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _in_order(cells: Cells) -> Cells:
+    return {column: cells[column] for column in MODEL_NAMES if column in cells}
 
 
 def _change(cell: dict[str, Any]) -> float:

@@ -51,14 +51,27 @@ class ModelArguments:
         default=None,
         metadata={"help": "Train LoRA adapters with these peft.LoraConfig values, as a mapping (JSON)."},
     )
+    quantization: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Quantize the pretrained weights with these transformers.BitsAndBytesConfig values, as a mapping "
+            "(JSON): '{\"load_in_4bit\": true}'. Needs lora, and the package bitsandbytes."
+        },
+    )
 
     def __post_init__(self) -> None:
         self.model_config = _as_mapping("model_config", self.model_config)
         self.lora = _as_mapping("lora", self.lora)
+        self.quantization = _as_mapping("quantization", self.quantization)
         if (self.model_name_or_path is None) == (self.model_type is None):
             raise ConfigError(
                 "give exactly one of model_name_or_path (pretrained weights) and model_type (fresh weights); "
                 f"got model_name_or_path={self.model_name_or_path!r} and model_type={self.model_type!r}"
+            )
+        if self.quantization and not (self.lora and self.model_name_or_path):
+            raise ConfigError(
+                "quantization is for pretrained weights (model_name_or_path) with adapters (lora): quantized weights "
+                f"are not trained; got model_name_or_path={self.model_name_or_path!r} and lora={self.lora!r}"
             )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from .arguments import DataArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments, check_keys
 from .data import OFFLINE_CONFIGS, training_texts
 from .errors import ConfigError
 from .tasks import PreparedTask
@@ -55,9 +58,11 @@ def build_model(
     """
     config = _config(model, data, task, tokenizer)
     dtype = config.dtype or torch.float32 if model.dtype == "auto" else getattr(torch, model.dtype)
-    options = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype}
     if model.attn_implementation is not None:
         options["attn_implementation"] = model.attn_implementation
+    if model.quantization:
+        options["quantization_config"] = _quantization(model)
     try:
         if model.model_name_or_path is None:
             built = task.auto_class.from_config(config, **options)
@@ -108,6 +113,18 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
 
 
+def _quantization(model: ModelArguments) -> BitsAndBytesConfig:
+    values = _mapping(model.quantization)
+    # It takes any other key without a word.
+    check_keys(values, list(inspect.signature(BitsAndBytesConfig.__init__).parameters), "in quantization")
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("quantization needs the package bitsandbytes: pip install '.[quantization]'")
+    try:
+        return BitsAndBytesConfig(**values)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"quantization: {error}") from error
+
+
 def _with_adapters(built: PreTrainedModel, model: ModelArguments, data: DataArguments) -> PreTrainedModel:
     try:
         import peft
@@ -115,6 +132,8 @@ def _with_adapters(built: PreTrainedModel, model: ModelArguments, data: DataArgu
         raise ConfigError("lora needs the package peft: pip install peft") from error
     try:
         adapters = peft.LoraConfig(task_type=TASK_TYPES[data.task], **_mapping(model.lora))
+        if model.quantization:
+            built = peft.prepare_model_for_kbit_training(built, use_gradient_checkpointing=False)
         # Without this no gradient would reach a checkpointed block whose input comes from frozen embeddings.
         built.enable_input_require_grads()
         return peft.get_peft_model(built, adapters)

@@ -50,7 +50,9 @@ ADAPTED = [
     Combination(ADAPTERS, "LoRA, everything float32", lambda name: with_adapters(tiny_model(name), lora(name))),
     Combination(ADAPTERS, "DoRA", lambda name: with_adapters(tiny_model(name), lora(name, use_dora=True))),
     Combination(ADAPTERS, "IA3", with_ia3),
-    Combination(ADAPTERS, "prompt tuning", with_prompts, {"learning_rate": 1.0}, data=data_for_prompts),
+    Combination(
+        ADAPTERS, "prompt tuning", with_prompts, {"learning_rate": 1.0}, data=data_for_prompts, tokens=2 * (16 + 4)
+    ),
 ]
 
 

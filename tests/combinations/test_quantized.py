@@ -19,7 +19,7 @@ from tests.combinations.training import Combination, check_saved_bytes, compare,
 from tests.compatibility import Matrix
 from tests.models import each_model, tiny_model
 
-pytest.importorskip("bitsandbytes", reason="quantized models need bitsandbytes: pip install '.[quantized]'")
+pytest.importorskip("bitsandbytes", reason="quantized models need bitsandbytes: pip install '.[quantization]'")
 
 FOUR_BITS = {
     "load_in_4bit": True,
@@ -58,5 +58,5 @@ def test_adapters_of_a_quantized_model_train_as_without_the_flag(
     plain, patched = compare(combination, name, tmp_path)
     kinds = {type(module).__name__ for module in patched.model.modules()}
     assert kinds & {"Linear4bit", "Linear8bitLt"}
-    check_saved_bytes(plain, patched)
+    check_saved_bytes(plain, patched, combination.tokens)
     record(matrix, combination, name, plain, patched)

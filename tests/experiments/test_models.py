@@ -120,6 +120,46 @@ def test_adapters(tmp_path):
     assert trained["base_model.model.model.layers.0.mlp.down_proj.lora_A.default.weight"] == (2, 64)
 
 
+QUANTIZATION = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
+
+
+def test_quantized_weights_with_adapters(tmp_path, pretrained):
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install '.[quantization]'")
+    _, model = from_folder(
+        tmp_path, pretrained, lora={"r": 2, "target_modules": "all-linear"}, quantization=QUANTIZATION
+    )
+    layer = model.base_model.model.model.layers[0].mlp.down_proj
+    assert type(layer.base_layer).__name__ == "Linear4bit"
+    assert layer.base_layer.weight.quant_type == "nf4"
+    assert all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        ({"load_in_4bits": True}, "unknown option 'load_in_4bits' in quantization; did you mean 'load_in_4bit'?"),
+        ({"load_in_4bit": True, "bnb_4bit_compute_dtype": 4}, "quantization: "),
+    ],
+    ids=["key", "value"],
+)
+def test_refused_quantization(tmp_path, pretrained, monkeypatch, quantization, message):
+    monkeypatch.setattr("hf_invact.experiments.models.find_spec", lambda name: name)
+    with pytest.raises(ConfigError, match=message):
+        from_folder(tmp_path, pretrained, lora={"r": 2}, quantization=quantization)
+
+
+def test_quantization_without_bitsandbytes(tmp_path, pretrained, monkeypatch):
+    monkeypatch.setattr("hf_invact.experiments.models.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the package bitsandbytes: pip install '\.\[quantization\]'"):
+        from_folder(tmp_path, pretrained, lora={"r": 2}, quantization=QUANTIZATION)
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "llama"}, {"model_name_or_path": "x", "model_type": None}])
+def test_quantization_is_for_pretrained_weights_with_adapters(tmp_path, changes):
+    with pytest.raises(ConfigError, match=r"pretrained weights .* with adapters"):
+        built(tmp_path, "llama", model_config=None, quantization=QUANTIZATION, **changes)
+
+
 def test_the_head_of_a_classifier_is_trained_with_its_adapters(tmp_path):
     data = {"task": "sequence-classification", "train_file": labelled(tmp_path / "data.jsonl")}
     _, model = built(tmp_path, "bert", lora={"r": 2}, **data)
