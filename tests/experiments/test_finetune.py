@@ -210,6 +210,22 @@ def test_adapters_learn_the_same(tmp_path):
     assert inverted["saved_bytes"] < plain["saved_bytes"]
 
 
+def test_adapters_of_quantized_weights_learn_the_same(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install '.[quantization]'")
+    # Its kernel for evaluation on a CPU takes no narrower layers.
+    wide = {**MODELS["llama"], "hidden_size": 64, "intermediate_size": 128}
+    train(tmp_path / "pretrained", "llama", model_config=wide, max_steps=1, save_strategy="steps")
+    options = {
+        **{"model_type": None, "model_config": None, "model_name_or_path": str(tmp_path / "pretrained/run")},
+        **{"lora": {"r": 2, "target_modules": "all-linear"}, "quantization": {"load_in_4bit": True}, "bf16": True},
+    }
+    plain, inverted = (
+        train(tmp_path / str(flag), "llama", use_inverted_activations=flag, **options) for flag in (False, True)
+    )
+    assert losses(inverted) == losses(plain)  # its plan is exact
+    assert inverted["saved_bytes"] < plain["saved_bytes"]
+
+
 def test_weights_are_saved_and_are_those_that_were_trained(tmp_path):
     untrained = build(parse_run([str(write_config(tmp_path, "llama"))])).model.state_dict()
     result = train(tmp_path, "llama", save_strategy="steps", save_steps=4, use_inverted_activations=True)
