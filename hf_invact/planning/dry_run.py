@@ -68,7 +68,7 @@ class DryRun:
         self.model: PreTrainedModel = build_model(source, dtype=setup.dtype, attention=setup.attention, lora=setup.lora)
         self._progress = progress
         self._present: Variant | None = PLAIN
-        self._reports: dict[Variant, PatchReport] = {}
+        self._reports = {PLAIN: PatchReport(())}
         self._saved: dict[tuple[Variant, int, int], Mapping[str, int]] = {}
         self._peaks: dict[tuple[Variant, int, int, str], Peak] = {}
         self._optimizers: dict[str, optim.Optimizer] = {}
