@@ -149,7 +149,8 @@ def _why_not(run: DryRun, variant: Variant) -> str:
 
 def _notes_of(variant: Variant, report: PatchReport) -> Iterator[str]:
     if report.patched < len(report.sites):
-        yield f"{variant.name} is that of {report.patched} of {len(report.sites)} layers; the others: {_reasons(report)}."
+        count = f"{report.patched} of {len(report.sites)}"
+        yield f"{variant.name} is had by {count} activations; the others: {_reasons(report)}."
 
 
 def _reasons(report: PatchReport) -> str:
