@@ -67,14 +67,14 @@ def _saved(plan: MemoryPlan) -> str:
     parts = list(plan.plain) + [part for part in plan.patched if part not in plan.plain]
     rows = [_row(part, plan.plain.get(part, 0), plan.patched.get(part, 0)) for part in parts]
     total = _row("all", plan.plain_bytes, plan.patched_bytes)
-    return _table([("kept for the backward pass", "plain", "patched", ""), *rows, total])
+    return table([("kept for the backward pass", "plain", "patched", ""), *rows, total])
 
 
 def _peaks(plain: Peak, patched: Peak, optimizer: str) -> str:
     rows = [_row(name, plain.by_category[name], patched.by_category[name]) for name in CATEGORIES]
     total = _row("all", plain.total_bytes, patched.total_bytes)
     moments = ("in the", plain.moment, patched.moment, "")
-    return _table([(f"peak of a step ({optimizer})", "plain", "patched", ""), *rows, total, moments])
+    return table([(f"peak of a step ({optimizer})", "plain", "patched", ""), *rows, total, moments])
 
 
 def _row(name: str, plain: int, patched: int) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def _row(name: str, plain: int, patched: int) -> tuple[str, ...]:
     return name, size(plain), size(patched), change
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_line(row, widths) for row in rows)
 
