@@ -83,7 +83,7 @@ def _add_further_questions(plan: argparse.ArgumentParser) -> None:
         "--fit",
         type=_size,
         metavar="SIZE",
-        help="find the largest batch and the longest sequence that fit, with and without checkpointing: 80GiB, 80GB, 24g",
+        help="find the largest batch and the longest sequence that fit, also with checkpointing: 80GiB, 80GB, 24g",
     )
     plan.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="draw what is kept, for all that is compared (needs matplotlib)"

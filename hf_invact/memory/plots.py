@@ -27,6 +27,7 @@ GREY = "#8C8C8C"
 
 WIDTH = 9.0  # inches: 54rem in the stylesheet of the report
 DPI = 144
+LEGEND_ROW = 6
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -109,11 +110,12 @@ def label_rows(axes: Axes, names: list[str], texts: list[str], ends: Iterable[fl
 
 
 def finish(axes: Axes, grid: Literal["x", "both"]) -> None:
-    """The look that all axes share. The legend stands above them, where it hides no data."""
+    """The look that all axes share. The legend stands above them, where it hides no data, in one row or two."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        columns = len(labels) if len(labels) <= LEGEND_ROW else -(-len(labels) // 2)
         place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
-        axes.legend(handles, labels, ncols=len(labels), frameon=False, fontsize=9, columnspacing=1.4, **place)
+        axes.legend(handles, labels, ncols=columns, frameon=False, fontsize=9, columnspacing=1.4, **place)

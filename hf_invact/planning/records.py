@@ -71,7 +71,8 @@ def as_json(record: Any) -> dict[str, Any]:
     """A plan, a comparison or a fit in what JSON knows: bytes as numbers, and the sites of a report one by one."""
     values: dict[str, Any] = _plain(record)
     report = values.pop("report", {})
-    return values | report
+    values.update(report)
+    return values
 
 
 def _plain(value: Any) -> Any:

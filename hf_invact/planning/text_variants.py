@@ -30,9 +30,15 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def _row(variant: VariantMemory, parts: list[str], scale: int) -> list[str]:
-    cells = [f"{variant.saved[part] / scale:,.2f}" if part in variant.saved else "-" for part in parts]
+    cells = [_in_unit(variant.saved.get(part, 0), scale) for part in parts]
     row = [variant.name, *cells, f"{variant.saved_bytes / scale:,.2f}", f"{variant.share:.1%}"]
     return row if variant.peak is None else [*row, size(variant.peak.total_bytes), variant.peak.moment]
+
+
+def _in_unit(count: int, scale: int) -> str:
+    if not count:
+        return "-"
+    return "<0.01" if count < 0.005 * scale else f"{count / scale:,.2f}"
 
 
 def render_fit(fit: MemoryFit) -> str:

@@ -155,4 +155,6 @@ def _notes_of(variant: Variant, report: PatchReport) -> Iterator[str]:
 
 def _reasons(report: PatchReport) -> str:
     """Each once, of the activations that are left alone."""
-    return "; ".join(dict.fromkeys(site.reason for site in report.sites if site.curve is None))
+    return "; ".join(
+        dict.fromkeys(site.reason.removeprefix("left alone: ") for site in report.sites if site.curve is None)
+    )
