@@ -72,9 +72,12 @@ def set_checkpointing(model: PreTrainedModel, enabled: bool) -> None:
     """
     # The second is the name before Transformers 5.23.
     word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if enabled == getattr(model, f"is_{word}_checkpointing"):
+        return
     if not enabled:
-        if getattr(model, f"is_{word}_checkpointing"):
-            getattr(model, f"{word}_checkpointing_disable")()
+        getattr(model, f"{word}_checkpointing_disable")()
+        if hasattr(model, "_require_grads_hook"):  # enabling has the embeddings' output require gradients, for adapters
+            model.disable_input_require_grads()
         return
     try:
         getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False, "context_fn": recomputation})
