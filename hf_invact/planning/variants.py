@@ -23,7 +23,7 @@ COMPARED = (PLAIN, INVERTED, FUSED, EXACT_GATE, CHECKPOINTED, BOTH)
 # Left out where they keep no less than plain: the model does that by itself.
 _ONLY_IF_LESS = {
     FUSED: "PyTorch's fused activation",
-    EXACT_GATE: "an exact gate that computes its activation again, such as Liger's,",
+    EXACT_GATE: "An exact gate that computes its activation again, such as Liger's,",
 }
 
 
@@ -111,7 +111,7 @@ def comparison_of(run: DryRun, batch_size: int, seq_len: int, *, optimizer: str 
         saved = run.saved(variant, batch_size, seq_len)
         total = sum(saved.values())
         if variant in _ONLY_IF_LESS and total >= plain_bytes:
-            notes.append(f"{variant.name} is left out: {_ONLY_IF_LESS[variant]} keeps no less than this model does.")
+            notes.append(f"Left out: {variant.name}. {_ONLY_IF_LESS[variant]} keeps no less than this model does.")
             continue
         notes += _notes_of(variant, run.report(variant))
         peak = None if optimizer is None else run.peak(variant, batch_size, seq_len, optimizer)
@@ -122,19 +122,19 @@ def comparison_of(run: DryRun, batch_size: int, seq_len: int, *, optimizer: str 
 
 
 def applying_variants(run: DryRun, variants: Iterable[Variant]) -> tuple[list[Variant], list[str]]:
-    """Those that a model can have, and for each of the others a note that says why it cannot.
+    """Those that a model can have, and notes that say why it cannot have the others.
 
     Raises:
         PatchingError: a pattern of the user's config matches nothing.
     """
     applying: list[Variant] = []
-    notes: list[str] = []
+    left_out: dict[str, list[str]] = {}
     for variant in variants:
         if why := _why_not(run, variant):
-            notes.append(f"{variant.name} is left out: {why}")
+            left_out.setdefault(why, []).append(variant.name)
         else:
             applying.append(variant)
-    return applying, notes
+    return applying, [f"Left out: {', '.join(names)}. {why}" for why, names in left_out.items()]
 
 
 def _why_not(run: DryRun, variant: Variant) -> str:
@@ -144,7 +144,8 @@ def _why_not(run: DryRun, variant: Variant) -> str:
         return str(error)
     if not variant.patched or report.patched:
         return ""
-    return notes[0] if notes else f"no layer can have it ({_reasons(report)})."
+    # The plan's own note lists, besides, what is supported.
+    return notes[0].partition(" Supported: ")[0] if notes else f"No layer can have it: {_reasons(report)}."
 
 
 def _notes_of(variant: Variant, report: PatchReport) -> Iterator[str]:
