@@ -13,7 +13,7 @@ import pytest
 
 import hf_invact
 from hf_invact.cli import main
-from hf_invact.planning import as_json, compare_memory, fit_memory
+from hf_invact.planning import as_json, compare_memory
 
 ROOT = Path(__file__).parents[1]
 LLAMA: dict[str, Any] = {
@@ -91,9 +91,11 @@ def test_bad_adapters_are_refused(lora: str, config: str, capsys: pytest.Capture
 
 def test_further_questions_in_words(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "plan.png"
-    assert main(["plan", config, *SIZE, "--compare", "--fit", "16MiB", "--plot", str(picture)]) == 0
+    assert main(["plan", config, *SIZE, "--compare", "--fit", "1KiB", "--plot", str(picture)]) == 0
     printed = capsys.readouterr()
-    plan, comparison, fit = (printed.out.index(text) for text in ("kept for the backward", "kept, KiB", "fits 16.00"))
+    plan, comparison, fit = (
+        printed.out.index(text) for text in ("kept for the backward", "kept, KiB", "fits 1.00 KiB")
+    )
     assert plan < comparison < fit
     assert "checkpointing + inverted" in printed.out[comparison:fit]
     assert f"Drawn in {picture}." in printed.out
@@ -103,11 +105,14 @@ def test_further_questions_in_words(config: str, tmp_path: Path, capsys: pytest.
 
 
 def test_further_questions_as_json(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", config, *SIZE, "--compare", "--fit", "16m", "--json"]) == 0
+    assert main(["plan", config, *SIZE, "--compare", "--fit", "1k", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     comparison = compare_memory(config, 2, 64, optimizer="adamw_fused")
     assert printed["comparison"] == as_json(comparison)
-    assert printed["fit"] == as_json(fit_memory(config, 2, 64, 2**24))
+    assert printed["fit"]["memory_bytes"] == 1024
+    assert [variant["name"] for variant in printed["fit"]["variants"]] == [
+        *("plain", "inverted", "checkpointing", "checkpointing + inverted")
+    ]
     assert printed["plain"] == printed["comparison"]["variants"][0]["saved"]
 
 

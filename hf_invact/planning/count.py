@@ -118,7 +118,7 @@ def patching_of(run: DryRun, variant: Variant) -> tuple[PatchReport, tuple[str, 
         config = run.setup.config
         if config.include != InvActConfig.include or config.exclude:
             raise  # the user can mend the patterns
-        return PatchReport(()), (f"Nothing is patched: {str(error).splitlines()[0]}",)
+        return PatchReport(()), (f"Nothing is patched: {str(error).splitlines()[0].removesuffix(':')}.",)
 
 
 def _notes(model: PreTrainedModel, seq_len: int, attention: str) -> Iterator[str]:

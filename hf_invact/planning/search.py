@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 
 from .peak import MOMENTS, Peak
 
@@ -32,7 +34,8 @@ def largest_that_fits(peak_at: Callable[[int], Peak], memory_bytes: int, *, star
         else:
             high = guess
         is_slow = len(seen) >= PATIENCE and len(seen) % 2 == 0
-        guess = (low + high) // 2 if is_slow else _predicted(seen, memory_bytes, low, high)
+        middle = min(max(math.isqrt(low * high), low + 1), high - 1)
+        guess = middle if is_slow else _predicted(seen, memory_bytes, low, high)
     return low
 
 
@@ -56,7 +59,14 @@ def _curve(seen: Mapping[int, Peak], moment: str, memory_bytes: int) -> list[tup
     """
     points = {size: peak.bytes_in(moment) for size, peak in seen.items()}
     points[0] = static_bytes(next(iter(seen.values())), moment)
-    return sorted(points.items(), key=lambda point: abs(point[1] - memory_bytes))[:POINTS]
+    nearest = sorted(points.items(), key=lambda point: abs(point[1] - memory_bytes))[:POINTS]
+    # A parabola that opens downwards would have everything fit, far away.
+    return nearest if _is_convex(sorted(nearest)) else nearest[:2]
+
+
+def _is_convex(points: Sequence[tuple[int, int]]) -> bool:
+    slopes = [(right[1] - left[1]) / (right[0] - left[0]) for left, right in pairwise(points)]
+    return slopes == sorted(slopes)
 
 
 def static_bytes(peak: Peak, moment: str) -> int:

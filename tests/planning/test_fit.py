@@ -14,9 +14,15 @@ from hf_invact.planning.search import largest_that_fits
 from tests.planning.small import small_config
 
 LLAMA = LlamaConfig(
-    hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, vocab_size=256
-)  # fmt: skip
+    hidden_size=64,
+    intermediate_size=256,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    vocab_size=256,
+    max_position_embeddings=128,
+)
 MIB = 2**20
+MEMORY = 16 * MIB
 
 
 def peaks(config: PretrainedConfig, batch_size: int, seq_len: int, **options: Any) -> tuple[int, int]:
@@ -26,26 +32,35 @@ def peaks(config: PretrainedConfig, batch_size: int, seq_len: int, **options: An
     return plan.plain_peak.total_bytes, plan.patched_peak.total_bytes
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_what_is_found_fits_and_the_next_does_not(attention: str) -> None:
-    memory = 24 * MIB
-    fit = fit_memory(LLAMA, 3, 100, memory, attention=attention)
-    assert [variant.name for variant in fit.variants] == [v.name for v in (PLAIN, INVERTED, CHECKPOINTED, BOTH)]
-    for index, variant in enumerate(fit.variants):
-        options: dict[str, Any] = {"gradient_checkpointing": index >= 2, "attention": attention}
-        batch, length = variant.batch_size, variant.seq_len
-        assert length is not None
-        assert batch.size > 3
-        assert peaks(LLAMA, batch.size, 100, **options)[index % 2] == batch.peak_bytes <= memory
-        assert peaks(LLAMA, batch.size + 1, 100, **options)[index % 2] > memory
-        assert length.size % 64 == 0
-        assert peaks(LLAMA, 3, length.size, **options)[index % 2] == length.peak_bytes <= memory
-        assert peaks(LLAMA, 3, length.size + 64, **options)[index % 2] > memory
-        assert batch.end == length.end == "memory"
+@pytest.fixture(scope="module")
+def llama() -> MemoryFit:
+    return fit_memory(LLAMA, 3, 100, MEMORY)
+
+
+def test_every_variant_is_searched(llama: MemoryFit) -> None:
+    assert [variant.name for variant in llama.variants] == [v.name for v in (PLAIN, INVERTED, CHECKPOINTED, BOTH)]
+    assert all(variant.batch_size.end == "memory" and variant.batch_size.size > 3 for variant in llama.variants)
+    assert all(variant.seq_len is not None and variant.seq_len.size > 128 for variant in llama.variants)
+
+
+@pytest.mark.parametrize("index", [0, 3], ids=["plain", "both"])
+def test_the_largest_batch_fits_and_the_next_does_not(llama: MemoryFit, index: int) -> None:
+    found, checkpointed = llama.variants[index].batch_size, index >= 2
+    assert peaks(LLAMA, found.size, 100, gradient_checkpointing=checkpointed)[index % 2] == found.peak_bytes <= MEMORY
+    assert peaks(LLAMA, found.size + 1, 100, gradient_checkpointing=checkpointed)[index % 2] > MEMORY
+
+
+@pytest.mark.parametrize("index", [1, 2], ids=["inverted", "checkpointing"])
+def test_the_longest_sequence_fits_and_the_next_does_not(llama: MemoryFit, index: int) -> None:
+    found, checkpointed = llama.variants[index].seq_len, index >= 2
+    assert found is not None
+    assert found.size % 64 == 0
+    assert peaks(LLAMA, 3, found.size, gradient_checkpointing=checkpointed)[index % 2] == found.peak_bytes <= MEMORY
+    assert peaks(LLAMA, 3, found.size + 64, gradient_checkpointing=checkpointed)[index % 2] > MEMORY
 
 
 def fit_of(model_type: str, memory_bytes: int, **changes: Any) -> MemoryFit:
-    return fit_memory(small_config(model_type, **changes), 2, 32, memory_bytes)
+    return fit_memory(small_config(model_type, num_hidden_layers=1, **changes), 2, 32, memory_bytes)
 
 
 def test_a_table_of_positions_ends_the_search() -> None:
@@ -74,12 +89,11 @@ def test_nothing_fits() -> None:
     assert "the weights, gradients and optimizer state alone need" in text
 
 
-def test_says_what_is_not_counted_and_what_was_not_trained() -> None:
-    fit = fit_of("llama", 16 * MIB)
-    text = render_fit(fit)
+def test_says_what_is_not_counted_and_what_was_not_trained(llama: MemoryFit) -> None:
+    text = render_fit(llama)
     assert "is not counted, so leave some room" in text
     assert "steps of 64 tokens" in text
-    assert fit.notes == ("Beyond 64 tokens (its max_position_embeddings) the model has not been trained.",)
+    assert llama.notes == ("Beyond 128 tokens (its max_position_embeddings) the model has not been trained.",)
 
 
 def peak(forward: float, backward: float = 0, optimizer: float = 0) -> Peak:

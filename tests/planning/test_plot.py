@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_invact import PlanningError
@@ -16,13 +17,16 @@ from tests.planning.small import small_config
 
 def test_draws_a_bar_for_each_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     comparison = compare_memory(small_config("gpt2"), 16, 64)
-    drawn = []
+    drawn: list[Figure] = []
     monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"png")
     save_plot(comparison, tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes() == b"png"
     ((axes,),) = (figure.axes for figure in drawn)
     assert [label.get_text() for label in axes.get_yticklabels()] == [v.name for v in comparison.variants]
-    ends = [max(bars[row].get_x() + bars[row].get_width() for bars in axes.containers) for row in range(5)]
+    ends = [0.0] * 5
+    for bar in axes.patches:
+        row = round(bar.get_y() + bar.get_height() / 2)
+        ends[row] = max(ends[row], bar.get_x() + bar.get_width())
     assert ends == pytest.approx([variant.saved_bytes / 2**20 for variant in comparison.variants])
     assert "MiB" in axes.get_xlabel()
     assert sum(text.get_text().endswith("MiB") for text in axes.texts) == 5

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 from transformers import GPT2Config
 
@@ -55,11 +53,12 @@ def test_a_variant_leaves_no_trace_in_the_next(lora: Lora | None) -> None:
         with dry_run(setup) as run:
             return run.saved(variant, *SIZE), run.peak(variant, *SIZE, "adamw_fused")
 
-    expected = {variant: alone(variant) for variant in (PLAIN, INVERTED, CHECKPOINTED, BOTH)}
+    expected = {variant: alone(variant) for variant in (PLAIN, CHECKPOINTED)}
     with dry_run(setup) as run:
-        for size, variant in product(((1, 16), SIZE), (BOTH, CHECKPOINTED, INVERTED, PLAIN)):
-            found = run.saved(variant, *size), run.peak(variant, *size, "adamw_fused")
-            assert (found == expected[variant]) is (size == SIZE)
+        run.peak(BOTH, 1, 16, "adamw_fused")
+        for variant, answers in expected.items():
+            assert (run.saved(variant, *SIZE), run.peak(variant, *SIZE, "adamw_fused")) == answers
+            assert run.peak(BOTH, *SIZE, "adamw_fused") != answers[1]
 
 
 def test_no_answer_is_computed_twice() -> None:
