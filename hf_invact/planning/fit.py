@@ -103,10 +103,11 @@ def fit_memory(
         PlanningError, PatchingError, ValueError: as `hf_invact.plan_memory`.
 
     >>> from transformers import LlamaConfig
-    >>> small = LlamaConfig(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
-    >>> fit = fit_memory(small, batch_size=1, seq_len=128, memory_bytes=256 << 20)
+    >>> size = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    >>> small = LlamaConfig(vocab_size=256, **size)
+    >>> fit = fit_memory(small, batch_size=1, seq_len=128, memory_bytes=64 << 20)
     >>> [(variant.name, variant.batch_size.size) for variant in fit.variants[:2]]
-    [('plain', 6), ('inverted', 6)]
+    [('plain', 47), ('inverted', 58)]
     """
     with dry_run(Setup(model, **options)) as run:
         return fit_of(run, batch_size, seq_len, memory_bytes, optimizer=optimizer)
