@@ -120,7 +120,9 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
             for found, plan in zip(everything, by_rule, strict=True)
         ]
     if not any(candidate.inverse for candidate in candidates):
-        raise PatchingError(f"nothing to invert:\n{PatchReport(tuple(candidate.site for candidate in candidates))}")
+        sites = tuple(candidate.site for candidate in candidates)
+        reasons = "; ".join(dict.fromkeys(site.reason for site in sites))
+        raise PatchingError(f"nothing to invert ({reasons}):\n{PatchReport(sites)}")
     return candidates
 
 
