@@ -27,10 +27,11 @@ ORDER = (
     ("nn",),
     ("patching",),
     ("trainer", "planning"),
-    ("experiments",),
+    ("experiments", "launch"),
     ("cli",),
+    ("__main__",),
 )
-USERS_OF_MEMORY = ("patching", "trainer", "planning", "experiments", "cli")
+USERS_OF_MEMORY = ("patching", "trainer", "planning", "experiments", "launch", "cli")
 ALLOWED = {part: {part, *sum(ORDER[:level], ())} for level, parts in enumerate(ORDER) for part in parts}
 ALLOWED["memory"] = {"memory"}
 for _part in USERS_OF_MEMORY:
@@ -140,6 +141,7 @@ def changes(before):
 before, imported = state(), set(sys.modules)
 sys.modules.update((name, None) for name in sys.argv[1:] if name not in imported)  # importing one of these fails
 import hf_invact
+from hf_invact import *  # its parts are imported at their first use
 effects = {"watched": len(before), "import": changes(before), "imported": sorted(set(sys.modules) - imported)}
 before = state()
 for model in models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -85,3 +86,11 @@ class MemoryCallback(TrainerCallback):
         self._measuring.callback(model.register_forward_pre_hook(enter).remove)
         # Called also when the forward pass raises, so that nothing stays installed.
         self._measuring.callback(model.register_forward_hook(leave, always_call=True).remove)
+
+
+def add_memory_figures(logs: dict[str, Any], callbacks: Iterable[TrainerCallback]) -> None:
+    """Put the figures of every `MemoryCallback` into a training log, before any reporter sees it."""
+    if "loss" in logs:
+        for callback in callbacks:
+            if isinstance(callback, MemoryCallback):
+                logs.update(callback.figures())
