@@ -15,7 +15,7 @@ from .planning import OPTIMIZERS, Lora, PlanningError, as_json, plan_memory, ren
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 2 where something that the user gave is wrong."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["run"]:  # not parsed here: a script's arguments are its own
         return launch.main(arguments[1:])
     options = _parser().parse_args(arguments)

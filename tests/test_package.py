@@ -113,6 +113,26 @@ def test_exports_what_it_says() -> None:
     assert promised <= set(hf_invact.__all__)
 
 
+def test_a_name_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'patch_modle'"):
+        _ = hf_invact.patch_modle
+
+
+def test_parts_are_imported_at_their_first_use() -> None:
+    code = """if True:
+        import sys
+        import hf_invact
+        assert not {"torch", "transformers"} & set(sys.modules)
+        assert set(hf_invact.__all__) <= set(dir(hf_invact))
+        assert hf_invact.nn.GELU.__module__ == "hf_invact.nn"
+        assert "hf_invact.planning" not in sys.modules
+        from hf_invact import *
+        assert plan_memory is hf_invact.planning.plan_memory
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert result.returncode == 0, result.stderr
+
+
 OPTIONAL = ["triton", "datasets", "evaluate", "matplotlib", "jinja2", "rich", "tensorboard"]
 EFFECTS = """
 import json, os, sys
