@@ -233,6 +233,14 @@ def hf_parser(arguments: list[str] | None) -> Any:
     return args
 
 
+def hf_parser_with_a_name(arguments: list[str] | None) -> Any:
+    parser = HfArgumentParser(InvActTrainingArguments)
+    parser.add_argument("name")
+    args, rest = parser.parse_args_into_dataclasses(["data.json", *(sys.argv[1:] if arguments is None else arguments)])
+    assert rest.name == "data.json"
+    return args
+
+
 def own_parser(arguments: list[str] | None) -> Any:
     parser = argparse.ArgumentParser()
     parser.add_argument("--output_dir")
@@ -255,11 +263,19 @@ def commands_parser(arguments: list[str] | None) -> Any:
     [
         (hf_parser, [USE]),
         (hf_parser, [USE, "true"]),
+        (hf_parser_with_a_name, [USE]),
         (own_parser, [USE]),
         (own_parser, [USE, "--", "a", "--b"]),
         (commands_parser, [USE]),
     ],
-    ids=["HfArgumentParser", "HfArgumentParser, a value", "argparse", "argparse, names", "argparse, commands"],
+    ids=[
+        "HfArgumentParser",
+        "HfArgumentParser, a value",
+        "HfArgumentParser, a name",
+        "argparse",
+        "argparse, names",
+        "argparse, commands",
+    ],
 )
 def test_a_parser_that_knows_the_flag_finds_it(
     parse: Callable[[list[str] | None], Any],
