@@ -1,6 +1,6 @@
 """A training script that knows nothing of inverted activations. It writes what it saw to a JSON file.
 
-`kept` counts what the first training step kept for its backward pass, in its own way.
+`kept` counts what the second training step kept for its backward pass, in its own way.
 """
 
 import json
@@ -25,7 +25,7 @@ class CountingTrainer(Trainer):
     kept = 0
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        if self.kept:
+        if self.kept or self.state.global_step == 0:
             return super().compute_loss(model, inputs, *args, **kwargs)
         weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
         storages = {}
