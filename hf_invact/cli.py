@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, launch
 from .environment import describe_installation, render_installation
 from .patching import PatchingError
 from .planning import (
@@ -34,8 +34,10 @@ from .planning import (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 2 where something that the user gave is wrong."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["run"]:  # not parsed here: a script's arguments are its own
+        return launch.main(arguments[1:])
+    options = _parser().parse_args(arguments)
     try:
         run: Callable[[argparse.Namespace], int] = options.run
         return run(options)
@@ -48,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-invact", description="Inverted activations for Hugging Face models.")
     parser.add_argument("--version", action="version", version=f"hf_invact {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("run", help="start a training script with --use_inverted_activations understood")
     plan = commands.add_parser(
         "plan",
         help="predict the memory that training needs, with and without",

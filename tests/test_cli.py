@@ -146,8 +146,24 @@ def test_bad_sizes_are_refused(size: str, config: str, capsys: pytest.CaptureFix
     assert "80GiB" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_run_leaves_every_argument_to_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    script = tmp_path / "train.py"
+    script.write_text("import sys; raise ValueError(sys.argv[1:])")
+    with pytest.raises(ValueError, match=r"\['--help', '--json', 'plan'\]"):  # also what it raises
+        main(("run", str(script), "--help", "--json", "plan"))
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"\n    {name} " in printed for name in ("plan", "run", "info"))
+
+
 def test_runs_as_a_process(config: str) -> None:
-    command = [sys.executable, "-m", "hf_invact.cli", "plan", config, *SIZE]
+    command = [sys.executable, "-m", "hf_invact", "plan", config, *SIZE]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
