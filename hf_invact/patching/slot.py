@@ -107,10 +107,12 @@ def restore(block: nn.Module, attribute: str) -> None:
         _set(block, attribute, patched.original)
 
 
-def patched_attributes(block: nn.Module) -> list[str]:
-    """The attributes of a block that are patched."""
-    attributes = {**vars(block), **block._modules}
-    return [name for name, value in attributes.items() if isinstance(value, (PatchedActivation, LearnedActivation))]
+def patched(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """The patched activations of a model: the qualified name of the block, the block, and where it holds it."""
+    for name, block in model.named_modules():
+        for attribute, value in {**vars(block), **block._modules}.items():
+            if isinstance(value, (PatchedActivation, LearnedActivation)):
+                yield name, block, attribute
 
 
 def plan_of(block: nn.Module, attribute: str) -> Plan | None:
