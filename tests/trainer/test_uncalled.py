@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from hf_invact import InvertedActivationsCallback
@@ -126,6 +126,18 @@ def test_a_plain_function_is_seen_too(tmp_path: Path, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING, logger="hf_invact"):
         make_trainer(model, args, InvertedActivationsCallback()).train()
     assert warnings_of(caplog) == ["unused.intermediate_act_fn"]
+
+
+def test_nothing_is_watched_after_the_first_step(tmp_path: Path) -> None:
+    class CountHooks(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            counts.append(installed_hooks(model))
+
+    model, counts = tiny_model("llama"), list[int]()
+    second_layer(model)
+    args = arguments(tmp_path, use_inverted_activations=True)
+    make_trainer(model, args, InvertedActivationsCallback(), CountHooks()).train()
+    assert counts == [0, 0, 0]
 
 
 def test_watching_changes_no_loss(tmp_path: Path) -> None:
