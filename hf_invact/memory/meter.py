@@ -174,12 +174,17 @@ class SavedActivations:
 
 
 class _Holder:
-    """Stands for a saved tensor in the graph. It dies with the graph's node, which is how a release is noticed."""
+    """Stands for a saved tensor in the graph. It dies with the graph's node, which is how a release is noticed.
 
-    __slots__ = ("__weakref__", "tensor")
+    The tensor is detached: an operation that saves its own output would else be held by what it holds, and where no
+    backward pass frees the graph, nothing would (Python's garbage collector does not see it), weights included.
+    """
+
+    __slots__ = ("__weakref__", "storage", "tensor")
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        self.tensor = tensor.detach()
+        self.storage = tensor.untyped_storage()  # which a detached fake tensor does not share
 
     def unwrap(self) -> Tensor:
         return self.tensor

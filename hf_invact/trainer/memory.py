@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,12 +25,9 @@ class MemoryCallback(TrainerCallback):
     (TensorBoard, W&B, ...) sees them with `InvActTrainerMixin`. After the first step the parts of what is saved are
     logged once (at level INFO, by this module's logger), as ``hf-invact plan`` prints them.
 
-    Nothing is measured where saved tensors pass through hooks around the forward pass (activation offloading): of two
-    pairs of hooks PyTorch runs only the inner one, so that measuring would switch offloading off for a step. PyTorch
-    before 2.8 does not tell whether there are any.
-
     Attributes:
-        saved: the measurement of the first forward pass; None before it, or where it cannot be taken.
+        saved: the measurement of the first forward pass; None before it, or where it cannot be taken (compiled, or
+            offloaded).
         saved_by_part: its bytes, by part (see `hf_invact.memory.PARTS`); empty before the first step has ended.
     """
 
@@ -89,13 +87,13 @@ class MemoryCallback(TrainerCallback):
         """Meter the next forward pass that trains, and take the hooks away after it."""
 
         def enter(module: nn.Module, args: Any) -> None:
-            if self.saved is not None or not (module.training and torch.is_grad_enabled()):
+            if self.saved is not None or not module.training or not torch.is_grad_enabled():
                 return
-            if _are_saved_tensors_hooked():
+            if hooks_are_active():  # of these only the innermost run, so the step would keep all on the device
                 self._measuring.close()
-                logger.info("saved activation bytes are not measured: other hooks take the saved tensors (offloading)")
-            else:
-                self.saved = self._measuring.enter_context(SavedActivations(module))
+                logger.info("saved activation bytes are not measured where they are offloaded")
+                return
+            self.saved = self._measuring.enter_context(SavedActivations(module))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if self.saved is not None:
@@ -106,6 +104,18 @@ class MemoryCallback(TrainerCallback):
         self._measuring.callback(model.register_forward_hook(leave, always_call=True).remove)
 
 
-def _are_saved_tensors_hooked() -> bool:
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return top is not None and top(True) is not None
+def hooks_are_active() -> bool:
+    """Whether something (activation offloading, say) handles here what autograd saves."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("only asked whether there are any"):
+            return False
+    except RuntimeError:
+        return True
+
+
+def add_memory_figures(logs: dict[str, Any], callbacks: Iterable[TrainerCallback]) -> None:
+    """Put the figures of every `MemoryCallback` into a training log, before any reporter sees it."""
+    if "loss" in logs:
+        for callback in callbacks:
+            if isinstance(callback, MemoryCallback):
+                logs.update(callback.figures())

@@ -195,15 +195,6 @@ def test_resuming_gives_the_losses_of_an_uninterrupted_run(tmp_path: Path) -> No
     assert [SAVED in entry for entry in training_logs(resumed)] == [True] * 4
 
 
-def test_liger_is_refused_at_once_naming_both_flags(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    args = arguments(tmp_path, use_inverted_activations=True, use_liger_kernel=True)
-    with pytest.raises(ValueError, match="use_liger_kernel and use_inverted_activations"):
-        make_trainer(model, args, InvertedActivationsCallback())
-    assert not is_patched(model)
-    make_trainer(model, arguments(tmp_path, use_liger_kernel=True), InvertedActivationsCallback())
-
-
 def test_a_model_that_cannot_be_patched_is_refused_at_once(tmp_path: Path) -> None:
     args = arguments(tmp_path, use_inverted_activations=True)
     with pytest.raises(PatchingError, match="nothing to invert"):
