@@ -152,7 +152,7 @@ def recorded(block: nn.Module, attribute: str, results: list[Tensor]) -> Iterato
 
 class _Recorder(nn.Module):
     # Not made where it is used: a class is a cycle, which would hold the results until garbage is collected.
-    original: Any
+    original: Callable[..., Tensor]
 
     def __init__(self, original: Any, results: list[Tensor]) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -84,24 +85,47 @@ class MemoryCallback(TrainerCallback):
             state.log_history[-1].update(self.figures())
 
     def _measure_next_forward(self, model: nn.Module) -> None:
-        """Meter the next forward pass that trains, and take the hooks away after it."""
+        """Meter the next forward pass that trains. What that takes is gone after it."""
+        metered = vars(model).get("forward")
+        if not isinstance(metered, _MeteredForward):
+            metered = _MeteredForward(model)
+        metered.callbacks.append(self)
+        self._measuring.callback(metered.put_back)
 
-        def enter(module: nn.Module, args: Any) -> None:
-            if self.saved is not None or not module.training or not torch.is_grad_enabled():
-                return
+
+class _MeteredForward:
+    """Bound over a model's forward for one pass. (Hooks would stay when Ctrl-C interrupts it.)
+
+    Attributes:
+        callbacks: those that get the measurement.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.callbacks: list[MemoryCallback] = []
+        self._model, self._forward, self._bound = model, model.forward, vars(model).get("forward")
+        functools.update_wrapper(self, model.forward)
+        model.forward = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self._model.training and torch.is_grad_enabled()):
+            return self._forward(*args, **kwargs)
+        try:
             if hooks_are_active():  # of these only the innermost run, so the step would keep all on the device
-                self._measuring.close()
                 logger.info("saved activation bytes are not measured where they are offloaded")
-                return
-            self.saved = self._measuring.enter_context(SavedActivations(module))
+                return self._forward(*args, **kwargs)
+            with SavedActivations(self._model) as saved:
+                for callback in self.callbacks:
+                    callback.saved = saved
+                return self._forward(*args, **kwargs)
+        finally:
+            for callback in self.callbacks:
+                callback._measuring.close()
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            if self.saved is not None:
-                self._measuring.close()
-
-        self._measuring.callback(model.register_forward_pre_hook(enter).remove)
-        # Called also when the forward pass raises, so that nothing stays installed.
-        self._measuring.callback(model.register_forward_hook(leave, always_call=True).remove)
+    def put_back(self) -> None:
+        if vars(self._model).get("forward") is self:
+            del self._model.forward
+            if self._bound is not None:
+                self._model.forward = self._bound
 
 
 def hooks_are_active() -> bool:

@@ -164,7 +164,7 @@ def test_a_training_that_raises_leaves_no_hook(break_it: Callable[[Trainer], Non
     assert not memory.hooks_are_active()
 
 
-def test_an_interrupted_measurement_is_ended_by_the_next_training(tmp_path: Path) -> None:
+def test_an_interrupted_measurement_is_ended_at_once(tmp_path: Path) -> None:
     class CountHooks(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             counts.append(installed_hooks(model))
@@ -174,7 +174,9 @@ def test_an_interrupted_measurement_is_ended_by_the_next_training(tmp_path: Path
     broken_block(KeyboardInterrupt())(trainer)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert memory.hooks_are_active(), "nobody could have ended the measurement"
+    assert not memory.hooks_are_active()
+    assert installed_hooks(model) == 0
+    assert "forward" not in vars(model)
     del model.model.layers[1].mlp.forward
     trainer.train()
     assert counts == [0, 0]

@@ -1,0 +1,151 @@
+"""A training that ends by an exception leaves a model that can be unpatched, and trained again as a fresh one."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+
+from hf_invact import InvertedActivationsCallback, unpatch_model
+from hf_invact.patching import slot
+from tests.models import tiny_model
+from tests.trainer.helpers import arguments, installed_hooks, is_patched, losses, make_trainer
+
+MESSAGE = "the test is out of memory."  # as accelerate knows it
+ERRORS = [torch.OutOfMemoryError, KeyboardInterrupt, RuntimeError]
+each_error = pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+
+
+class Fault:
+    """Raises once, at the given call of what it is put into; `passing` counts the calls of a whole training."""
+
+    def __init__(self, error: type[BaseException], at: int) -> None:
+        self.error, self.at, self.calls = error, at, 0
+
+    def __call__(self, *args: Any) -> None:
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error(MESSAGE)
+
+
+def in_forward(model: PreTrainedModel, fault: Fault) -> None:
+    """After the activations of the last layer."""
+    list(slot.patched(model))[-1][1].register_forward_hook(lambda *args: fault())
+
+
+def in_backward(model: PreTrainedModel, fault: Fault) -> None:
+    """Where the gradient of the first layer's block arrives, after the last layer's was computed."""
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(fault)
+
+    next(iter(slot.patched(model)))[1].register_forward_hook(hook)
+
+
+def in_operator(model: PreTrainedModel, fault: Fault) -> None:
+    """Inside the inverted activation's own gradient: what it is given is unpacked by hooks of the test."""
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        node = output.grad_fn
+        while node is not None and "hf_invact" not in node.name():
+            node = next((before for before, _ in node.next_functions if before is not None), None)
+        if node is not None:
+            node.register_prehook(fault)
+
+    next(iter(slot.patched(model)))[1].register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("place", [in_forward, in_backward, in_operator], ids=lambda place: place.__name__)
+@pytest.mark.parametrize("step", [1, 2], ids=["first step", "second step"])
+@each_error
+def test_trains_again_as_a_fresh_model(
+    error: type[BaseException],
+    step: int,
+    place: Callable[[PreTrainedModel, Fault], None],
+    name: str,
+    tmp_path: Path,
+) -> None:
+    class Place(TrainerCallback):
+        """After the model is patched anew, so that only training is counted."""
+
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            before = {module: len(module._forward_hooks) for module in model.modules()}
+            place(model, fault)
+            blocks.extend(module for module in before if len(module._forward_hooks) > before[module])
+
+    blocks: list[nn.Module] = []
+    args = arguments(tmp_path, use_inverted_activations=True)
+    model, fault = tiny_model(name), Fault(error, step)
+    trainer = make_trainer(model, args, InvertedActivationsCallback(), Place())
+    with pytest.raises(error, match=MESSAGE):
+        trainer.train()
+    assert fault.calls == step
+    assert is_patched(model)
+    unpatch_model(model)
+    assert not is_patched(model)
+    assert list(slot.patched(model)) == []
+    blocks.pop()._forward_hooks.clear()  # the test's own
+    assert installed_hooks(model) == 0
+    assert "forward" not in vars(model)
+
+    model.load_state_dict(tiny_model(name).state_dict())
+    model.zero_grad()
+    runs = []
+    for each in (model, tiny_model(name)):
+        set_seed(args.seed)
+        runs.append(make_trainer(each, args, InvertedActivationsCallback()))
+        runs[-1].train()
+    again, fresh = map(losses, runs)
+    assert len(fresh) == 3
+    assert again == fresh
+    assert not is_patched(model)
+    assert installed_hooks(model) == 0
+
+
+@each_error
+def test_an_interrupted_step_is_freed(error: type[BaseException], tmp_path: Path) -> None:
+    """Whether it is the measured one or not: memory that a failed step still held would fail the next one."""
+    model = tiny_model("llama")
+    args = arguments(tmp_path, use_inverted_activations=True)
+    products: list[weakref.ref[Tensor]] = []
+
+    class Place(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            for _, block, _ in slot.patched(model):
+                down: nn.Module = block.down_proj
+                down.register_forward_pre_hook(lambda module, args: products.append(weakref.ref(args[0])))
+            in_forward(model, Fault(error, 1))
+
+    trainer = make_trainer(model, args, InvertedActivationsCallback(), Place())
+    with pytest.raises(error):
+        trainer.train()
+    gc.collect()  # frames and tracebacks
+    assert len(products) == 2
+    assert [reference() for reference in products] == [None, None]
+
+
+def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path) -> None:
+    """`auto_find_batch_size` runs out of memory inside a training, and begins another one."""
+
+    class Place(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            if fault.calls == 0:
+                in_backward(model, fault)
+
+    model, fault = tiny_model("llama"), Fault(torch.OutOfMemoryError, 1)
+    args = arguments(tmp_path, use_inverted_activations=True, per_device_train_batch_size=4, auto_find_batch_size=True)
+    trainer = make_trainer(model, args, InvertedActivationsCallback(), Place())
+    trainer.train()
+    assert fault.calls > 1
+    assert trainer._train_batch_size < 4
+    assert len(losses(trainer)) >= 3
+    assert not is_patched(model)
