@@ -54,7 +54,9 @@ class SavedActivations:
 
     def __init__(self, model: nn.Module, ignore: Iterable[Tensor] = ()) -> None:
         self._model = model
-        self._own = {_key(tensor) for tensor in [*model.parameters(), *model.buffers(), *ignore]}
+        own = [*model.parameters(), *model.buffers(), *ignore]
+        # Held, because a forward pass may replace a buffer, and its key would pass to another storage.
+        self._own = {_key(tensor): tensor.untyped_storage() for tensor in own}
         self._stack = ExitStack()
         self._running: list[str] = []
         self._returned: dict[int, tuple[weakref.ref[Tensor], str]] = {}
