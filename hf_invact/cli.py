@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
+from .environment import describe_installation, render_installation
 from .patching import PatchingError
 from .planning import OPTIMIZERS, Lora, PlanningError, as_json, plan_memory, render
 
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--dtype", default="bfloat16", help="of the weights: bfloat16 (default), float16, float32")
     plan.add_argument("--autocast", action="store_true", help="run the forward pass under autocast")
     plan.add_argument("--lora", type=_lora, metavar="r=16,dropout=0,targets=all", help="train adapters alone")
-    plan.add_argument("--attn", default="sdpa", metavar="sdpa|eager", help="attention implementation")
+    plan.add_argument("--attn", default="sdpa", metavar="sdpa|eager|flash_attention_2", help="attention implementation")
     plan.add_argument(
         "--optimizer",
         default="adamw_fused",
@@ -51,7 +52,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--gradient-checkpointing", action="store_true")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    info = commands.add_parser(
+        "info",
+        help="tell versions, devices, backends and activations, as for a bug report",
+        description="Tell the versions of what is installed, the devices, the backend that each gets and why, and the "
+        "activations that can be inverted.",
+    )
+    info.set_defaults(run=_info)
+    info.add_argument("--json", action="store_true", help="print it as JSON")
     return parser
+
+
+def _info(options: argparse.Namespace) -> int:
+    facts = describe_installation()
+    print(json.dumps(facts, indent=2) if options.json else render_installation(facts))
+    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -66,8 +66,10 @@ def test_plan_as_json_has_what_python_gives(config: str, capsys: pytest.CaptureF
         (["no/such-model", *SIZE], "no/such-model"),
         (["{config}", "--batch-size", "0", "--seq-len", "8"], "batch"),
         (["{config}", *SIZE, "--dtype", "int8"], "dtype must be one of"),
+        (["{config}", *SIZE, "--attn", "flash"], "attention must be one of sdpa, eager, flash_attention_2"),
+        (["{config}", *SIZE, "--attn", "flash_attention_2", "--dtype", "float32"], "no kernel for float32"),
     ],
-    ids=["unknown-model", "empty-batch", "unknown-dtype"],
+    ids=["unknown-model", "empty-batch", "unknown-dtype", "unknown-attention", "no-kernel"],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str], message: str, config: str, capsys: pytest.CaptureFixture[str]

@@ -26,11 +26,11 @@ ORDER = (
     ("functional",),
     ("nn",),
     ("patching",),
-    ("trainer", "planning"),
+    ("trainer", "planning", "environment"),
     ("experiments",),
     ("cli",),
 )
-USERS_OF_MEMORY = ("patching", "trainer", "planning", "experiments", "cli")
+USERS_OF_MEMORY = ("patching", "trainer", "planning", "environment", "experiments", "cli")
 ALLOWED = {part: {part, *sum(ORDER[:level], ())} for level, parts in enumerate(ORDER) for part in parts}
 ALLOWED["memory"] = {"memory"}
 for _part in USERS_OF_MEMORY:

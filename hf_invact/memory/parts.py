@@ -76,8 +76,20 @@ def _is_within(name: str, block: str) -> bool:
     return name == block or name.startswith(f"{block}.")
 
 
+def _own_names(model: nn.Module) -> set[str]:
+    """The names of the model itself: within wrappers that hold nothing else (PEFT's, DDP's) it has a longer one."""
+    name, names = "", {""}
+    while len(children := dict(model.named_children())) == 1:
+        ((attribute, model),) = children.items()
+        name = f"{name}.{attribute}" if name else attribute
+        if any(model.children()):  # else it is a layer
+            names.add(name)
+    return names
+
+
 def part_classifier(model: nn.Module) -> Callable[[str], str]:
     modules = dict(model.named_modules())
+    own = _own_names(model)
 
     def part_of(name: str) -> str:
         module = modules[name]
@@ -88,7 +100,7 @@ def part_classifier(model: nn.Module) -> Callable[[str], str]:
             return "dropout"
         if "norm" in kind:
             return "norm"
-        if name == "":
+        if name in own:
             return "head and loss"  # the model's own forward: the loss
         return next((part for part, words in _WORDS if any(word in name.lower() for word in words)), "other")
 

@@ -21,7 +21,7 @@ from . import eager
 from .formula import dtype_inside, split
 from .layout import flat, flat_like
 from .packing import BITS, empty_bits, packed_size, unpack
-from .quotient import away_from_zero, rebuild
+from .quotient import away_from_zero, rebuild, uncertainty
 
 # A CPU kernel for tensors of any size would run on one core, so there is one for pieces of each of these sizes: a call
 # costs about 50 microseconds, and what is left at the end is padded.
@@ -80,11 +80,11 @@ def _multiply(curve: Curve, y: Tensor, up: Tensor) -> tuple[Tensor, ...]:
 def _gate_backward(
     curve: Curve, dy: Tensor, product: Tensor, up: Tensor, is_left: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    rebuilt = rebuild(product, up, curve.limits or ())
-    gradient = dy.to(rebuilt.y.dtype)
-    slope = _derivative(curve, product.dtype, rebuilt.y, is_left, rebuilt.error)
+    y = rebuild(product, up, curve.limits or ())
+    gradient = dy.to(y.dtype)
+    slope = _derivative(curve, product.dtype, y, is_left, uncertainty(y, product.dtype))
     # Multiplied in the order of the native gradients, which overflows nowhere else.
-    return (slope * (gradient * up)).to(dy.dtype), (gradient * rebuilt.y).to(dy.dtype)
+    return (slope * (gradient * up)).to(dy.dtype), (gradient * y).to(dy.dtype)
 
 
 def _pack_sides(curve: Curve, x: Tensor) -> tuple[Tensor, ...]:

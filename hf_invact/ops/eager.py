@@ -12,7 +12,7 @@ from ..curves import Curve, Fit
 from .layout import flat, flat_like
 from .packing import BITS, empty_bits, pack, packed_size, unpack
 from .quotient import away_from_zero, rebuild
-from .slopes import slopes_of
+from .slopes import slopes_of, slopes_of_rebuilt
 
 # Elements in a piece, a multiple of 8. On a CPU its buffers should stay in the cache, and every operation pays for
 # starting the threads; on other devices an operation costs a launch, so pieces only bound the temporary memory.
@@ -120,13 +120,13 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     gradients, products, ups = (flat_like(tensor, product) for tensor in (dy, product, up))
     dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
     dgates, dups = flat(dgate), flat(dup)
-    slopes = slopes_of(curve, product)
+    slopes = slopes_of_rebuilt(curve, product)
     for start, stop in pieces(products):
-        rebuilt = rebuild(products[start:stop], ups[start:stop], curve.limits or ())
-        gradient = gradients[start:stop].to(rebuilt.y.dtype)
-        torch.mul(gradient, rebuilt.y, out=dups[start:stop])
-        slope = slopes(rebuilt.y, _left_of(side, start, stop), rebuilt.error)
+        y = rebuild(products[start:stop], ups[start:stop], curve.limits or ())
+        gradient = gradients[start:stop].to(y.dtype)
+        torch.mul(gradient, y, out=dups[start:stop])
         # Multiplied in the order of the native gradients, which overflows nowhere else.
+        slope = slopes(y, _left_of(side, start, stop))
         torch.mul(slope, gradient * ups[start:stop], out=dgates[start:stop])
     return dgate, dup
 

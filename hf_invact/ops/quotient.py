@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,26 +14,24 @@ from .formula import dtype_inside
 # have room; in float16 the product of the smallest factor and an output of 1/4 is just not subnormal.
 TINY = {torch.float16: 2.0**-12}
 DEFAULT_TINY = 2.0**-60
-EXPONENT_BITS = 0x7F800000  # of a float32 number
-
-
-@dataclass(frozen=True)
-class Rebuilt:
-    """``y``, in float32 (float64 for float64), and how far the exact output may be from it, where that is known.
-
-    It may be further where a subnormal product has lost digits, except next to a turning point, where that matters.
-    """
-
-    y: Tensor
-    error: Tensor | None
+SIGN_AND_EXPONENT = -1 << 23  # of a float32 number's bits
 
 
 def away_from_zero(factor: Tensor) -> Tensor:
-    """The factor, or the smallest that keeps what it is multiplied with, with its sign."""
-    return factor.abs().clamp_(min=TINY.get(factor.dtype, DEFAULT_TINY)).copysign_(factor)
+    """The factor, or the smallest that keeps what it is multiplied with, with its sign; new memory only for that."""
+    tiny = TINY.get(factor.dtype, DEFAULT_TINY)
+    if _costs_little_to_ask(factor) and factor.abs().min().item() >= tiny:
+        return factor
+    return factor.abs().clamp_(min=tiny).copysign_(factor)
 
 
-def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = ()) -> Rebuilt:
+def _costs_little_to_ask(tensor: Tensor) -> bool:
+    """Whether one of its numbers is known without waiting for a device or breaking a graph."""
+    is_real = type(tensor) is Tensor and not torch.compiler.is_compiling()
+    return is_real and tensor.device.type == "cpu" and tensor.numel() > 0
+
+
+def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = ()) -> Tensor:
     """The output ``y`` whose product with ``away_from_zero(factor)`` was rounded to ``product``; shape (size,) each.
 
     In half precision ``y`` was rounded too. Unless the product is subnormal, mostly only one number of the dtype can
@@ -41,34 +39,49 @@ def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = ()) -> Re
 
     Args:
         likely: outputs of whole ranges of inputs, which are taken where they can have been it.
+
+    Returns:
+        In float32 (float64 for float64).
     """
-    rebuilt = _rebuild(product, factor)
-    for value in likely:
-        is_near = (rebuilt.y - value).abs_() <= abs(value) * torch.finfo(product.dtype).eps
-        rebuilt.y.masked_fill_(is_near, value)
-    return rebuilt
-
-
-def _rebuild(product: Tensor, factor: Tensor) -> Rebuilt:
     wide = dtype_inside(product)
     divisor = away_from_zero(factor).to(wide)
-    wide_product = product.to(wide)
-    quotient = wide_product / divisor
-    if product.dtype == wide:
-        return Rebuilt(quotient, None)
-    y = quotient.to(product.dtype).to(wide)
-    step = _last_place(y, product.dtype)
-    distance = quotient.sub_(y)
-    uncertainty = _last_place(wide_product, product.dtype).mul_(0.5).div_(divisor.abs_())
-    is_one_of_two = (uncertainty.add_(distance.abs()) >= step).logical_and_(distance != 0)
-    half_step = step.mul_(0.5)
-    y = y.add_(half_step.copysign(distance).mul_(is_one_of_two))
-    return Rebuilt(y, half_step.mul_(is_one_of_two.to(wide).add_(1.0)))
+    y = product / divisor if product.dtype == wide else _middle(product, divisor)
+    for value in likely:
+        is_near = (y - value).abs_() <= abs(value) * torch.finfo(product.dtype).eps
+        y.masked_fill_(is_near, value)
+    return y
 
 
-def _last_place(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between neighbouring numbers of a half-precision dtype at these, float32, shape (size,)."""
+def uncertainty(rebuilt: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """How far the exact output may be from one that was rebuilt from numbers of this dtype, where that is known.
+
+    It may be further where a subnormal product has lost digits, except next to a turning point, where that matters.
+
+    Returns:
+        float32, shape (size,); None but for half precision.
+    """
+    if dtype.itemsize > 2:
+        return None
     info = torch.finfo(dtype)
-    # The bits of the exponent alone are the power of two below a number.
-    powers = numbers.view(torch.int32).bitwise_and(EXPONENT_BITS).view(torch.float32)
-    return powers.clamp_(info.smallest_normal, info.max).mul_(info.eps)
+    bits = rebuilt.view(torch.int32)
+    power = (bits & SIGN_AND_EXPONENT).view(torch.float32).abs_().clamp_(info.smallest_normal, info.max)
+    is_between = (bits >> (missing_digits(dtype) - 1)) & 1
+    return power.mul_(info.eps / 2).mul_(is_between.add_(1))
+
+
+def missing_digits(dtype: torch.dtype) -> int:
+    """Binary digits of a float32 number that a number of a half-precision dtype lacks."""
+    return round(math.log2(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps))
+
+
+def _middle(product: Tensor, divisor: Tensor) -> Tensor:
+    """The middle of the half-precision numbers whose product with the divisor can have been rounded to ``product``."""
+    info, digit = torch.finfo(product.dtype), 1 << missing_digits(product.dtype)
+    exact = product.float()
+    power = (exact.view(torch.int32) & SIGN_AND_EXPONENT).view(torch.float32)
+    # Both ends of what is rounded to the product, divided, and then rounded inwards.
+    far = torch.add(exact, power, alpha=info.eps / 2).div_(divisor)
+    near = exact.sub_(power, alpha=info.eps / 2).div_(divisor)
+    far.view(torch.int32).bitwise_and_(-digit)
+    near.view(torch.int32).add_(digit - 1).bitwise_and_(-digit)
+    return near.lerp_(far, 0.5)

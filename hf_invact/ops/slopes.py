@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..curves import Curve, Fit
-from .formula import Slopes, evaluator
+from .formula import evaluator
+from .quotient import uncertainty
 from .tables import lookup
 
 # From so many elements on, making a table (which is kept) costs less than it saves.
 TABLE_FROM = 1 << 18
 
+# ``D(y, is_left)`` for pieces of a tensor. The result, as of `formula.Slopes`, is valid until the next call.
+SlopesOf = Callable[[Tensor, Tensor | None], Tensor]
 
-def slopes_of(curve: Curve, like: Tensor) -> Slopes:
+
+def slopes_of(curve: Curve, like: Tensor) -> SlopesOf:
     """What computes a curve's derivative for pieces of a tensor such as this one."""
-    evaluated = evaluator(curve, like)
-    if not _is_worth_a_table(curve, like):
-        return evaluated
-    look_up = lookup(curve, like.dtype)
+    return lookup(curve, like.dtype) if _is_worth_a_table(curve, like) else evaluator(curve, like)
 
-    def looked_up(y: Tensor, is_left: Tensor | None, error: Tensor | None = None) -> Tensor:
-        if error is not None:  # it was rebuilt, and is no number of the dtype
-            return evaluated(y, is_left, error)
-        return look_up(y, is_left)
 
-    return looked_up
+def slopes_of_rebuilt(curve: Curve, product: Tensor) -> SlopesOf:
+    """The same for outputs that `quotient.rebuild` took from pieces of a product such as this one."""
+    if product.dtype.itemsize > 2:
+        return slopes_of(curve, product)
+    if _is_worth_a_table(curve, product):
+        return lookup(curve, product.dtype, rebuilt=True)
+    evaluated = evaluator(curve, product)
+    return lambda y, is_left: evaluated(y, is_left, uncertainty(y, product.dtype))
 
 
 def _is_worth_a_table(curve: Curve, like: Tensor) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..curves import Curve, Fit
 from .formula import evaluator, select, split
+from .quotient import missing_digits, uncertainty
 
 # Of a float32 number, the sign, the exponent and seven digits of the significand choose the line that it lies on.
 LOW_BITS = 16
@@ -19,15 +20,19 @@ LINES = 1 << (32 - LOW_BITS)
 VANISHED = 1e-30  # outputs that are smaller on the left have no derivative either
 
 
-def lookup(curve: Curve, dtype: torch.dtype) -> Callable[[Tensor, Tensor | None], Tensor]:
+def lookup(curve: Curve, dtype: torch.dtype, *, rebuilt: bool = False) -> Callable[[Tensor, Tensor | None], Tensor]:
     """What finds ``D(y, is_left)`` for pieces, shape (size,), of an output of this dtype.
 
     The result is float32, and valid until the next call.
 
-    Half precision: the formula's value for each of the 65,536 numbers, so equal to it in every bit. float32: on
-    straight lines between the formula's values, at most 4e-6 away from it. float32 needs a fitted curve.
+    Half precision: the formula's value for each number, so equal to it in every bit. float32: on straight lines between
+    the formula's values, at most 4e-6 away from it. float32 needs a fitted curve.
+
+    Args:
+        rebuilt: the pieces come from `quotient.rebuild`.
     """
-    table_of = _Lines if dtype == torch.float32 else _Numbers
+    in_half_precision = _Middles if rebuilt else _Numbers
+    table_of = _Lines if dtype == torch.float32 else in_half_precision
     table = lru_cache(maxsize=1)(lambda size: table_of(curve, dtype, size))
     return lambda y, is_left: table(y.numel()).derivative(y, is_left)
 
@@ -37,15 +42,31 @@ class _Numbers:
 
     def __init__(self, curve: Curve, dtype: torch.dtype, size: int) -> None:
         self.size = size
-        self.table = _numbers(curve, dtype)
+        self.table, self.per_side = _numbers(curve, dtype), 1 << 16
         self.index = torch.empty(size, dtype=torch.int32)
         self.result = torch.empty(size)
 
     def derivative(self, y: Tensor, is_left: Tensor | None) -> Tensor:
-        index = self.index.copy_(y.view(torch.int16))
+        index = self.bits(y)
         if is_left is not None:
-            index.add_(is_left, alpha=1 << 16)
-        return torch.index_select(self.table, 0, index.add_(1 << 15), out=self.result)
+            index.add_(is_left, alpha=self.per_side)
+        return torch.index_select(self.table, 0, index.add_(self.per_side // 2), out=self.result)
+
+    def bits(self, y: Tensor) -> Tensor:
+        """As integers, in a buffer."""
+        return self.index.copy_(y.view(torch.int16))
+
+
+class _Middles(_Numbers):
+    """The same for rebuilt outputs: float32, but of the dtype's digits and one more, which tells middles."""
+
+    def __init__(self, curve: Curve, dtype: torch.dtype, size: int) -> None:
+        super().__init__(curve, dtype, size)
+        self.shift = missing_digits(dtype) - 1
+        self.table, self.per_side = _middles(curve, dtype), 1 << (32 - self.shift)
+
+    def bits(self, y: Tensor) -> Tensor:
+        return torch.bitwise_right_shift(y.view(torch.int32), self.shift, out=self.index)
 
 
 class _Lines:
@@ -93,10 +114,28 @@ def _numbers(curve: Curve, dtype: torch.dtype) -> Tensor:
     """
     with _plain_cpu():
         y = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
-        evaluate = evaluator(curve, y)
-        if curve.x_min is None:
-            return evaluate(y, None).clone()
-        return torch.cat([evaluate(y, torch.full(y.shape, is_left)).clone() for is_left in (False, True)])
+        return _values(curve, dtype, y, None)
+
+
+@cache
+def _middles(curve: Curve, dtype: torch.dtype) -> Tensor:
+    """The derivative at every float32 number of a half-precision dtype's digits and one more, ordered in the same way.
+
+    Returns:
+        float32, shape (131072,) in bfloat16 and (1048576,) in float16, or twice that: see `_numbers`.
+    """
+    shift = missing_digits(dtype) - 1
+    half = 1 << (31 - shift)
+    with _plain_cpu():
+        y = torch.arange(-half, half, dtype=torch.int32).bitwise_left_shift(shift).view(torch.float32)
+        return _values(curve, dtype, y, uncertainty(y, dtype))
+
+
+def _values(curve: Curve, dtype: torch.dtype, y: Tensor, error: Tensor | None) -> Tensor:
+    evaluate = evaluator(curve, torch.empty(0, dtype=dtype))
+    if curve.x_min is None:
+        return evaluate(y, None, error).clone()
+    return torch.cat([evaluate(y, torch.full(y.shape, is_left), error).clone() for is_left in (False, True)])
 
 
 def _start(curve: Curve) -> float:

@@ -173,6 +173,11 @@ def describe(activation: object) -> str:
     return original_class(activation).__name__ if isinstance(activation, nn.Module) else repr(activation)
 
 
+def learned_activations() -> tuple[str, ...]:
+    """Names of the classes that have parameters of their own."""
+    return tuple(name.rpartition(".")[2] for name in _LEARNED)
+
+
 def supported_activations() -> tuple[str, ...]:
     """Short names of what `inverse_of` knows, for messages."""
     functions = [getattr(function, "__name__", repr(function)) for function in _CURVE_OF_FUNCTION]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..memory.text import size, table
 from .plans import PLANS, Plan
 
 
@@ -53,7 +54,7 @@ class PatchReport:
     def __str__(self) -> str:
         head = f"inverted activations: {self.patched} of {len(self.sites)} sites patched"
         if self.saved_bytes_per_token:
-            head += f", {_size(self.saved_bytes_per_token)} per token less for the backward pass"
+            head += f", {size(self.saved_bytes_per_token)} per token less for the backward pass"
         rows: list[tuple[str, ...]] = [("site", "block", "activation", "plan", "each keeps per token", "why")]
         alike: dict[tuple[object, ...], list[Site]] = {}
         for site in self.sites:
@@ -61,8 +62,7 @@ class PatchReport:
         rows += map(_row, alike.values())
         if not any(row[-1] for row in rows[1:]):
             rows = [row[:-1] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = table(rows, aligned="<").splitlines()
         lines += [_explain(plan) for plan in PLANS.values() if any(site.plan == plan.name for site in self.sites)]
         return "\n".join([head, *(f"  {line}" for line in lines)])
 
@@ -74,7 +74,7 @@ def _look(site: Site) -> tuple[object, ...]:
 
 def _row(sites: list[Site]) -> tuple[str, ...]:
     site = sites[0]
-    kept = "" if site.before is None or site.after is None else f"{_size(site.before)} -> {_size(site.after)}"
+    kept = "" if site.before is None or site.after is None else f"{size(site.before)} -> {size(site.after)}"
     plan = f"{site.plan} ({site.curve})" if site.curve else "-"
     return _name(sites), site.block, site.activation, plan, kept, site.reason
 
@@ -100,7 +100,3 @@ def _ranges(numbers: list[int]) -> str:
 
 def _explain(plan: Plan) -> str:
     return f"{plan.name}: keeps {plan.keeps}; {'exact' if plan.exact else 'approximate'} gradients"
-
-
-def _size(count: int) -> str:
-    return f"{count:,} B" if count < 10 * 1024 else f"{count / 1024:,.1f} KiB"

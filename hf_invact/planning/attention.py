@@ -34,7 +34,7 @@ def scaled_dot_product_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         attn_mask = attn_mask.to(dtype) if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
     if _flash_can(query, key, value, attn_mask, is_causal):
-        return _flash(query, key, value, dropout_p, is_causal, scale)
+        return flash(query, key, value, dropout_p, is_causal, scale)
     if _efficient_can(query, key, value):
         return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
     attended: Tensor = aten._scaled_dot_product_attention_math(
@@ -54,7 +54,7 @@ def _flash_can(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, i
     )
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool, scale: float | None) -> Tensor:
+def flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool, scale: float | None) -> Tensor:
     """Keeps query, key, value (padded to a head size that it has a kernel for), its output and a float32 per row."""
     width = query.shape[-1]
     if missing := -width % FLASH_HEAD_STEP:

@@ -16,7 +16,7 @@ TOKEN = 1
 
 
 def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int) -> dict[str, Any]:
-    """Keyword arguments with which a model computes its loss.
+    """Keyword arguments with which the Trainer has a model compute its loss.
 
     Sequences are full: no token is padding, so attention needs no mask beyond the model's own. Integers are real
     tensors, numbers (pixels, spectra) are fake where tensors are, of the model's dtype.
@@ -31,11 +31,11 @@ def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int) -> dict[st
     """
     takes = inspect.signature(type(model).forward).parameters
     config = model.config
-    batch: dict[str, Any] = {}
+    batch = _item_count(model, batch_size * seq_len)
     if "decoder_attention_mask" in takes:
         batch["decoder_attention_mask"] = real_tokens(1, batch_size, seq_len)
     if "pixel_values" in takes and "input_ids" not in takes:
-        return {"pixel_values": _pixels(model, batch_size), "labels": real_tokens(0, batch_size)}
+        return {**batch, "pixel_values": _pixels(model, batch_size), "labels": real_tokens(0, batch_size)}
     if "input_features" in takes and "input_ids" not in takes:
         _check_length(model, config, seq_len, "max_target_positions")
         features = torch.zeros(batch_size, config.num_mel_bins, 2 * config.max_source_positions, dtype=model.dtype)
@@ -54,6 +54,13 @@ def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int) -> dict[st
         return {**batch, "start_positions": real_tokens(0, batch_size), "end_positions": real_tokens(0, batch_size)}
     is_of_sequences = type(model).__name__.endswith("ForSequenceClassification")
     return {**batch, "labels": real_tokens(0, batch_size, *([] if is_of_sequences else [seq_len]))}
+
+
+def _item_count(model: PreTrainedModel, count: int) -> dict[str, Any]:
+    """What the Trainer has models divide the loss by that take it: a number of tokens, as a tensor."""
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    takes_it = getattr(model, "accepts_loss_kwargs", inspect.Parameter.VAR_KEYWORD in kinds)
+    return {"num_items_in_batch": torch.full((), float(count))} if takes_it else {}
 
 
 def _token_ids(config: PretrainedConfig, batch_size: int, seq_len: int) -> Tensor:

@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 
 from .errors import PlanningError
 from .fake import make_fake, recomputation
+from .flash import FLASH_ATTENTION, use_flash_attention
 from .lora import Lora, add_adapters
 from .source import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ATTENTION = ("sdpa", "eager")
+ATTENTION = ("sdpa", "eager", FLASH_ATTENTION)
 
 
 def build_model(
@@ -31,7 +32,8 @@ def build_model(
     Args:
         source: its config and class.
         dtype: of its weights (adapters are float32, as PEFT has them): one of `DTYPES`.
-        attention: implementation, one of `ATTENTION`. A model that has no sdpa takes eager.
+        attention: implementation, one of `ATTENTION`. A model that has no sdpa takes eager; one that has no flash
+            attention is refused.
         lora: adapters; None trains all weights.
         gradient_checkpointing: whether layers keep only their input, and are computed again.
 
@@ -52,7 +54,7 @@ def _on_meta(source: Source, dtype: torch.dtype, attention: str) -> PreTrainedMo
     config = copy.deepcopy(source.config)
     config.get_text_config().use_cache = config.use_cache = False  # as the Trainer has it
     has_sdpa = getattr(model_class, "_supports_sdpa", False)
-    implementation = attention if has_sdpa else "eager"
+    implementation = "sdpa" if has_sdpa and attention != "eager" else "eager"
     try:
         with torch.device("meta"):
             model: PreTrainedModel = model_class._from_config(config, dtype=dtype, attn_implementation=implementation)
@@ -61,6 +63,8 @@ def _on_meta(source: Source, dtype: torch.dtype, attention: str) -> PreTrainedMo
             f"{model_class.__name__} of {source.name!r} cannot be built without weights "
             f"({type(error).__name__}: {error}); check its config, or name another class in its architectures"
         ) from error
+    if attention == FLASH_ATTENTION:
+        use_flash_attention(model)
     return model
 
 

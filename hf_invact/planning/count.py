@@ -19,6 +19,7 @@ from .batch import make_batch
 from .build import ATTENTION, DTYPES, build_model
 from .errors import PlanningError
 from .fake import DEVICES, fake_tensors
+from .flash import FLASH_ATTENTION, attention_of, check_flash_attention
 from .lora import Lora
 from .peak import OPTIMIZERS, Peak, predict_peak
 from .records import MemoryPlan
@@ -52,7 +53,8 @@ def plan_memory(
         dtype: of the weights: "float32", "bfloat16" or "float16".
         autocast: whether it runs under autocast, to bfloat16 (float16 where that is the weights' dtype).
         lora: adapters; None trains all weights.
-        attention: "sdpa" or "eager".
+        attention: "sdpa", "eager" or "flash_attention_2" (which need not be installed; what it keeps is taken from its
+            source, and was not compared with a run).
         gradient_checkpointing: whether layers are computed again in the backward pass.
         config: what to patch, and how.
         device: "cuda", or "cpu" for what a run on a CPU keeps.
@@ -75,6 +77,8 @@ def plan_memory(
     _check("dtype", dtype, DTYPES)
     _check("attention", attention, ATTENTION)
     _check("device", device, DEVICES)
+    if attention == FLASH_ATTENTION:
+        check_flash_attention(dtype, autocast, device)
     if optimizer is not None:
         _check("optimizer", optimizer, OPTIMIZERS)
     for name, number in (("batch_size", batch_size), ("seq_len", seq_len)):
@@ -101,7 +105,7 @@ def plan_memory(
             dtype=dtype,
             autocast=autocast,
             lora=lora,
-            attention=built.config._attn_implementation,
+            attention=attention_of(built),
             gradient_checkpointing=gradient_checkpointing,
             device=device,
             parameter_bytes=_bytes([*weights, *built.buffers()]),
@@ -168,7 +172,7 @@ def _patch(
 
 
 def _notes(model: PreTrainedModel, seq_len: int, attention: str) -> Iterator[str]:
-    implementation = model.config._attn_implementation
+    implementation = attention_of(model)
     if implementation != attention:
         yield f"{type(model).__name__} has no {attention} attention, so {implementation} is planned."
     config = model.config.get_text_config()
@@ -177,8 +181,8 @@ def _notes(model: PreTrainedModel, seq_len: int, attention: str) -> Iterator[str
     has_window = layer_types is None or "sliding_attention" in layer_types
     if implementation == "sdpa" and isinstance(window, int) and window <= seq_len and has_window:
         yield (
-            f"Sequences of {seq_len} tokens reach the sliding window of {window}, so attention is given a mask, which "
-            "layers keep, and for which flash attention has no kernel."
+            f"Sequences of {seq_len} tokens reach the sliding window of {window}, so sdpa attention is given a mask, "
+            "which layers keep; flash_attention_2 needs none."
         )
 
 

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_leaves
 
 from .emulation import CudaFunctions, Kernels
+from .flash import flash_attention_registered
 
 DEVICES = ("cuda", "cpu")
 
@@ -28,6 +29,7 @@ def fake_tensors(device: str) -> Iterator[None]:
         stack.enter_context(Kernels(device))
         if device == "cuda":
             stack.enter_context(CudaFunctions())
+            stack.enter_context(flash_attention_registered())
         stack.enter_context(RealIntegers())
         yield
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
+from ..memory.text import compared, kept_table, size, table
 from .peak import CATEGORIES, Peak
 from .records import MemoryPlan
 
@@ -13,7 +12,7 @@ NOTHING = 0.001
 
 def render(plan: MemoryPlan) -> str:
     """What is kept by part, what is patched, the peak of a step, and what else there is to know."""
-    blocks = [_head(plan), _saved(plan)]
+    blocks = [_head(plan), kept_table(plain=plan.plain, patched=plan.patched)]
     if plan.report.sites:
         blocks.append(str(plan.report))
     if plan.plain_peak is not None and plan.patched_peak is not None:
@@ -39,14 +38,6 @@ def verdict(plan: MemoryPlan) -> str:
     return f"Patching does not lower the peak, which falls in the {plain.moment}."
 
 
-def size(count: int) -> str:
-    """Bytes in the largest unit that is not larger."""
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if count >= 1 << power:
-            return f"{count / (1 << power):,.2f} {unit}"
-    return f"{count} B"
-
-
 def _head(plan: MemoryPlan) -> str:
     facts = [
         f"{plan.model} ({plan.model_class})",
@@ -63,31 +54,8 @@ def _head(plan: MemoryPlan) -> str:
     )
 
 
-def _saved(plan: MemoryPlan) -> str:
-    parts = list(plan.plain) + [part for part in plan.patched if part not in plan.plain]
-    rows = [_row(part, plan.plain.get(part, 0), plan.patched.get(part, 0)) for part in parts]
-    total = _row("all", plan.plain_bytes, plan.patched_bytes)
-    return _table([("kept for the backward pass", "plain", "patched", ""), *rows, total])
-
-
 def _peaks(plain: Peak, patched: Peak, optimizer: str) -> str:
-    rows = [_row(name, plain.by_category[name], patched.by_category[name]) for name in CATEGORIES]
-    total = _row("all", plain.total_bytes, patched.total_bytes)
+    rows = [compared(name, (plain.by_category[name], patched.by_category[name])) for name in CATEGORIES]
+    total = compared("all", (plain.total_bytes, patched.total_bytes))
     moments = ("in the", plain.moment, patched.moment, "")
-    return _table([(f"peak of a step ({optimizer})", "plain", "patched", ""), *rows, total, moments])
-
-
-def _row(name: str, plain: int, patched: int) -> tuple[str, ...]:
-    change = "" if plain == patched or not plain else f"{patched / plain - 1:+.1%}"
-    return name, size(plain), size(patched), change
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(_line(row, widths) for row in rows)
-
-
-def _line(row: Iterable[str], widths: Sequence[int]) -> str:
-    first, *others = row
-    cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-    return "  ".join(cells).rstrip()
+    return table([(f"peak of a step ({optimizer})", "plain", "patched", ""), *rows, total, moments])

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..memory import SavedActivations, peak_bytes, reset_peak
+from ..memory import SavedActivations, by_part, peak_bytes, reset_peak
+from ..memory.text import kept_table
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +21,17 @@ class MemoryCallback(TrainerCallback):
 
     Each training log then carries ``saved_activation_bytes`` and, where there is CUDA, ``peak_cuda_allocated_bytes``
     and ``peak_cuda_reserved_bytes``. From a callback they reach the console and ``state.log_history``; every reporter
-    (TensorBoard, W&B, ...) sees them with `InvActTrainerMixin`.
+    (TensorBoard, W&B, ...) sees them with `InvActTrainerMixin`. After the first step the parts of what is saved are
+    logged once (at level INFO, by this module's logger), as ``hf-invact plan`` prints them.
 
     Attributes:
         saved: the measurement of the first forward pass; None before it, or where it cannot be taken.
+        saved_by_part: its bytes, by part (see `hf_invact.memory.PARTS`); empty before the first step has ended.
     """
 
     def __init__(self) -> None:
         self.saved: SavedActivations | None = None
+        self.saved_by_part: dict[str, int] = {}
         self._measuring = ExitStack()
         self._is_due = False
 
@@ -40,7 +44,7 @@ class MemoryCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._measuring.close()  # of a training that was interrupted
-        self.saved = None
+        self.saved, self.saved_by_part = None, {}
         reset_peak()
         self._is_due = not (args.torch_compile or args.n_gpu > 1)
         if not self._is_due:
@@ -53,6 +57,12 @@ class MemoryCallback(TrainerCallback):
         if self._is_due:
             self._is_due = False
             self._measure_next_forward(kwargs["model"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.saved is not None and not self.saved_by_part:
+            self.saved_by_part = by_part(self.saved, kwargs["model"])
+            if state.is_local_process_zero:
+                logger.info("the first step was measured:\n%s", kept_table(measured=self.saved_by_part))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -128,6 +128,33 @@ def test_what_the_model_itself_keeps_is_its_loss() -> None:
     assert by_part(saved, model) == {"head and loss": 12}
 
 
+class Wrapper(nn.Module):
+    """Holds a model and nothing else, as PEFT's and DDP's do."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return self.module(**inputs)
+
+
+@each_model
+def test_a_wrapper_changes_no_part(name: str) -> None:
+    model = Wrapper(Wrapper(tiny_model(name)))
+    torch.manual_seed(0)
+    with SavedActivations(model) as saved:
+        model(**batch(model.module.module))
+    assert by_part(saved, model) == parts_of(name, patched=False)[0]
+
+
+def test_a_layer_is_no_wrapped_model() -> None:
+    model = nn.Sequential(nn.Linear(4, 8))
+    with SavedActivations(model) as saved:
+        model(normal(2, 4))
+    assert by_part(saved, model) == {"other": 2 * 4 * 4}
+
+
 def test_nothing_kept_has_no_parts() -> None:
     with SavedActivations(nn.Identity()) as saved:
         pass

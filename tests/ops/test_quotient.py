@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_invact.ops.quotient import away_from_zero, rebuild
+from hf_invact.ops.quotient import away_from_zero, rebuild, uncertainty
 from tests.helpers import HALF_DTYPES, TINY, all_numbers, dtype_name, each_dtype, each_half_dtype, last_place, normal
 
 SPECIAL = (0.0, -0.0, 1e-4, -1e-3, 100.3, -1000.0)
@@ -35,22 +35,22 @@ def pairs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 def test_every_output_is_rebuilt_within_the_error_it_states(dtype: torch.dtype) -> None:
     y, factor, product = pairs(dtype)
     rebuilt = rebuild(product, factor)
-    assert rebuilt.y.dtype == torch.float32
-    assert rebuilt.y.isfinite().all()
-    assert rebuilt.error is not None
-    assert rebuilt.error.isfinite().all()
+    assert rebuilt.dtype == torch.float32
+    assert rebuilt.isfinite().all()
+    error = uncertainty(rebuilt, dtype)
+    assert error is not None
+    assert error.isfinite().all()
 
-    distance = (rebuilt.y.double() - y.double()).abs()
+    distance = (rebuilt.double() - y.double()).abs()
     half_step = last_place(y.double(), dtype) / 2
     smallest = torch.finfo(dtype).smallest_normal
     is_subnormal = product.abs() < smallest
     lost = last_place(product.double(), dtype) / 2 / away_from_zero(factor).double().abs()
-    assert (distance <= rebuilt.error + half_step + lost.where(is_subnormal, 0.0)).all()
+    assert (distance <= error + half_step + lost.where(is_subnormal, 0.0)).all()
 
     told = ~is_subnormal & (y.abs() >= smallest)
-    assert (distance == 0)[told].double().mean() > 0.77  # measured: 0.784 in bfloat16, 0.777 in float16
-    assert (distance <= half_step)[told].double().mean() > 0.99  # 0.9935, 0.9996
-    assert (distance <= 2 * half_step)[told].all()
+    assert (distance == 0)[told].double().mean() > 0.765  # measured: 0.769 in bfloat16, 0.776 in float16
+    assert (distance <= half_step)[told].all()
 
 
 @each_half_dtype
@@ -59,9 +59,9 @@ def test_outputs_next_to_a_turning_point_are_known_with_every_factor(dtype: torc
     y, factor, product = pairs(dtype)
     near = (y <= -0.16) & (y >= -0.4)
     rebuilt = rebuild(product[near], factor[near])
-    half_step = last_place(y[near].double(), dtype) / 2
-    assert ((rebuilt.y - y[near]).abs() <= rebuilt.error + half_step).all()
-    assert (rebuilt.error <= 2 * half_step).all()
+    error, half_step = uncertainty(rebuilt, dtype), last_place(y[near].double(), dtype) / 2
+    assert ((rebuilt - y[near]).abs() <= error + half_step).all()
+    assert (error <= 2 * half_step).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
@@ -70,9 +70,9 @@ def test_wide_outputs_are_rebuilt_but_for_two_roundings(dtype: torch.dtype) -> N
     for value in factors(dtype):
         factor = value.expand(y.shape)
         rebuilt = rebuild(y * away_from_zero(factor), factor)
-        assert rebuilt.error is None
-        assert rebuilt.y.dtype == dtype
-        assert ((rebuilt.y - y).abs() <= 1.01 * torch.finfo(dtype).eps * y.abs()).all()
+        assert uncertainty(rebuilt, dtype) is None
+        assert rebuilt.dtype == dtype
+        assert ((rebuilt - y).abs() <= 1.01 * torch.finfo(dtype).eps * y.abs()).all()
 
 
 @each_dtype
@@ -80,7 +80,7 @@ def test_zero_stays_zero(dtype: torch.dtype) -> None:
     factor = factors(dtype)
     for zero in (0.0, -0.0):
         rebuilt = rebuild(torch.full_like(factor, zero) * away_from_zero(factor), factor)
-        assert (rebuilt.y == 0).all()
+        assert (rebuilt == 0).all()
 
 
 @each_dtype
@@ -89,7 +89,7 @@ def test_likely_outputs_are_taken_where_they_can_have_been_it(output: float, dty
     factor = normal(10_000, dtype=dtype)
     y = torch.full_like(factor, output)
     product = y * away_from_zero(factor)
-    plain, likely = rebuild(product, factor).y, rebuild(product, factor, (0.0, 6.0)).y
+    plain, likely = rebuild(product, factor), rebuild(product, factor, (0.0, 6.0))
     may_be_six = (plain - 6).abs() <= 6 * torch.finfo(dtype).eps
     assert torch.equal(likely, torch.where(may_be_six, 6.0, plain))
     assert may_be_six.all() == (y == 6).all()
@@ -107,17 +107,34 @@ def test_away_from_zero_keeps_the_sign_and_all_but_the_smallest(dtype: torch.dty
 
 
 @each_dtype
+def test_factors_that_all_are_away_from_zero_are_not_copied(dtype: torch.dtype) -> None:
+    factor = torch.tensor([TINY[dtype], -1.0, math.inf], dtype=dtype)
+    assert away_from_zero(factor) is factor
+    assert away_from_zero(factor[:0]).shape == (0,)
+
+
+@each_dtype
 def test_changes_none_of_its_arguments(dtype: torch.dtype) -> None:
     product, factor = normal(1000, dtype=dtype), normal(1000, dtype=dtype, seed=1)
     before = product.clone(), factor.clone()
     rebuilt = rebuild(product, factor, (0.0, 6.0))
-    rebuilt.y.zero_()  # the caller's own
+    rebuilt.zero_()  # the caller's own
     assert torch.equal(product, before[0])
     assert torch.equal(factor, before[1])
+
+
+@each_half_dtype
+def test_the_largest_outputs_stay_finite(dtype: torch.dtype) -> None:
+    factor = torch.linspace(0.5, 1, 129, dtype=dtype)
+    y = torch.full_like(factor, torch.finfo(dtype).max)
+    for output in (y, -y):
+        rebuilt = rebuild(output * factor, factor)
+        assert ((rebuilt - output.float()).abs() <= torch.finfo(dtype).eps / 2 * y.float()).all()
+        assert rebuilt.to(dtype).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES, ids=dtype_name)
 def test_what_is_not_finite_stays_so(dtype: torch.dtype) -> None:
     product = torch.tensor([math.inf, math.nan, 1.0, math.inf], dtype=dtype)
     factor = torch.tensor([2.0, 2.0, math.nan, math.inf], dtype=dtype)
-    assert rebuild(product, factor).y.isfinite().tolist() == [False] * 4
+    assert rebuild(product, factor).isfinite().tolist() == [False] * 4

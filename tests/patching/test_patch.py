@@ -182,7 +182,7 @@ def test_report_lists_every_site() -> None:
         "  site                       block     activation      plan                each keeps per token  why",
         "  model.layers.0.mlp.act_fn  LlamaMLP  SiLUActivation  -                                         "
         "left alone: excluded by the config",
-        "  model.layers.1.mlp.act_fn  LlamaMLP  SiLUActivation  gate-output (silu)  1,536 B -> 780 B",
+        "  model.layers.1.mlp.act_fn  LlamaMLP  SiLUActivation  gate-output (silu)  1.50 KiB -> 780 B",
         "  gate-output: keeps the product, up and one bit per element; approximate gradients",
     ]
 

@@ -21,9 +21,9 @@ def report_of(*names: str) -> PatchReport:
 
 def test_of_a_model_with_equal_layers() -> None:
     assert str(patch_model(tiny_model("llama", num_hidden_layers=12))).splitlines() == [
-        "inverted activations: 12 of 12 sites patched, 9,072 B per token less for the backward pass",
+        "inverted activations: 12 of 12 sites patched, 8.86 KiB per token less for the backward pass",
         "  site                               block     activation      plan                each keeps per token",
-        "  model.layers.0-11.mlp.act_fn (12)  LlamaMLP  SiLUActivation  gate-output (silu)  1,536 B -> 780 B",
+        "  model.layers.0-11.mlp.act_fn (12)  LlamaMLP  SiLUActivation  gate-output (silu)  1.50 KiB -> 780 B",
         "  gate-output: keeps the product, up and one bit per element; approximate gradients",
     ]
 
@@ -35,11 +35,11 @@ def test_of_a_model_with_different_blocks() -> None:
     report = patch_model(model, InvActConfig(exclude=("text.cls.*",)))
     rows = [[cell for cell in line.split("  ") if cell] for line in str(report).splitlines()]
     assert [[cell.strip() for cell in row] for row in rows] == [
-        ["inverted activations: 3 of 5 sites patched, 1,128 B per token less for the backward pass"],
+        ["inverted activations: 3 of 5 sites patched, 1.10 KiB per token less for the backward pass"],
         ["site", "block", "activation", "plan", "each keeps per token", "why"],
         [
             "text.bert.encoder.layer.0-1.intermediate.intermediate_act_fn (2)",
-            *("BertIntermediate", "GELUActivation", "output (gelu)", "1,032 B -> 660 B"),
+            *("BertIntermediate", "GELUActivation", "output (gelu)", "1.01 KiB -> 660 B"),
         ],
         [
             "text.cls.predictions.transform.transform_act_fn",
@@ -51,7 +51,7 @@ def test_of_a_model_with_different_blocks() -> None:
         ],
         [
             "decoder.model.layers.1.mlp.act_fn",
-            *("LlamaMLP", "SiLUActivation", "gate-inputs (silu)", "1,152 B -> 768 B"),
+            *("LlamaMLP", "SiLUActivation", "gate-inputs (silu)", "1.12 KiB -> 768 B"),
         ],
         ["gate-inputs: keeps gate and up; exact gradients"],
         ["output: keeps the output and one bit per element; approximate gradients"],
@@ -89,7 +89,11 @@ def test_equal_sites_share_a_row_wherever_they_stand() -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "text"),
-    [(768, 396, "768 B -> 396 B"), (9000, 10 * 1024, "9,000 B -> 10.0 KiB"), (88064, 45408, "86.0 KiB -> 44.3 KiB")],
+    [
+        (768, 396, "768 B -> 396 B"),
+        (9000, 10 * 1024, "8.79 KiB -> 10.00 KiB"),
+        (88064, 45408, "86.00 KiB -> 44.34 KiB"),
+    ],
 )
 def test_sizes_are_read_at_a_glance(before: int, after: int, text: str) -> None:
     assert text in str(PatchReport((replace(SITE, before=before, after=after),)))

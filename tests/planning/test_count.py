@@ -128,7 +128,7 @@ def test_the_config_decides_what_is_patched() -> None:
 def test_a_sliding_window_is_noted_where_it_is_reached() -> None:
     config = small_config("mistral", sliding_window=32)
     reached, free = plan_memory(config, 1, 32), plan_memory(config, 1, 31)
-    assert "reach the sliding window of 32, so attention is given a mask" in reached.notes[0]
+    assert "reach the sliding window of 32, so sdpa attention is given a mask" in reached.notes[0]
     assert free.notes == ()
     assert reached.plain["attention"] > 1.3 * free.plain["attention"]
 

@@ -8,21 +8,12 @@ import pytest
 
 import hf_invact
 from hf_invact.planning import MemoryPlan, render
-from hf_invact.planning.text import size, verdict
+from hf_invact.planning.text import verdict
 from tests.models import tiny_model
 
 
 def plan(name: str, seq_len: int, **options: str) -> MemoryPlan:
     return hf_invact.plan_memory(tiny_model(name).config, 4, seq_len, optimizer="adamw", **options)
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (5 << 19, "2.50 MiB"), (3 << 40, "3,072.00 GiB")],
-    ids=str,
-)
-def test_sizes(count: int, expected: str) -> None:
-    assert size(count) == expected
 
 
 def test_a_peak_in_the_optimizer_step_does_not_move() -> None:

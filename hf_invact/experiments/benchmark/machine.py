@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
+from ...environment import installed_version
 from ..environment import describe_environment
 from ..errors import ConfigError
 
@@ -59,7 +59,7 @@ def describe_versions(device: torch.device) -> dict[str, Any]:
     """Versions and the rest of the environment, as plain data; None for a package that is not installed."""
     environment = describe_environment()
     del environment["device"]  # of this machine, not of this measurement
-    environment |= {package: _version(package) for package in PACKAGES}
+    environment |= {package: installed_version(package) for package in PACKAGES}
     if device.type == "cuda":
         environment |= {"cuda": torch.version.cuda, "driver": _driver()}
     return environment
@@ -72,13 +72,6 @@ def slug(name: str) -> str:
     'nvidia-h200'
     """
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _driver() -> str | None:

@@ -1,7 +1,8 @@
 """The formulas in Triton: activations, their fitted derivatives, and outputs rebuilt from products. All in float32.
 
-The derivative and the rebuilding follow `formula` and `quotient` step by step. The activations follow PyTorch's CUDA
-kernels, with the same functions of CUDA's library, so that results are the same to the bit.
+The derivative follows `formula` step by step. The rebuilding finds what `quotient` finds, except where a product lies
+next to a power of two or can have been rounded from halfway. The activations follow PyTorch's CUDA kernels, with the
+same functions of CUDA's library, so that results are the same to the bit.
 """
 
 # mypy: ignore-errors

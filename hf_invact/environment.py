@@ -1,0 +1,143 @@
+"""What there is to work with: versions, devices and the backend that each gets, and what can be inverted."""
+
+from __future__ import annotations
+
+import os
+import platform
+import textwrap
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from . import __version__
+from .curves import CURVES, ClosedForm, Curve
+from .memory.text import size, table
+from .ops.backends import AUTO, ENVIRONMENT_VARIABLE, TRITON_DEVICES, choose_backend, why_not_triton
+from .patching.activations import learned_activations
+from .patching.registry import registered_blocks
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "triton", "liger-kernel")
+WIDTH = 100
+
+_INVERTED = {
+    (False, True): "fitted formula, one bit per element",
+    (False, False): "fitted formula, no bit",
+    (True, True): "exact formula, one bit per element",
+    (True, False): "exact formula, no bit",
+}
+_LEARNED = "with parameters of their own"
+# Builds of Triton for other devices have names of their own.
+_OTHER_NAMES = {"triton": ("pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-windows")}
+
+
+def describe_installation() -> dict[str, Any]:
+    """What `render_installation` tells, as plain data; None for a package that is not installed."""
+    packages = {name: _version_of_any(name, *_OTHER_NAMES.get(name, ())) for name in PACKAGES}
+    return {
+        "versions": {"hf_invact": __version__, "python": platform.python_version(), **packages},
+        "platform": platform.platform(),
+        "devices": [_describe_device(device) for device in _devices()],
+        "activations": _activations(),
+        "blocks": [block.cls for block in registered_blocks()],
+    }
+
+
+def render_installation(facts: dict[str, Any]) -> str:
+    """What `describe_installation` returned, for a terminal."""
+    versions = [(name, found or "not installed") for name, found in facts["versions"].items()]
+    devices = [("device", "name", "auto takes", "why")]
+    for device in facts["devices"]:
+        name = [device["name"], *([size(device["memory_bytes"])] if device["memory_bytes"] else [])]
+        devices.append((device["device"], ", ".join(name), device["backend"] or "-", device["reason"]))
+    activations = "\n".join(f"  {how}:\n{_listed(names)}" for how, names in facts["activations"].items())
+    blocks = _listed(name.rpartition(".")[2] for name in facts["blocks"])
+    return "\n\n".join(
+        [
+            table([*versions, ("platform", facts["platform"])], aligned="<"),
+            table(devices, aligned="<"),
+            f"activations that can be inverted\n{activations}",
+            f"blocks are found by their form; these are patched also where they cannot be probed:\n{blocks}",
+        ]
+    )
+
+
+def installed_version(package: str) -> str | None:
+    """A package's version; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def processor_name() -> str:
+    """The processor's name; `platform.processor` is empty on most Linux systems."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _version_of_any(*packages: str) -> str | None:
+    return next(filter(None, map(installed_version, packages)), None)
+
+
+def _devices() -> list[torch.device]:
+    """The CPU, and all accelerators of the kind that is here."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if accelerator is not None else 0
+    return [torch.device("cpu"), *(torch.device(accelerator.type, index) for index in range(count) if accelerator)]
+
+
+def _describe_device(device: torch.device) -> dict[str, Any]:
+    facts: dict[str, Any] = {"device": str(device), "name": "", "memory_bytes": None, "backend": None}
+    try:
+        facts["name"], facts["memory_bytes"] = _name_and_memory(device)
+        like = torch.empty(0, device=device)
+        facts["backend"] = choose_backend(AUTO, like).name
+        facts["reason"] = _reason(facts["backend"], like)
+    except (RuntimeError, ValueError) as error:  # of a device that is busy or broken, or of a wrong choice
+        facts["reason"] = str(error).partition("\n")[0]
+    return facts
+
+
+def _name_and_memory(device: torch.device) -> tuple[str, int | None]:
+    if device.type == "cpu":
+        return f"{processor_name()}, {torch.get_num_threads()} threads", None
+    properties = getattr(torch.get_device_module(device), "get_device_properties", None)  # Apple's have none
+    if properties is None:
+        return device.type, None
+    found = properties(device)
+    return found.name, found.total_memory
+
+
+def _reason(backend: str, like: torch.Tensor) -> str:
+    if os.environ.get(ENVIRONMENT_VARIABLE, AUTO) not in ("", AUTO):
+        return f"{ENVIRONMENT_VARIABLE} is set"
+    if backend == "triton":
+        return "triton is installed; float64 tensors take eager"
+    if like.device.type not in TRITON_DEVICES:
+        return f"triton has no kernels for {like.device.type} tensors"
+    return why_not_triton(like) or ""
+
+
+def _activations() -> dict[str, list[str]]:
+    """Names by how they are inverted."""
+    groups: dict[str, list[str]] = {how: [] for how in _INVERTED.values()}
+    for curve in CURVES.values():
+        groups[_how_inverted(curve)].append(curve.name)
+    groups[_LEARNED] = list(learned_activations())
+    return {how: names for how, names in groups.items() if names}
+
+
+def _how_inverted(curve: Curve) -> str:
+    return _INVERTED[isinstance(curve.inverse, ClosedForm), curve.x_min is not None]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return textwrap.fill(", ".join(names), WIDTH, initial_indent="    ", subsequent_indent="    ")
