@@ -1,4 +1,4 @@
-"""Render the README's tables, and docs/benchmark.md, from the committed results alone.
+"""Render the README's tables, docs/benchmark.md and docs/coverage.md from the committed results alone.
 
 Usage: python scripts/render_results.py [--check]
 """
@@ -14,13 +14,16 @@ from typing import Any
 
 from hf_invact.experiments.benchmark import tables
 from hf_invact.experiments.benchmark.results import read_results
+from hf_invact.experiments.coverage import table as coverage
 from hf_invact.experiments.report import SummaryRow, summary_rows
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGE = ROOT / "docs" / "benchmark.md"
+BENCHMARK_PAGE = ROOT / "docs" / "benchmark.md"
+COVERAGE_PAGE = ROOT / "docs" / "coverage.md"
 RESULTS = ROOT / "results"
 COMPARISON = RESULTS / "small-models" / "comparison.json"
+COVERAGE = RESULTS / "coverage.json"
 
 
 def render() -> str:
@@ -81,7 +84,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a file would change")
     check = parser.parse_args().check
-    rendered = {README: render(), PAGE: tables.page(benchmarks(RESULTS))}
+    rendered = {
+        README: render(),
+        BENCHMARK_PAGE: tables.page(benchmarks(RESULTS)),
+        COVERAGE_PAGE: coverage.page(json.loads(COVERAGE.read_text(encoding="utf-8"))),
+    }
     changed = [path for path, text in rendered.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in changed:
         name = path.relative_to(ROOT)
@@ -91,7 +98,7 @@ def main() -> int:
             path.write_text(rendered[path], encoding="utf-8")
             print(f"wrote {name}")
     if not changed:
-        print("README.md and docs/benchmark.md are up to date")
+        print("README.md and the pages in docs are up to date")
     return 1 if check and changed else 0
 
 
