@@ -29,12 +29,17 @@ COVERAGE = RESULTS / "coverage.json"
 def render() -> str:
     """The README with its results replaced."""
     text = _replaced(README.read_text(encoding="utf-8"), "small-models", _small_models())
+    text = _replaced(text, "coverage", coverage.sentence(_coverage()))
     return _replaced(text, "benchmark", tables.section(benchmarks(RESULTS)))
 
 
 def benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
     """The files of `scripts/benchmark.py` in a folder, by name."""
     return {path.name: read_results(path) for path in sorted(folder.glob("benchmark-*.json"))}
+
+
+def _coverage() -> Any:
+    return json.loads(COVERAGE.read_text(encoding="utf-8"))
 
 
 def _replaced(text: str, name: str, section: str) -> str:
@@ -87,7 +92,7 @@ def main() -> int:
     rendered = {
         README: render(),
         BENCHMARK_PAGE: tables.page(benchmarks(RESULTS)),
-        COVERAGE_PAGE: coverage.page(json.loads(COVERAGE.read_text(encoding="utf-8"))),
+        COVERAGE_PAGE: coverage.page(_coverage()),
     }
     changed = [path for path, text in rendered.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in changed:

@@ -13,6 +13,7 @@ import pytest
 
 import hf_invact
 from hf_invact.cli import main
+from hf_invact.planning import as_json, compare_memory
 
 ROOT = Path(__file__).parents[1]
 LLAMA: dict[str, Any] = {
@@ -90,8 +91,79 @@ def test_bad_adapters_are_refused(lora: str, config: str, capsys: pytest.Capture
     assert "--lora" in capsys.readouterr().err
 
 
+def test_further_questions_in_words(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "plan.png"
+    assert main(["plan", config, *SIZE, "--compare", "--fit", "1KiB", "--plot", str(picture)]) == 0
+    printed = capsys.readouterr()
+    plan, comparison, fit = (
+        printed.out.index(text) for text in ("kept for the backward", "kept, KiB", "fits 1.00 KiB")
+    )
+    assert plan < comparison < fit
+    assert "checkpointing + inverted" in printed.out[comparison:fit]
+    assert f"Drawn in {picture}." in printed.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert max(map(len, printed.out.splitlines())) < 160
+    assert printed.err == ""  # progress is for terminals
+
+
+def test_further_questions_as_json(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", config, *SIZE, "--compare", "--fit", "1k", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    comparison = compare_memory(config, 2, 64, optimizer="adamw_fused")
+    assert printed["comparison"] == as_json(comparison)
+    assert printed["fit"]["memory_bytes"] == 1024
+    assert [variant["name"] for variant in printed["fit"]["variants"]] == [
+        *("plain", "inverted", "checkpointing", "checkpointing + inverted")
+    ]
+    assert printed["plain"] == printed["comparison"]["variants"][0]["saved"]
+
+
+def test_progress_is_told_on_a_terminal(
+    config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["plan", config, *SIZE]) == 0
+    printed = capsys.readouterr().err
+    assert "inverted, 2 x 64" in printed
+    assert printed.endswith("\r\033[K")
+
+
+def test_a_picture_that_cannot_be_drawn_is_known_before_any_work(
+    config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_invact.cli.dry_run", None)
+    assert main(["plan", config, *SIZE, "--plot", "nowhere/plan.png"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "hf-invact: 'nowhere/plan.png' cannot be written; give a file in a folder that exists and is yours"
+    ]
+
+
+@pytest.mark.parametrize("size", ["80", "many", "0GiB"])
+def test_bad_sizes_are_refused(size: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", config, *SIZE, "--fit", size])
+    assert stopped.value.code == 2
+    assert "80GiB" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_run_leaves_every_argument_to_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    script = tmp_path / "train.py"
+    script.write_text("import sys; raise ValueError(sys.argv[1:])")
+    with pytest.raises(ValueError, match=r"\['--help', '--json', 'plan'\]"):  # also what it raises
+        main(("run", str(script), "--help", "--json", "plan"))
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"\n    {name} " in printed for name in ("plan", "run", "info"))
+
+
 def test_runs_as_a_process(config: str) -> None:
-    command = [sys.executable, "-m", "hf_invact.cli", "plan", config, *SIZE]
+    command = [sys.executable, "-m", "hf_invact", "plan", config, *SIZE]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

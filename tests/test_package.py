@@ -27,10 +27,11 @@ ORDER = (
     ("nn",),
     ("patching",),
     ("trainer", "planning", "environment"),
-    ("experiments",),
+    ("experiments", "launch"),
     ("cli",),
+    ("__main__",),
 )
-USERS_OF_MEMORY = ("patching", "trainer", "planning", "environment", "experiments", "cli")
+USERS_OF_MEMORY = ("patching", "trainer", "planning", "environment", "experiments", "launch", "cli")
 ALLOWED = {part: {part, *sum(ORDER[:level], ())} for level, parts in enumerate(ORDER) for part in parts}
 ALLOWED["memory"] = {"memory"}
 for _part in USERS_OF_MEMORY:
@@ -112,6 +113,26 @@ def test_exports_what_it_says() -> None:
     assert promised <= set(hf_invact.__all__)
 
 
+def test_a_name_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'patch_modle'"):
+        _ = hf_invact.patch_modle
+
+
+def test_parts_are_imported_at_their_first_use() -> None:
+    code = """if True:
+        import sys
+        import hf_invact
+        assert not {"torch", "transformers"} & set(sys.modules)
+        assert set(hf_invact.__all__) <= set(dir(hf_invact))
+        assert hf_invact.nn.GELU.__module__ == "hf_invact.nn"
+        assert "hf_invact.planning" not in sys.modules
+        from hf_invact import *
+        assert plan_memory is hf_invact.planning.plan_memory
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert result.returncode == 0, result.stderr
+
+
 OPTIONAL = ["triton", "datasets", "evaluate", "matplotlib", "jinja2", "rich", "tensorboard"]
 EFFECTS = """
 import json, os, sys
@@ -140,6 +161,7 @@ def changes(before):
 before, imported = state(), set(sys.modules)
 sys.modules.update((name, None) for name in sys.argv[1:] if name not in imported)  # importing one of these fails
 import hf_invact
+from hf_invact import *  # its parts are imported at their first use
 effects = {"watched": len(before), "import": changes(before), "imported": sorted(set(sys.modules) - imported)}
 before = state()
 for model in models:

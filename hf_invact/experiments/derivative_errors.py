@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..curves import Curve
+from ..memory.plots import DPI
 from ..ops import accuracy
-from .plots import DPI, VARIANT_COLOURS
+from .plots import VARIANT_COLOURS
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DRAWS = 2_000_000

@@ -14,6 +14,7 @@ import jinja2
 from rich.table import Table
 from rich.text import Text
 
+from ..memory.plots import ordered_parts, png, saved_bytes_figure
 from . import plots
 from .files import write_atomically
 
@@ -186,19 +187,19 @@ def _images(prefix: str, model: dict[str, Any], row: SummaryRow) -> list[Image]:
     saved, peak = (_by_variant(values, plots.mebibytes) for values in (row.saved_bytes, row.peak_bytes))
     figures = {
         "loss": (f"Training loss of {title} by step and its difference: {distance}.", plots.loss_figure(curves)),
-        "memory": (f"MiB that {title} keeps for backward, by part: {saved}.", plots.saved_bytes_figure(parts)),
+        "memory": (f"MiB that {title} keeps for backward, by part: {saved}.", saved_bytes_figure(parts)),
     }
     if row.peak_bytes:
         kinds = ("allocated", "reserved")
         peaks = {name: {kind: runs[name][f"peak_cuda_{kind}_bytes"] for kind in kinds} for name in row.peak_bytes}
         figures["cuda"] = (f"Peak CUDA memory of {title} in MiB: {peak}.", plots.peak_memory_figure(peaks))
-    return [Image(f"{prefix}-{kind}.png", alt, plots.png(figure)) for kind, (alt, figure) in figures.items()]
+    return [Image(f"{prefix}-{kind}.png", alt, png(figure)) for kind, (alt, figure) in figures.items()]
 
 
 def _parts_grid(runs: dict[str, dict[str, Any]]) -> Grid:
     rows = [
         [part, *(plots.mebibytes(run["saved_parts"].get(part, 0)) for run in runs.values())]
-        for part in plots.ordered_parts(run["saved_parts"] for run in runs.values())
+        for part in ordered_parts(run["saved_parts"] for run in runs.values())
     ]
     return Grid(["MiB", *runs], [*rows, ["total", *(plots.mebibytes(run["saved_bytes"]) for run in runs.values())]])
 

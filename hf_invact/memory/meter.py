@@ -34,6 +34,8 @@ class SavedActivations:
     Counts distinct storages that autograd saves, without the model's parameters and buffers. Where storages are
     also released inside the context (by a backward pass), the figures are those of the moment at which most was kept.
     Tensors that an operation hides from autograd's hooks, by keeping them as plain attributes, are not seen.
+    Parameters may be sharded (FSDP2, ZeRO-3): what a running module has gathered of them does not count either, and is
+    not kept alive.
 
     The figures may be read after the context is left. It can be used once.
 
@@ -55,10 +57,10 @@ class SavedActivations:
     def __init__(self, model: nn.Module, ignore: Iterable[Tensor] = ()) -> None:
         self._model = model
         own = [*model.parameters(), *model.buffers(), *ignore]
-        # Held, because a forward pass may replace a buffer, and its key would pass to another storage.
+        # Held: a forward pass may replace a buffer or a shard, whose key would pass to another storage.
         self._own = {_key(tensor): tensor.untyped_storage() for tensor in own}
         self._stack = ExitStack()
-        self._running: list[str] = []
+        self._running: list[tuple[str, nn.Module]] = [("", model)]
         self._returned: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._kept: dict[int, SavedStorage] = {}
         self._holders: dict[weakref.ref[_Holder], int] = {}
@@ -76,7 +78,7 @@ class SavedActivations:
             after = module.register_forward_hook(self._leave_module(name), always_call=True)
             self._stack.callback(before.remove)
             self._stack.callback(after.remove)
-        self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._save, _Holder.unwrap))
+        self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._save, lambda holder: holder.unwrap()))
         return self
 
     def __exit__(
@@ -113,7 +115,7 @@ class SavedActivations:
 
     def _enter_module(self, name: str) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, args: Any) -> None:
-            self._running.append(name)
+            self._running.append((name, module))
 
         return hook
 
@@ -128,18 +130,26 @@ class SavedActivations:
         return hook
 
     def _save(self, tensor: Tensor) -> _Holder:
-        holder = _Holder(tensor)
         key = _key(tensor)
-        if key not in self._own:
-            if key not in self._kept:
-                self._kept[key] = self._record(tensor, key)
-                self._now += self._kept[key].bytes
-            self._holders[weakref.ref(holder, self._release)] = key
-            self._holder_count[key] = self._holder_count.get(key, 0) + 1
+        if key in self._own:
+            return _Holder(tensor)
+        if key not in self._kept and (gathered := self._gathered(key)) is not None:
+            return _GatheredHolder(gathered, tensor)
+        holder = _Holder(tensor)
+        if key not in self._kept:
+            self._kept[key] = self._record(tensor, key)
+            self._now += self._kept[key].bytes
+        self._holders[weakref.ref(holder, self._release)] = key
+        self._holder_count[key] = self._holder_count.get(key, 0) + 1
         return holder
 
+    def _gathered(self, key: int) -> Tensor | None:
+        """The running module's parameter that has this storage just now, and had another one before."""
+        _, module = self._running[-1]
+        return next((parameter for parameter in module.parameters() if _key(parameter) == key), None)
+
     def _record(self, tensor: Tensor, key: int) -> SavedStorage:
-        saved_by = self._running[-1] if self._running else ""
+        saved_by, _ = self._running[-1]
         return SavedStorage(tensor.untyped_storage().nbytes(), saved_by, self._producer(key))
 
     def _producer(self, key: int) -> str | None:
@@ -164,15 +174,38 @@ class SavedActivations:
 
 
 class _Holder:
-    """Stands for a saved tensor in the graph. It dies with the graph's node, which is how a release is noticed."""
+    """Stands for a saved tensor in the graph. It dies with the graph's node, which is how a release is noticed.
 
-    __slots__ = ("__weakref__", "tensor")
+    The tensor is detached: an operation that saves its own output would else be held by what it holds, and where no
+    backward pass frees the graph, nothing would (Python's garbage collector does not see it), weights included.
+    """
+
+    __slots__ = ("__weakref__", "storage", "tensor")
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        self.tensor = tensor.detach()
+        self.storage = tensor.untyped_storage()  # which a detached fake tensor does not share
 
     def unwrap(self) -> Tensor:
         return self.tensor
+
+
+class _GatheredHolder(_Holder):
+    """Stands for a saved view of a parameter that is gathered for the forward pass, and again for the backward pass.
+
+    It holds the parameter, not what has been gathered: ZeRO-3 frees that in between.
+    """
+
+    __slots__ = ("offset", "size", "stride")
+
+    def __init__(self, parameter: Tensor, view: Tensor) -> None:
+        super().__init__(parameter)
+        self.size, self.stride = view.size(), view.stride()
+        self.offset = view.storage_offset() - parameter.storage_offset()
+
+    def unwrap(self) -> Tensor:
+        parameter = self.tensor.detach()
+        return parameter.as_strided(self.size, self.stride, parameter.storage_offset() + self.offset)
 
 
 def _key(tensor: Tensor) -> int:

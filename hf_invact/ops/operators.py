@@ -19,7 +19,13 @@ from .keys import curve_of
 from .packing import packed_size
 
 NAMESPACE = "hf_invact"
-LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+try:
+    LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+except RuntimeError as error:
+    raise ImportError(
+        f"PyTorch has operators of the name {NAMESPACE!r} already: another copy of this package is imported in this "
+        f"process. Import one of the two only, or restart Python. PyTorch says: {error}"
+    ) from error
 
 
 def _activation(x: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from ..ops import SMALLEST_SLOPE, invert_prelu, invert_xielu, prelu_is_invertibl
 from .slot import LearnedActivation
 
 _WITHOUT_VALUES = "its parameters are on the meta device, so that nothing says whether it can be inverted"
-_HOOKED = "Accelerate has wrapped its forward, and would go on calling the original one"
+_BOUND = "Accelerate, or another library, has bound its forward, and would go on calling that one"
 
 
 class PatchedPReLU(LearnedActivation, nn.PReLU):
@@ -47,8 +47,8 @@ class PatchedPReLU(LearnedActivation, nn.PReLU):
     def reason_to_leave(module: nn.PReLU) -> str | None:
         if module.weight.is_meta:
             return _WITHOUT_VALUES
-        if hasattr(module, "_hf_hook"):
-            return _HOOKED
+        if "forward" in vars(module):
+            return _BOUND
         return None if prelu_is_invertible(module.weight) else _not_positive(module.weight)
 
 
@@ -84,7 +84,7 @@ class PatchedXIELU(LearnedActivation, XIELUActivation):
             return "it runs the kernel of the xielu package, which keeps what it needs itself"
         if module.beta.is_meta:
             return _WITHOUT_VALUES
-        if hasattr(module, "_hf_hook"):
-            return _HOOKED
+        if "forward" in vars(module):
+            return _BOUND
         beta = module.beta.item()
         return None if beta > 0 else f"xielu can be inverted only for a positive beta, got {beta:.3g}"

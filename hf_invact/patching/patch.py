@@ -13,6 +13,7 @@ from ..nn import InvertedActivation
 from . import slot
 from .activations import describe, inverse_of, reason_to_leave, supported_activations
 from .config import InvActConfig
+from .conflicts import WAYS_OUT, find_conflicts, replaced_forward
 from .planner import Decision, Planner, rule
 from .plans import Plan
 from .registry import Found, find_activations
@@ -72,9 +73,8 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
 
 def unpatch_model(model: nn.Module) -> None:
     """Put every original activation object back. A model that is not patched is left alone."""
-    for module in model.modules():
-        for attribute in slot.patched_attributes(module):
-            slot.restore(module, attribute)
+    for _, block, attribute in slot.patched(model):
+        slot.restore(block, attribute)
 
 
 @contextmanager
@@ -97,10 +97,10 @@ def activation_sites(model: nn.Module) -> list[str]:
 
 
 def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
-    everything = list(find_activations(model))
-    if not everything:
+    everything, conflicts = list(find_activations(model)), find_conflicts(model)
+    if not (everything or conflicts):
         raise PatchingError(_nothing_found(model))
-    names = [found.name for found in everything]
+    names = [*(found.name for found in everything), *conflicts]
     for pattern in (*config.include, *config.exclude):
         if not _matches(names, pattern):
             raise PatchingError(f"the pattern {pattern!r} matches none of the model's blocks: {_shorten(names)}")
@@ -108,6 +108,9 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
     chosen -= {name for pattern in config.exclude for name in _matches(names, pattern)}
     if not chosen:
         raise PatchingError(f"include={config.include} without exclude={config.exclude} leaves no block to patch")
+    for name in conflicts:
+        if name in chosen:
+            raise PatchingError(f"{name}: {conflicts[name]}, or exclude the block with InvActConfig(exclude=[...])")
     for found in everything:
         _require_attribute(found)
     by_rule = [_plan_by_rule(found) for found in everything]
@@ -120,7 +123,9 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
             for found, plan in zip(everything, by_rule, strict=True)
         ]
     if not any(candidate.inverse for candidate in candidates):
-        raise PatchingError(f"nothing to invert:\n{PatchReport(tuple(candidate.site for candidate in candidates))}")
+        sites = tuple(candidate.site for candidate in candidates)
+        reasons = "; ".join(dict.fromkeys(site.reason for site in sites))
+        raise PatchingError(f"nothing to invert ({reasons}):\n{PatchReport(sites)}")
     return candidates
 
 
@@ -158,12 +163,10 @@ def _left_alone(found: Found, why: str) -> _Candidate:
 
 
 def _check_forward_is_its_own(name: str, module: object) -> None:
-    """Liger, for one, binds a forward to a block that never calls the block's activation."""
-    wrapped_by_accelerate = hasattr(module, "_hf_hook")  # whose forward calls the module's own
-    if isinstance(module, nn.Module) and "forward" in vars(module) and not wrapped_by_accelerate:
+    if by := replaced_forward(module):
         raise PatchingError(
-            f"{name}: another library has replaced the forward of this {describe(module)}; "
-            "apply only one of the two, or exclude the block with InvActConfig(exclude=[...])"
+            f"{name}: another library has replaced the forward of this {describe(module)} by {by}, which need not call "
+            f"what hf_invact inverts. {WAYS_OUT}, or exclude the block with InvActConfig(exclude=[...])"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..memory.text import size, table
@@ -69,23 +70,39 @@ class PatchReport:
 
 def _look(site: Site) -> tuple[object, ...]:
     """What rows that are joined have in common: everything but the numbers in their names."""
-    return (re.sub(r"\d+", "*", site.name), *(getattr(site, name) for name in Site.__annotations__ if name != "name"))
+    return (_pattern(site.name), *(getattr(site, name) for name in Site.__annotations__ if name != "name"))
 
 
 def _row(sites: list[Site]) -> tuple[str, ...]:
     site = sites[0]
     kept = "" if site.before is None or site.after is None else f"{size(site.before)} -> {size(site.after)}"
     plan = f"{site.plan} ({site.curve})" if site.curve else "-"
-    return _name(sites), site.block, site.activation, plan, kept, site.reason
+    return _joined([site.name for site in sites]), site.block, site.activation, plan, kept, site.reason
 
 
-def _name(sites: list[Site]) -> str:
-    """``layers.0-4,6-31.mlp.act_fn (31)`` for sites whose names differ in their numbers."""
-    if len(sites) == 1:
-        return sites[0].name
-    parts = zip(*(re.split(r"(\d+)", site.name) for site in sites), strict=True)
+def join_names(names: Iterable[str]) -> str:
+    """Names in a line, those together that differ in their numbers.
+
+    >>> join_names(["head.act", "layers.0.mlp.act", "layers.1.mlp.act", "layers.3.mlp.act"])
+    'head.act, layers.0-1,3.mlp.act (3)'
+    """
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_pattern(name), []).append(name)
+    return ", ".join(map(_joined, alike.values()))
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
+
+
+def _joined(names: list[str]) -> str:
+    """``layers.0-4,6-31.mlp.act_fn (31)`` for names that differ in their numbers."""
+    if len(names) == 1:
+        return names[0]
+    parts = zip(*(re.split(r"(\d+)", name) for name in names), strict=True)
     joined = "".join(part[0] if len(set(part)) == 1 else _ranges(sorted(set(map(int, part)))) for part in parts)
-    return f"{joined} ({len(sites)})"
+    return f"{joined} ({len(names)})"
 
 
 def _ranges(numbers: list[int]) -> str:

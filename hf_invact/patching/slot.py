@@ -107,10 +107,12 @@ def restore(block: nn.Module, attribute: str) -> None:
         _set(block, attribute, patched.original)
 
 
-def patched_attributes(block: nn.Module) -> list[str]:
-    """The attributes of a block that are patched."""
-    attributes = {**vars(block), **block._modules}
-    return [name for name, value in attributes.items() if isinstance(value, (PatchedActivation, LearnedActivation))]
+def patched(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """The patched activations of a model: the qualified name of the block, the block, and where it holds it."""
+    for name, block in model.named_modules():
+        for attribute, value in {**vars(block), **block._modules}.items():
+            if isinstance(value, (PatchedActivation, LearnedActivation)):
+                yield name, block, attribute
 
 
 def plan_of(block: nn.Module, attribute: str) -> Plan | None:
@@ -144,16 +146,23 @@ def tried(block: nn.Module, attribute: str, inverse: Inverse, backend: str, plan
 @contextmanager
 def recorded(block: nn.Module, attribute: str, results: list[Tensor]) -> Iterator[None]:
     """The original object inside, with its results added to a list."""
-    original: Any = original_of(getattr(block, attribute))
-
-    class Recorder(nn.Module):
-        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-            result: Tensor = original(*args, **kwargs)
-            results.append(result)
-            return result
-
-    with _replaced(block, attribute, Recorder()):
+    with _replaced(block, attribute, _Recorder(original_of(getattr(block, attribute)), results)):
         yield
+
+
+class _Recorder(nn.Module):
+    # Not made where it is used: a class is a cycle, which would hold the results until garbage is collected.
+    original: Any
+
+    def __init__(self, original: Any, results: list[Tensor]) -> None:
+        super().__init__()
+        object.__setattr__(self, "original", original)  # not as a submodule
+        self.results = results
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = self.original(*args, **kwargs)
+        self.results.append(result)
+        return result
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int) -> dict[st
     if "pixel_values" in takes and "input_ids" not in takes:
         return {**batch, "pixel_values": _pixels(model, batch_size), "labels": real_tokens(0, batch_size)}
     if "input_features" in takes and "input_ids" not in takes:
-        _check_length(model, config, seq_len, "max_target_positions")
+        _check_length(model, seq_len)
         features = torch.zeros(batch_size, config.num_mel_bins, 2 * config.max_source_positions, dtype=model.dtype)
         return {**batch, "input_features": features, "labels": real_tokens(TOKEN, batch_size, seq_len)}
     if "input_ids" not in takes:
@@ -45,7 +45,7 @@ def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int) -> dict[st
             f"{type(model).__name__} takes {', '.join(list(takes)[1:5])}, ...: only models of text, images and log-mel "
             "spectra can be planned; measure this one with hf_invact.memory.SavedActivations"
         )
-    _check_length(model, config.get_text_config(), seq_len, "max_position_embeddings")
+    _check_length(model, seq_len)
     batch["input_ids"] = _token_ids(config, batch_size, seq_len)
     batch["attention_mask"] = real_tokens(1, batch_size, seq_len)
     if "return_loss" in takes:
@@ -76,20 +76,39 @@ def _pixels(model: PreTrainedModel, batch_size: int) -> Tensor:
     return torch.zeros(batch_size, config.num_channels, height, width, dtype=model.dtype)
 
 
-def _check_length(model: PreTrainedModel, config: PretrainedConfig, seq_len: int, name: str) -> None:
-    """Only a table of positions has an end. (Rotary and relative positions go on beyond what a model has seen.)"""
-    longest = getattr(config, name, None)
+def longest_sequence(model: PreTrainedModel) -> int | None:
+    """How many tokens a sequence may have; None where nothing ends it.
+
+    Only a table of positions has an end. (Rotary and relative positions go on beyond what a model has seen.)
+    """
+    name = _positions_name(model)
+    longest = getattr(model.config.get_text_config(), name, None)
     tables = [
         module
         for path, module in model.named_modules()
         if isinstance(module, nn.Embedding) and ("position" in path or path.endswith("wpe"))
     ]
     if not isinstance(longest, int) or not any(table.num_embeddings >= longest for table in tables):
-        return
+        return None
     # RoBERTa counts its positions from after its padding token's.
-    longest -= max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
-    if seq_len > longest:
+    return longest - max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
+
+
+def takes_text(model: PreTrainedModel) -> bool:
+    """Whether its batches have a length: those of images alone do not."""
+    takes = inspect.signature(type(model).forward).parameters
+    return "input_ids" in takes or "input_features" in takes
+
+
+def _positions_name(model: PreTrainedModel) -> str:
+    is_of_speech = "input_ids" not in inspect.signature(type(model).forward).parameters
+    return "max_target_positions" if is_of_speech else "max_position_embeddings"
+
+
+def _check_length(model: PreTrainedModel, seq_len: int) -> None:
+    longest = longest_sequence(model)
+    if longest is not None and seq_len > longest:
         raise PlanningError(
-            f"seq_len={seq_len} is more than the {longest} positions that this model has; lower it, or raise {name} in "
-            "its config.json"
+            f"seq_len={seq_len} is more than the {longest} positions that this model has; lower it, or raise "
+            f"{_positions_name(model)} in its config.json"
         )

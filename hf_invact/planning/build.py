@@ -45,7 +45,7 @@ def build_model(
         add_adapters(model, lora)
     make_fake(model)
     if gradient_checkpointing:
-        _checkpoint(model)
+        set_checkpointing(model, True)
     return model.train()
 
 
@@ -68,10 +68,22 @@ def _on_meta(source: Source, dtype: torch.dtype, attention: str) -> PreTrainedMo
     return model
 
 
-def _checkpoint(model: PreTrainedModel) -> None:
+def set_checkpointing(model: PreTrainedModel, enabled: bool) -> None:
+    """Have a model that was built here checkpoint its layers, or not.
+
+    Raises:
+        PlanningError: it cannot.
+    """
     # The second is the name before Transformers 5.23.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if enabled == getattr(model, f"is_{word}_checkpointing"):
+        return
+    if not enabled:
+        getattr(model, f"{word}_checkpointing_disable")()
+        if hasattr(model, "_require_grads_hook"):  # enabling has the embeddings' output require gradients, for adapters
+            model.disable_input_require_grads()
+        return
     try:
-        enable({"use_reentrant": False, "context_fn": recomputation})
+        getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False, "context_fn": recomputation})
     except ValueError as error:
         raise PlanningError(f"{error} Plan without gradient checkpointing") from error

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..memory import SavedActivations, by_part
-from ..patching import InvActConfig, PatchingError, PatchReport, patch_model
-from .batch import make_batch
-from .build import ATTENTION, DTYPES, build_model
-from .errors import PlanningError
-from .fake import DEVICES, fake_tensors
-from .flash import FLASH_ATTENTION, attention_of, check_flash_attention
+from ..patching import InvActConfig, PatchingError, PatchReport
+from .dry_run import BOTH, CHECKPOINTED, INVERTED, PLAIN, DryRun, Variant, dry_run
+from .flash import attention_of
 from .lora import Lora
-from .peak import OPTIMIZERS, Peak, predict_peak
+from .peak import Peak
 from .records import MemoryPlan
-from .source import find_source
-
-AUTOCAST_DTYPE = {"float32": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from .setup import Setup
 
 
 def plan_memory(
@@ -74,101 +63,64 @@ def plan_memory(
     >>> plan.report.sites[0].plan
     'gate-output'
     """
-    _check("dtype", dtype, DTYPES)
-    _check("attention", attention, ATTENTION)
-    _check("device", device, DEVICES)
-    if attention == FLASH_ATTENTION:
-        check_flash_attention(dtype, autocast, device)
-    if optimizer is not None:
-        _check("optimizer", optimizer, OPTIMIZERS)
-    for name, number in (("batch_size", batch_size), ("seq_len", seq_len)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
-    source = find_source(model)
-    autocast_dtype = AUTOCAST_DTYPE[dtype] if autocast else None
-    with fake_tensors(device):
-        built = build_model(
-            source, dtype=dtype, attention=attention, lora=lora, gradient_checkpointing=gradient_checkpointing
-        )
-        batch = make_batch(built, batch_size, seq_len)
-        plain = saved_by_part(built, batch, autocast_dtype)
-        plain_peak = _peak(built, batch, autocast_dtype, optimizer)
-        report, notes = _patch(built, config or InvActConfig(), autocast_dtype)
-        patched = saved_by_part(built, batch, autocast_dtype) if report.patched else plain
-        patched_peak = _peak(built, batch, autocast_dtype, optimizer) if report.patched else plain_peak
-        weights = list(built.parameters())
-        return MemoryPlan(
-            model=source.name,
-            model_class=type(built).__name__,
-            batch_size=batch_size,
-            seq_len=seq_len,
-            dtype=dtype,
-            autocast=autocast,
-            lora=lora,
-            attention=attention_of(built),
-            gradient_checkpointing=gradient_checkpointing,
-            device=device,
-            parameter_bytes=_bytes([*weights, *built.buffers()]),
-            trainable_bytes=_bytes(weight for weight in weights if weight.requires_grad),
-            plain=MappingProxyType(plain),
-            patched=MappingProxyType(patched),
-            report=report,
-            optimizer=optimizer,
-            plain_peak=plain_peak,
-            patched_peak=patched_peak,
-            notes=(*_notes(built, seq_len, attention), *notes),
-        )
+    setup = Setup(model, dtype, autocast, lora, attention, config or InvActConfig(), device)
+    with dry_run(setup) as run:
+        return plan_of(run, batch_size, seq_len, gradient_checkpointing=gradient_checkpointing, optimizer=optimizer)
 
 
-def saved_by_part(model: PreTrainedModel, batch: dict[str, Any], autocast_dtype: torch.dtype | None) -> dict[str, int]:
-    """Bytes that a model keeps of one forward pass for its backward pass, by part.
+def plan_of(
+    run: DryRun, batch_size: int, seq_len: int, *, gradient_checkpointing: bool = False, optimizer: str | None = None
+) -> MemoryPlan:
+    """As `plan_memory`, of a model that is built already."""
+    plain, patched = (CHECKPOINTED, BOTH) if gradient_checkpointing else (PLAIN, INVERTED)
+    saved, peak = _ask(run, plain, batch_size, seq_len, optimizer)
+    report, notes = patching_of(run, patched)
+    is_patched = report.patched > 0
+    patched_saved, patched_peak = _ask(run, patched, batch_size, seq_len, optimizer) if is_patched else (saved, peak)
+    weights = list(run.model.parameters())
+    return MemoryPlan(
+        model=run.source.name,
+        model_class=type(run.model).__name__,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        dtype=run.setup.dtype,
+        autocast=run.setup.autocast,
+        lora=run.setup.lora,
+        attention=attention_of(run.model),
+        gradient_checkpointing=gradient_checkpointing,
+        device=run.setup.device,
+        parameter_bytes=_bytes([*weights, *run.model.buffers()]),
+        trainable_bytes=_bytes(weight for weight in weights if weight.requires_grad),
+        plain=saved,
+        patched=patched_saved,
+        report=report,
+        optimizer=optimizer,
+        plain_peak=peak,
+        patched_peak=patched_peak,
+        notes=(*_notes(run.model, seq_len, run.setup.attention), *notes),
+    )
 
-    Args:
-        model: in training mode.
-        batch: its arguments, with labels.
-        autocast_dtype: what it runs under; None for none.
+
+def _ask(
+    run: DryRun, variant: Variant, batch_size: int, seq_len: int, optimizer: str | None
+) -> tuple[Mapping[str, int], Peak | None]:
+    saved = run.saved(variant, batch_size, seq_len)
+    return saved, None if optimizer is None else run.peak(variant, batch_size, seq_len, optimizer)
+
+
+def patching_of(run: DryRun, variant: Variant) -> tuple[PatchReport, tuple[str, ...]]:
+    """What a variant patches, and a note where that is nothing.
 
     Raises:
-        PlanningError: its forward pass fails.
+        PatchingError: a pattern of the user's config matches nothing.
     """
     try:
-        with SavedActivations(model) as saved, running_as_trained(autocast_dtype):
-            output = model(**batch)
-    except Exception as error:  # whatever a foreign forward raises
-        raise PlanningError(
-            f"{type(model).__name__} cannot be run without weights ({type(error).__name__}: {error}); measure it on "
-            "its own device with hf_invact.memory.SavedActivations"
-        ) from error
-    if output.loss is None:
-        raise PlanningError(f"{type(model).__name__} returns no loss; name a class that can be trained")
-    return by_part(saved, model)
-
-
-def _peak(
-    model: PreTrainedModel, batch: dict[str, Any], autocast_dtype: torch.dtype | None, optimizer: str | None
-) -> Peak | None:
-    if optimizer is None:
-        return None
-    return predict_peak(model, batch, optimizer=optimizer, forward_context=lambda: running_as_trained(autocast_dtype))
-
-
-@contextmanager
-def running_as_trained(autocast_dtype: torch.dtype | None) -> Iterator[None]:
-    """Under autocast, where a dtype is given."""
-    with torch.autocast("cpu", autocast_dtype or torch.bfloat16, enabled=autocast_dtype is not None):
-        yield
-
-
-def _patch(
-    model: PreTrainedModel, config: InvActConfig, autocast_dtype: torch.dtype | None
-) -> tuple[PatchReport, tuple[str, ...]]:
-    config = dataclasses.replace(config, autocast_dtype=config.autocast_dtype or autocast_dtype)
-    try:
-        return patch_model(model, config), ()
+        return run.report(variant), ()
     except PatchingError as error:
+        config = run.setup.config
         if config.include != InvActConfig.include or config.exclude:
             raise  # the user can mend the patterns
-        return PatchReport(()), (f"Nothing is patched: {str(error).splitlines()[0]}",)
+        return PatchReport(()), (f"Nothing is patched: {str(error).splitlines()[0].removesuffix(':')}.",)
 
 
 def _notes(model: PreTrainedModel, seq_len: int, attention: str) -> Iterator[str]:
@@ -188,8 +140,3 @@ def _notes(model: PreTrainedModel, seq_len: int, attention: str) -> Iterator[str
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _check(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

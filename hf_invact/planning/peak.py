@@ -83,15 +83,16 @@ def predict_peak(
     model: nn.Module,
     batch: Mapping[str, Any],
     *,
-    optimizer: str | OptimizerFactory = "adamw",
+    optimizer: str | OptimizerFactory | optim.Optimizer = "adamw",
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     gradient_checkpointing: bool = False,
     gradient_accumulation_steps: int = 1,
 ) -> Peak:
     """Predict the peak memory of a training step, as CUDA's allocator would count it (``max_memory_allocated``).
 
-    Runs two steps, of which the second is reported: in it the optimizer has its state. The model is left as it was,
-    without gradients. Parameters that are frozen have neither gradients nor state.
+    Runs two steps, of which the second is reported: in it the optimizer has its state. (One step suffices with an
+    optimizer that has its state from an earlier call.) The model is left as it was, without gradients. Parameters that
+    are frozen have neither gradients nor state.
 
     Not counted is what kernels allocate for themselves (workspaces of cuBLAS, sums of an unfused backward kernel) and
     what the allocator loses to blocks that it does not split.
@@ -100,7 +101,8 @@ def predict_peak(
         model: on the CPU, its parameters real, or fake tensors of one ``FakeTensorMode``. Called in its present mode,
             training or evaluation.
         batch: its arguments by name, with labels: what it returns must start with the loss, or have it as ``loss``.
-        optimizer: a name in `OPTIMIZERS`, or a function from the trainable parameters to an optimizer.
+        optimizer: a name in `OPTIMIZERS`, a function from the trainable parameters to an optimizer, or one made of
+            them.
         forward_context: makes the context of each forward pass, such as autocast.
         gradient_checkpointing: switch the model's checkpointing on for the prediction (Transformers models).
         gradient_accumulation_steps: how many batches a step takes. From the second on gradients are held throughout.
@@ -134,8 +136,10 @@ def predict_peak(
         stack.enter_context(storages)
         storages.mark([*model.parameters(), *model.buffers()], "parameters")
         storages.mark(_tensors(batch), "inputs")
-        chosen = _make_optimizer(optimizer, weights)
-        for _ in range(2):
+        chosen = make_optimizer(optimizer, weights)
+        steps = 1 if chosen.state else 2
+        _mark_state(storages, chosen)
+        for _ in range(steps):
             for _ in range(min(gradient_accumulation_steps, 2)):  # from the second on they are alike
                 _run_passes(storages, model, batch, forward_context)
             _run_optimizer(storages, chosen)
@@ -161,11 +165,24 @@ def _run_optimizer(storages: LiveStorages, optimizer: optim.Optimizer) -> None:
     storages.begin("optimizer step")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    _mark_state(storages, optimizer)
+
+
+def _mark_state(storages: LiveStorages, optimizer: optim.Optimizer) -> None:
     storages.forget(_on_the_host(optimizer))
     storages.mark(_tensors(list(optimizer.state.values())), "optimizer")
 
 
-def _make_optimizer(optimizer: str | OptimizerFactory, parameters: list[nn.Parameter]) -> optim.Optimizer:
+def make_optimizer(
+    optimizer: str | OptimizerFactory | optim.Optimizer, parameters: Iterable[nn.Parameter]
+) -> optim.Optimizer:
+    """Of a name in `OPTIMIZERS`, or of a function. One that is made already is returned.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    if isinstance(optimizer, optim.Optimizer):
+        return optimizer
     if not isinstance(optimizer, str):
         return optimizer(parameters)
     if optimizer not in OPTIMIZERS:

@@ -67,10 +67,12 @@ class MemoryPlan:
         return 1 - self.patched_bytes / self.plain_bytes if self.plain_bytes else 0.0
 
 
-def as_json(plan: MemoryPlan) -> dict[str, Any]:
-    """The plan in what JSON knows: bytes as numbers, and the sites of the report one by one."""
-    sites = {"sites": _plain(plan.report.sites)}
-    return {field.name: _plain(getattr(plan, field.name)) for field in fields(plan) if field.name != "report"} | sites
+def as_json(record: Any) -> dict[str, Any]:
+    """A plan, a comparison or a fit in what JSON knows: bytes as numbers, and the sites of a report one by one."""
+    values: dict[str, Any] = _plain(record)
+    report = values.pop("report", {})
+    values.update(report)
+    return values
 
 
 def _plain(value: Any) -> Any:

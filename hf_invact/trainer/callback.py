@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +11,20 @@ import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from ..patching import InvActConfig, PatchReport, patch_model, unpatch_model
+from ..patching import InvActConfig, PatchingError, PatchReport, patch_model, slot, unpatch_model
+from ..patching.report import join_names
 from .memory import MemoryCallback
 
 logger = logging.getLogger(__name__)
+
+# By what the arguments call them, whether --bf16 or `accelerate launch --mixed_precision` says so.
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NOT_CALLED = (
+    "inverted activations that the first training forward pass did not call: %s. This is as it should be if the batch "
+    "did not use that part of the model (another modality, an expert, a layer that was dropped). If it did, another "
+    "library has replaced the code around them, and nothing is saved there: apply only one of the two, or exclude the "
+    "blocks with InvActConfig(exclude=[...])"
+)
 
 
 class InvertedActivationsCallback(MemoryCallback):
@@ -23,6 +34,10 @@ class InvertedActivationsCallback(MemoryCallback):
     callback always patches. Training logs carry memory figures either way, see `MemoryCallback`. When training
     raises, the model stays patched: `hf_invact.unpatch_model` puts it back.
 
+    What replaces the same part of the model (Liger's MLPs, hub kernels, another copy of this package) is refused when
+    training begins at the latest, and the model is left unpatched then. Inverted activations that the first training
+    forward pass did not call are named in a warning after its step (where it can be measured, see `MemoryCallback`).
+
     Args:
         config: what to patch, and how. Default: the training arguments' `inverted_activations_config`.
 
@@ -31,13 +46,14 @@ class InvertedActivationsCallback(MemoryCallback):
 
     Raises:
         PatchingError: as `hf_invact.patch_model`.
-        ValueError: `use_liger_kernel` is on as well.
+        ValueError: `use_liger_kernel` is on as well, with Liger's MLPs.
     """
 
     def __init__(self, config: InvActConfig | None = None) -> None:
         super().__init__()
         self.config = config
         self.report: PatchReport | None = None
+        self._uncalled: list[str] = []
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._patch(args, state, kwargs["model"])
@@ -46,7 +62,15 @@ class InvertedActivationsCallback(MemoryCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._patch(args, state, kwargs["model"])
+        self._uncalled = []
         super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        if self.saved is not None and self._uncalled:
+            if state.is_local_process_zero:
+                logger.warning(_NOT_CALLED, join_names(self._uncalled))
+            self._uncalled = []
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,15 +82,37 @@ class InvertedActivationsCallback(MemoryCallback):
     def _patch(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
         if not getattr(args, "use_inverted_activations", True):
             return
-        if args.use_liger_kernel:
+        # The Trainer applies Liger when training begins. It need not be waited for.
+        options = args.liger_kernel_config or {}
+        if args.use_liger_kernel and options.get("swiglu", True) and options.get("geglu", True):
             raise ValueError(
-                "use_liger_kernel and use_inverted_activations both replace the MLP's activation: "
-                "Liger would bypass the inverted one. Turn one of the two off"
+                "use_liger_kernel and use_inverted_activations both replace the MLP's activation: Liger would bypass "
+                "the inverted one. Turn one of the two off, or keep Liger's other kernels with "
+                "liger_kernel_config={'swiglu': False, 'geglu': False}"
             )
-        report = patch_model(model, self._config(args))
+        try:
+            report = patch_model(model, self._config(args))
+        except PatchingError:
+            unpatch_model(model)  # what is patched since the Trainer was made
+            raise
         if report != self.report and state.is_local_process_zero:
             logger.info("%s", report)
         self.report = report
+
+    def _measure_next_forward(self, model: nn.Module) -> None:
+        for block_name, block, attribute in slot.patched(model):
+            name = f"{block_name}.{attribute}" if block_name else attribute
+            self._uncalled.append(name)
+            hook = getattr(block, attribute).register_forward_pre_hook(self._note_call(name))
+            self._measuring.callback(hook.remove)
+        super()._measure_next_forward(model)
+
+    def _note_call(self, name: str) -> Callable[[nn.Module, Any], None]:
+        def note(module: nn.Module, args: Any) -> None:
+            if name in self._uncalled:
+                self._uncalled.remove(name)
+
+        return note
 
     def _config(self, args: TrainingArguments) -> InvActConfig:
         config = self.config
@@ -75,4 +121,4 @@ class InvertedActivationsCallback(MemoryCallback):
             config = from_arguments() if from_arguments is not None else InvActConfig()
         if config.autocast_dtype is not None:
             return config
-        return replace(config, autocast_dtype=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
+        return replace(config, autocast_dtype=AUTOCAST_DTYPES.get(args.mixed_precision))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -25,7 +26,8 @@ class MemoryCallback(TrainerCallback):
     logged once (at level INFO, by this module's logger), as ``hf-invact plan`` prints them.
 
     Attributes:
-        saved: the measurement of the first forward pass; None before it, or where it cannot be taken.
+        saved: the measurement of the first forward pass; None before it, or where it cannot be taken (compiled, or
+            offloaded).
         saved_by_part: its bytes, by part (see `hf_invact.memory.PARTS`); empty before the first step has ended.
     """
 
@@ -85,8 +87,13 @@ class MemoryCallback(TrainerCallback):
         """Meter the next forward pass that trains, and take the hooks away after it."""
 
         def enter(module: nn.Module, args: Any) -> None:
-            if self.saved is None and module.training and torch.is_grad_enabled():
-                self.saved = self._measuring.enter_context(SavedActivations(module))
+            if self.saved is not None or not module.training or not torch.is_grad_enabled():
+                return
+            if hooks_are_active():  # of these only the innermost run, so the step would keep all on the device
+                self._measuring.close()
+                logger.info("saved activation bytes are not measured where they are offloaded")
+                return
+            self.saved = self._measuring.enter_context(SavedActivations(module))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if self.saved is not None:
@@ -95,3 +102,20 @@ class MemoryCallback(TrainerCallback):
         self._measuring.callback(model.register_forward_pre_hook(enter).remove)
         # Called also when the forward pass raises, so that nothing stays installed.
         self._measuring.callback(model.register_forward_hook(leave, always_call=True).remove)
+
+
+def hooks_are_active() -> bool:
+    """Whether something (activation offloading, say) handles here what autograd saves."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("only asked whether there are any"):
+            return False
+    except RuntimeError:
+        return True
+
+
+def add_memory_figures(logs: dict[str, Any], callbacks: Iterable[TrainerCallback]) -> None:
+    """Put the figures of every `MemoryCallback` into a training log, before any reporter sees it."""
+    if "loss" in logs:
+        for callback in callbacks:
+            if isinstance(callback, MemoryCallback):
+                logs.update(callback.figures())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .callback import InvertedActivationsCallback
-from .memory import MemoryCallback
+from .memory import add_memory_figures
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -27,8 +27,5 @@ class InvActTrainerMixin(_Trainer):
         super().__init__(*args, callbacks=callbacks, **kwargs)
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, MemoryCallback):
-                    logs.update(callback.figures())
+        add_memory_figures(logs, self.callback_handler.callbacks)
         super().log(logs, *args, **kwargs)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_invact.experiments import plots
+from hf_invact.memory.plots import DPI, WIDTH, png
 
 MIB = 2**20
 PLAIN = {1: 3.0, 2: 2.0, 3: 1.5}
@@ -26,7 +27,7 @@ def _drawn(figure: Figure) -> Image.Image:
     """The figure as an image; drawing it must not warn (of data that a scale cannot show, of glyphs, of layout)."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return Image.open(io.BytesIO(plots.png(figure)))
+        return Image.open(io.BytesIO(png(figure)))
 
 
 def test_loss_figure_draws_both_curves_and_their_distance() -> None:
@@ -46,7 +47,7 @@ def test_loss_figure_draws_both_curves_and_their_distance() -> None:
     assert differences["fused, seed 0"][2] == 0.25
     assert differences["between plain seeds"] == [0.5, 0.25, 0.5]
     assert figure.axes[1].get_yscale() == "log"
-    assert _drawn(figure).size == (round(plots.WIDTH * plots.DPI), round(5.6 * plots.DPI))
+    assert _drawn(figure).size == (round(WIDTH * DPI), round(5.6 * DPI))
 
 
 def test_inverted_is_dashed_on_top_of_plain() -> None:
@@ -100,31 +101,11 @@ def test_many_seeds_do_not_crowd_the_legends() -> None:
     assert min(widths) > 0.85  # a legend wider than the figure would squeeze the axes
 
 
-def test_saved_bytes_are_stacked() -> None:
-    parts = {
-        "plain": {"mlp": 12 * MIB, "activation": 24 * MIB, "embedding": 0},
-        "inverted": {"mlp": 12 * MIB, "activation": MIB // 2},
-    }
-    figure = plots.saved_bytes_figure(parts)
-    bars = {str(bars.get_label()): bars for bars in figure.axes[0].containers}
-    spans = [(bar.get_x(), bar.get_width()) for container in figure.axes[0].containers for bar in container]
-    assert spans == [(0.0, 24.0), (0.0, 0.5), (24.0, 12.0), (0.5, 12.0)]
-    assert "embedding" not in bars
-    texts = {text.get_text() for text in figure.axes[0].texts}
-    assert texts == {"24.0", "12.0", "36.0 MiB", "12.5 MiB"}
-    _drawn(figure)
-
-
 def test_peak_memory_shows_allocated_within_reserved() -> None:
     figure = plots.peak_memory_figure({"plain": {"allocated": 1536 * MIB, "reserved": 2048 * MIB}})
     assert [bar.get_width() for bars in figure.axes[0].containers for bar in bars] == [2048.0, 1536.0]
     assert [text.get_text() for text in figure.axes[0].texts] == ["1,536.0 of 2,048.0 MiB"]
     _drawn(figure)
-
-
-def test_parts_keep_their_order_and_unknown_ones_come_last() -> None:
-    tables = [{"other": 1, "new": 1, "norm": 0}, {"activation": 1, "mlp": 2}]
-    assert plots.ordered_parts(tables) == ["activation", "mlp", "other", "new"]
 
 
 @pytest.mark.parametrize(
@@ -134,14 +115,7 @@ def test_mebibytes(count: float, text: str) -> None:
     assert plots.mebibytes(count) == text
 
 
-def test_background_stays_white_and_bytes_repeat() -> None:
-    parts = {"plain": {"mlp": MIB}}
-    image = plots.png(plots.saved_bytes_figure(parts))
-    assert Image.open(io.BytesIO(image)).convert("RGB").getpixel((1, 1)) == (255, 255, 255)
-    assert plots.png(plots.saved_bytes_figure(parts)) == image
-
-
 def test_global_settings_are_left_alone() -> None:
     before = dict(matplotlib.rcParams)
-    plots.png(plots.loss_figure({"plain": {0: PLAIN}}))
+    png(plots.loss_figure({"plain": {0: PLAIN}}))
     assert dict(matplotlib.rcParams) == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+import hf_invact
 from hf_invact.memory import SavedActivations
 from tests.helpers import normal, record_saved
 from tests.models import batch, each_model, loss_and_gradients, tiny_model
@@ -286,3 +289,17 @@ def test_attributes_rightly_after_an_exception_inside() -> None:
         outside = normal(3).requires_grad_().square()
         model["sound"](outside)
     assert saved.by_module == {"": 3 * FLOAT, "sound": 3 * FLOAT}
+
+
+@pytest.mark.parametrize("forward", [torch.tanh, hf_invact.functional.gelu, hf_invact.functional.relu2])
+def test_a_graph_that_no_backward_pass_frees_is_freed_with_its_output(forward: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Linear(4, 8)
+    weight = weakref.ref(model.weight)
+    with SavedActivations(model) as saved:
+        y = forward(model(normal(2, 4)))
+    assert saved.total_bytes > 0
+    result = weakref.ref(y)
+    del y, model, saved
+    assert result() is None
+    gc.collect()  # a module may be part of cycles
+    assert weight() is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 from transformers.activations import XIELUActivation
 from transformers.models.apertus.modeling_apertus import ApertusMLP
@@ -99,7 +99,16 @@ def test_an_activation_that_accelerate_has_wrapped_is_left_alone(name: str) -> N
     model = two_blocks(name)
     add_hook_to_module(model[0].act_fn, ModelHook())
     first, _ = patch_model(model).sites
-    assert first.reason.startswith("left alone: Accelerate has wrapped its forward")
+    assert first.reason.startswith("left alone: Accelerate, or another library, has bound its forward")
+
+
+@each_name
+def test_an_activation_that_accelerate_has_wrapped_once_is_left_alone(name: str) -> None:
+    model = two_blocks(name)
+    add_hook_to_module(model[0].act_fn, ModelHook())
+    remove_hook_from_module(model[0].act_fn)
+    first, _ = patch_model(model).sites
+    assert first.reason.startswith("left alone: Accelerate, or another library, has bound its forward")
 
 
 def test_nothing_is_left_to_invert() -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pickle
 import re
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 from transformers.activations import ACT2FN
 
@@ -170,29 +168,6 @@ def test_parameters_that_hide_the_input() -> None:
     first, second = patch_model(model).sites
     assert (first.curve, second.curve) == (None, "silu")
     assert first.reason == "left alone: leaky_relu can be inverted only for a positive negative_slope, got -0.1"
-
-
-def test_an_activation_whose_forward_was_replaced() -> None:
-    model = tiny_model("llama")
-    activation = model.model.layers[0].mlp.act_fn
-    activation.forward = types.MethodType(type(activation).forward, activation)
-    with refusal(model, "model.layers.0.mlp.act_fn: another library has replaced the forward of this SiLUActivation"):
-        patch_model(model)
-    assert patch_model(model, InvActConfig(exclude=("*.0.mlp",))).patched == 1
-
-
-def test_a_block_whose_forward_was_replaced() -> None:
-    model = tiny_model("llama")
-    block = model.model.layers[1].mlp
-    block.forward = types.MethodType(type(block).forward, block)
-    with refusal(model, "model.layers.1.mlp: another library has replaced the forward of this LlamaMLP"):
-        patch_model(model)
-
-
-def test_a_block_that_accelerate_has_wrapped_is_patched() -> None:
-    model = tiny_model("llama")
-    add_hook_to_module(model.model.layers[1].mlp, ModelHook())
-    assert patch_model(model).patched == 2
 
 
 def test_a_block_registered_with_an_attribute_that_it_does_not_have() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -124,14 +124,6 @@ def test_a_long_reason_is_cut_to_one_line() -> None:
     assert len(str(error.value)) < 200
 
 
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 RULES = {
     "gpt2": ["output"] * 2,
     "bert": ["output"] * 2 + [None],
@@ -156,6 +148,20 @@ def test_weights_that_are_missing_are_patched_by_rule(name: str) -> None:
     for parameter in model.parameters():
         parameter.data = torch.empty(0)
     assert [site.plan for site in patch_model(model).sites] == RULES[name]
+
+
+@pytest.mark.parametrize("kept_whole", [0, 10**6], ids=["partitioned", "kept whole"])
+@each_model
+def test_weights_of_zero_3_are_patched_by_rule(name: str, kept_whole: int) -> None:
+    """DeepSpeed marks every parameter, empties it, and keeps small ones whole."""
+    model = tiny_model(name)
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id, parameter.ds_shape = number, parameter.shape
+        if parameter.numel() > kept_whole:
+            parameter.data = torch.empty(0)
+    sites = patch_model(model).sites
+    assert [site.plan for site in sites] == RULES[name]
+    assert all("its weights are sharded or missing" in site.reason for site in sites)
 
 
 @each_model

@@ -37,10 +37,10 @@ def test_install_and_restore(make: Callable[[], Any]) -> None:
     assert (module.act.curve, module.act.backend, module.act.plan) == (SILU, "eager", OUTPUT)
     assert slot.plan_of(module, "act") is OUTPUT
     assert slot.original_of(module.act) is original
-    assert slot.patched_attributes(module) == ["act"]
+    assert list(slot.patched(module)) == [("", module, "act")]
     slot.restore(module, "act")
     assert module.act is original
-    assert slot.patched_attributes(module) == []
+    assert list(slot.patched(module)) == []
     assert slot.plan_of(module, "act") is None
     assert (list(module._modules), list(vars(module))) == (children, attributes)
 

@@ -115,6 +115,16 @@ def test_measures_under_the_autocast_of_the_training(
     assert (callback.report == patch_model(tiny_model("bert"))) == (expected is None)
 
 
+def test_measures_under_the_autocast_that_accelerate_was_launched_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    callback = InvertedActivationsCallback()
+    trainer = make_trainer(tiny_model("bert"), arguments(tmp_path, use_inverted_activations=True), callback)
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert callback.report == patch_model(tiny_model("bert"), InvActConfig(autocast_dtype=torch.bfloat16))
+
+
 def test_training_twice_patches_twice(tmp_path: Path) -> None:
     model, witness = tiny_model("llama"), Witness()
     args = arguments(tmp_path, use_inverted_activations=True)
@@ -183,15 +193,6 @@ def test_resuming_gives_the_losses_of_an_uninterrupted_run(tmp_path: Path) -> No
     assert losses(resumed) == losses(uninterrupted)
     assert witness.patched["step"] == [True] * 6
     assert [SAVED in entry for entry in training_logs(resumed)] == [True] * 4
-
-
-def test_liger_is_refused_at_once_naming_both_flags(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    args = arguments(tmp_path, use_inverted_activations=True, use_liger_kernel=True)
-    with pytest.raises(ValueError, match="use_liger_kernel and use_inverted_activations"):
-        make_trainer(model, args, InvertedActivationsCallback())
-    assert not is_patched(model)
-    make_trainer(model, arguments(tmp_path, use_liger_kernel=True), InvertedActivationsCallback())
 
 
 def test_a_model_that_cannot_be_patched_is_refused_at_once(tmp_path: Path) -> None:

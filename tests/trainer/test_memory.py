@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_invact import InvertedActivationsCallback, MemoryCallback
 from hf_invact.memory import SavedActivations
@@ -157,13 +158,10 @@ def test_a_training_that_raises_leaves_no_hook(break_it: Callable[[Trainer], Non
     model = tiny_model("llama")
     trainer = make_trainer(model, arguments(tmp_path), MemoryCallback())
     break_it(trainer)
-    with record_saved() as outside:
-        with pytest.raises(RuntimeError, match="broken"):
-            trainer.train()
-        assert installed_hooks(model) == 0
-        outside.clear()
-        normal(3).requires_grad_().square()
-    assert len(outside) == 1
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer.train()
+    assert installed_hooks(model) == 0
+    assert not memory.hooks_are_active()
 
 
 def test_an_interrupted_measurement_is_ended_by_the_next_training(tmp_path: Path) -> None:
@@ -174,14 +172,37 @@ def test_an_interrupted_measurement_is_ended_by_the_next_training(tmp_path: Path
     model, counts = tiny_model("llama"), list[int]()
     trainer = make_trainer(model, arguments(tmp_path), MemoryCallback(), CountHooks())
     broken_block(KeyboardInterrupt())(trainer)
-    with record_saved() as outside:
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
-        del model.model.layers[1].mlp.forward
+    with pytest.raises(KeyboardInterrupt):
         trainer.train()
-        assert counts == [0, 0]
-        outside.clear()
-        normal(3).requires_grad_().square()
-    assert len(outside) == 1
+    assert memory.hooks_are_active(), "nobody could have ended the measurement"
+    del model.model.layers[1].mlp.forward
+    trainer.train()
+    assert counts == [0, 0]
+    assert not memory.hooks_are_active()
     assert installed_hooks(model) == 0
     assert all(entry[SAVED] > 0 for entry in training_logs(trainer))
+
+
+class Offloading(Trainer):
+    """Offloads what is saved for the backward pass, as TRL does."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        with record_saved() as saved:
+            loss = super().training_step(*args, **kwargs)
+        self.offloaded = [*getattr(self, "offloaded", []), len(saved)]
+        return loss
+
+
+@pytest.mark.parametrize("callback", [MemoryCallback, InvertedActivationsCallback])
+def test_offloading_is_left_to_do_its_work_from_the_first_step_on(
+    callback: type[MemoryCallback], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(tiny_model("llama"), arguments(tmp_path, TrainingArguments), callback(), cls=Offloading)
+    with caplog.at_level(logging.INFO, logger="hf_invact"):
+        trainer.train()
+    first, *others = trainer.offloaded
+    assert first > 50
+    assert others == [first] * 2
+    assert [SAVED in entry for entry in training_logs(trainer)] == [False] * 3
+    assert "not measured where they are offloaded" in caplog.text
+    assert installed_hooks(trainer.model) == 0

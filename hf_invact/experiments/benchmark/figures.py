@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ...memory.plots import DPI, GREY, WIDTH, png
 from ..files import write_atomically
-from ..plots import DPI, GREY, WIDTH, png
 from .implementations import COMPILED, INVERTED, LIGER, NATIVE
 from .tables import MEMORY, label
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel, set_seed
 
-from ... import PatchingError, PatchReport, patch_model
 from ...memory import SavedActivations
+from ...patching import PatchingError, PatchReport, patch_model
 from ...planning.errors import PlanningError
 from ...planning.source import find_source
 from .errors import UncoveredError, brief

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -11,13 +12,13 @@ _INTRODUCTION = """\
 # Which models are patched
 
 Every model type of the installed Transformers, made small from its config alone, run once plain and once patched in
-float32 on a CPU, forward and backward. Written by `scripts/render_results.py` from the file that `{command}` wrote
-(torch {torch}, transformers {transformers}, seed {seed}).
+float32 on a CPU, forward and backward. Written by `scripts/render_results.py` from the file that
+`{command}` wrote (torch {torch}, transformers {transformers}, seed {seed}).
 
 {patched} of {run} types that could be run are patched, and each of them keeps less. The outputs of {identical} are the
 same to the bit. The others have an activation that Transformers spells out in Python and that is replaced by PyTorch's
-function for it: it differs from the formula by at most {activation_ulps:.2g} units in the last place of its largest
-output (*ulps*). Gradients differ by at most {gradient_error:.1e} of their norm.
+function for it; the two differ by {activation_ulps:.2g} in the last place of the largest output (*ulps*) at most, in
+each activation. Gradients differ by {gradient_error:.1e} of their norm at most, by {median_error:.1e} in the median.
 
 Small models have other proportions than those that are trained: `hf-invact plan` tells what yours saves. Models of
 several kinds of input are run on the first kind that suffices, mostly text; the rest of them is patched, and not
@@ -43,6 +44,7 @@ def page(results: Mapping[str, Any]) -> str:
         identical=sum(row["output_ulps"] == 0 for row in patched),
         activation_ulps=max(row["activation_ulps"] for row in patched),
         gradient_error=max(row["gradient_error"] for row in patched),
+        median_error=median(row["gradient_error"] for row in patched),
     )
     sections = [
         introduction,
@@ -55,6 +57,17 @@ def page(results: Mapping[str, Any]) -> str:
         *_reasons(row for row in rows if row["plain_bytes"] is None),
     ]
     return "\n".join(sections) + "\n"
+
+
+def sentence(results: Mapping[str, Any]) -> str:
+    """For the README."""
+    rows: Sequence[Row] = results["models"]
+    patched, run = sum(map(is_patched, rows)), sum(row["plain_bytes"] is not None for row in rows)
+    version = results["environment"]["transformers"]
+    return (
+        f"  Of the {run} model types of Transformers {version} that could be built small and run, {patched} are\n"
+        "  patched and keep less: [which, and why not the others](docs/coverage.md).\n"
+    )
 
 
 def is_patched(row: Row) -> bool:

@@ -1,0 +1,196 @@
+"""Runs a model that has no memory, to ask what its training steps would keep."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import optim
+from transformers import PreTrainedModel
+
+from ..memory import SavedActivations, by_part
+from ..patching import PatchReport, patch_model, unpatch_model
+from .batch import make_batch
+from .build import build_model, set_checkpointing
+from .errors import PlanningError
+from .fake import fake_tensors
+from .peak import OPTIMIZERS, Peak, make_optimizer, predict_peak
+from .setup import Setup, check_choice
+from .source import Source, find_source
+
+Progress = Callable[[str], None]
+"""Takes what is about to be done, in a few words."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train the same model.
+
+    Attributes:
+        name: as tables call it.
+        patched: whether its activations are inverted.
+        plan: the plan of `hf_invact.InvActConfig` to patch with; None for that of the user's config.
+        checkpointed: whether layers are computed again in the backward pass.
+    """
+
+    name: str
+    patched: bool = False
+    plan: str | None = None
+    checkpointed: bool = False
+
+
+PLAIN = Variant("plain")
+INVERTED = Variant("inverted", patched=True)
+FUSED = Variant("fused activation", patched=True, plan="input")
+EXACT_GATE = Variant("exact gate", patched=True, plan="gate-inputs")
+CHECKPOINTED = Variant("checkpointing", checkpointed=True)
+BOTH = Variant("checkpointing + inverted", patched=True, checkpointed=True)
+
+
+class DryRun:
+    """A model on fake tensors. It is built once, and asked for variants and sizes; no answer is computed twice.
+
+    Use `dry_run`: its tensors are of no use outside of that context.
+
+    Args:
+        setup: what is trained.
+        source: its config and class.
+        progress: is told what is about to be run.
+    """
+
+    def __init__(self, setup: Setup, source: Source, progress: Progress) -> None:
+        self.setup, self.source = setup, source
+        self.model: PreTrainedModel = build_model(source, dtype=setup.dtype, attention=setup.attention, lora=setup.lora)
+        self._progress = progress
+        self._present: Variant | None = PLAIN
+        self._reports = {PLAIN: PatchReport(())}
+        self._saved: dict[tuple[Variant, int, int], Mapping[str, int]] = {}
+        self._peaks: dict[tuple[Variant, int, int, str], Peak] = {}
+        self._optimizers: dict[str, optim.Optimizer] = {}
+
+    def report(self, variant: Variant) -> PatchReport:
+        """What a variant patches.
+
+        Raises:
+            PatchingError: nothing can be, or a pattern of the config matches nothing.
+            PlanningError: the model cannot checkpoint.
+        """
+        if variant not in self._reports:
+            self._become(variant)
+        return self._reports[variant]
+
+    def saved(self, variant: Variant, batch_size: int, seq_len: int) -> Mapping[str, int]:
+        """Bytes that one forward pass keeps for the backward pass, by part of the model.
+
+        Raises:
+            PlanningError: the forward pass fails, or takes no such batch.
+            PatchingError: as `report`.
+        """
+        key = variant, batch_size, seq_len
+        if key not in self._saved:
+            batch = self._batch(variant, batch_size, seq_len)
+            self._saved[key] = MappingProxyType(saved_by_part(self.model, batch, self.setup.autocast_dtype))
+        return self._saved[key]
+
+    def peak(self, variant: Variant, batch_size: int, seq_len: int, optimizer: str) -> Peak:
+        """The most memory that a training step holds.
+
+        Args:
+            optimizer: a name in `OPTIMIZERS`.
+
+        Raises:
+            ValueError: the optimizer is not known.
+            PlanningError, PatchingError: as `saved`.
+        """
+        key = variant, batch_size, seq_len, optimizer
+        if key not in self._peaks:
+            batch = self._batch(variant, batch_size, seq_len)
+            self._peaks[key] = predict_peak(
+                self.model,
+                batch,
+                optimizer=self._optimizer(optimizer),
+                forward_context=lambda: running_as_trained(self.setup.autocast_dtype),
+            )
+        return self._peaks[key]
+
+    def _batch(self, variant: Variant, batch_size: int, seq_len: int) -> dict[str, Any]:
+        for name, number in (("batch_size", batch_size), ("seq_len", seq_len)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        self._become(variant)
+        self._progress(f"{variant.name}, {batch_size:,} x {seq_len:,}")
+        return make_batch(self.model, batch_size, seq_len)
+
+    def _become(self, variant: Variant) -> None:
+        if variant == self._present:
+            return
+        self._present = None  # until all of it is done
+        unpatch_model(self.model)
+        set_checkpointing(self.model, variant.checkpointed)
+        self._reports[variant] = self._patch(variant.plan) if variant.patched else PatchReport(())
+        self._present = variant
+
+    def _patch(self, plan: str | None) -> PatchReport:
+        config = self.setup.config
+        dtype = config.autocast_dtype or self.setup.autocast_dtype
+        return patch_model(self.model, dataclasses.replace(config, plan=plan or config.plan, autocast_dtype=dtype))
+
+    def _optimizer(self, name: str) -> optim.Optimizer:
+        """The same for all variants, which then need no step to make its state."""
+        if name not in self._optimizers:
+            check_choice("optimizer", name, OPTIMIZERS)
+            trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+            self._optimizers[name] = make_optimizer(name, trained)
+        return self._optimizers[name]
+
+
+def _say_nothing(doing: str) -> None:
+    pass
+
+
+@contextmanager
+def dry_run(setup: Setup, progress: Progress = _say_nothing) -> Iterator[DryRun]:
+    """A model to ask, inside the context.
+
+    Raises:
+        PlanningError: it is not found, or cannot be built without weights.
+    """
+    source = find_source(setup.model)
+    with fake_tensors(setup.device):
+        yield DryRun(setup, source, progress)
+
+
+def saved_by_part(model: PreTrainedModel, batch: dict[str, Any], autocast_dtype: torch.dtype | None) -> dict[str, int]:
+    """Bytes that a model keeps of one forward pass for its backward pass, by part.
+
+    Args:
+        model: in training mode.
+        batch: its arguments, with labels.
+        autocast_dtype: what it runs under; None for none.
+
+    Raises:
+        PlanningError: its forward pass fails.
+    """
+    try:
+        with SavedActivations(model) as saved, running_as_trained(autocast_dtype):
+            output = model(**batch)
+    except Exception as error:  # whatever a foreign forward raises
+        raise PlanningError(
+            f"{type(model).__name__} cannot be run without weights ({type(error).__name__}: {error}); measure it on "
+            "its own device with hf_invact.memory.SavedActivations"
+        ) from error
+    if output.loss is None:
+        raise PlanningError(f"{type(model).__name__} returns no loss; name a class that can be trained")
+    return by_part(saved, model)
+
+
+@contextmanager
+def running_as_trained(autocast_dtype: torch.dtype | None) -> Iterator[None]:
+    """Under autocast, where a dtype is given."""
+    with torch.autocast("cpu", autocast_dtype or torch.bfloat16, enabled=autocast_dtype is not None):
+        yield

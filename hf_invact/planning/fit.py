@@ -1,0 +1,185 @@
+"""The largest batch, and the longest sequence, that fit into a memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import PretrainedConfig
+
+from .batch import longest_sequence, takes_text
+from .dry_run import BOTH, CHECKPOINTED, INVERTED, PLAIN, DryRun, Variant, dry_run
+from .peak import Peak
+from .search import largest_that_fits, static_bytes
+from .setup import Options, Setup
+from .variants import applying_variants
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+FITTED = (PLAIN, INVERTED, CHECKPOINTED, BOTH)
+TOKENS_STEP = 64
+MOST_TOKENS = 1 << 22
+"""In a batch, images counting as tokens: the end of a search, since token ids are real."""
+
+MEMORY, POSITIONS, SEARCH = "memory", "positions", "search"
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest size that fits.
+
+    Attributes:
+        size: sequences, images or tokens; 0 where not even the smallest fits.
+        peak_bytes: the predicted peak at this size; at the smallest, where not even that fits.
+        end: why it is not larger: "memory", "positions" (the model has no more), or "search" (which ended there).
+    """
+
+    size: int
+    peak_bytes: int
+    end: str
+
+
+@dataclass(frozen=True)
+class VariantFit:
+    """What fits of one variant.
+
+    Attributes:
+        name: of the variant.
+        batch_size: the largest batch, of sequences as long as was asked for.
+        seq_len: the longest sequence, in batches as large as was asked for, in steps of `TOKENS_STEP` tokens; None for
+            models of images alone.
+    """
+
+    name: str
+    batch_size: Largest
+    seq_len: Largest | None
+
+
+@dataclass(frozen=True)
+class MemoryFit:
+    """What fits into a memory.
+
+    Attributes:
+        model: what the user called it.
+        model_class: the class that was planned.
+        memory_bytes, batch_size, seq_len, optimizer: as they were asked for.
+        static_bytes: weights, gradients and the optimizer's state, which every batch needs.
+        variants: those that apply, the plain one first.
+        notes: what else the user should know, each a sentence.
+    """
+
+    model: str
+    model_class: str
+    memory_bytes: int
+    batch_size: int
+    seq_len: int
+    optimizer: str
+    static_bytes: int
+    variants: tuple[VariantFit, ...]
+    notes: tuple[str, ...]
+
+
+def fit_memory(
+    model: str | Path | PretrainedConfig,
+    batch_size: int,
+    seq_len: int,
+    memory_bytes: int,
+    *,
+    optimizer: str = "adamw_fused",
+    **options: Unpack[Options],
+) -> MemoryFit:
+    """Find the largest batch, and the longest sequence, whose predicted peak fits: plain, inverted, checkpointed, both.
+
+    Args:
+        model, batch_size, seq_len, options: as for `hf_invact.plan_memory` (but for gradient_checkpointing). Batches
+            are searched with sequences of `seq_len`, and sequences in batches of `batch_size`.
+        memory_bytes: what the peak of a training step must fit into. Leave room in it for what is not counted: what
+            kernels and the allocator need beyond the tensors.
+        optimizer: makes the step (see `OPTIMIZERS`).
+
+    Raises:
+        PlanningError, PatchingError, ValueError: as `hf_invact.plan_memory`.
+
+    >>> from transformers import LlamaConfig
+    >>> size = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    >>> small = LlamaConfig(vocab_size=256, **size)
+    >>> fit = fit_memory(small, batch_size=1, seq_len=128, memory_bytes=64 << 20)
+    >>> [(variant.name, variant.batch_size.size) for variant in fit.variants[:2]]
+    [('plain', 47), ('inverted', 58)]
+    """
+    with dry_run(Setup(model, **options)) as run:
+        return fit_of(run, batch_size, seq_len, memory_bytes, optimizer=optimizer)
+
+
+def fit_of(
+    run: DryRun, batch_size: int, seq_len: int, memory_bytes: int, *, optimizer: str = "adamw_fused"
+) -> MemoryFit:
+    """As `fit_memory`, of a model that is built already."""
+    if memory_bytes < 1:
+        raise ValueError(f"memory_bytes must be at least 1, got {memory_bytes}")
+    plain_peak = run.peak(PLAIN, batch_size, seq_len, optimizer)
+    applying, notes = applying_variants(run, FITTED)
+    variants = tuple(
+        VariantFit(
+            variant.name,
+            _largest_batch(run, variant, batch_size, seq_len, memory_bytes, optimizer),
+            _longest(run, variant, batch_size, seq_len, memory_bytes, optimizer),
+        )
+        for variant in applying
+    )
+    return MemoryFit(
+        model=run.source.name,
+        model_class=type(run.model).__name__,
+        memory_bytes=memory_bytes,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        optimizer=optimizer,
+        static_bytes=static_bytes(plain_peak, "optimizer step"),
+        variants=variants,
+        notes=(*notes, *_length_notes(run, variants)),
+    )
+
+
+def _largest_batch(
+    run: DryRun, variant: Variant, batch_size: int, seq_len: int, memory_bytes: int, optimizer: str
+) -> Largest:
+    last = max(MOST_TOKENS // (seq_len if takes_text(run.model) else 1), 1)
+
+    def peak_at(size: int) -> Peak:
+        return run.peak(variant, size, seq_len, optimizer)
+
+    found = largest_that_fits(peak_at, memory_bytes, start=batch_size, last=last)
+    return Largest(found, peak_at(max(found, 1)).total_bytes, SEARCH if found == last else MEMORY)
+
+
+def _longest(
+    run: DryRun, variant: Variant, batch_size: int, seq_len: int, memory_bytes: int, optimizer: str
+) -> Largest | None:
+    if not takes_text(run.model):
+        return None
+    positions = longest_sequence(run.model)
+    most = min(positions or MOST_TOKENS, max(MOST_TOKENS // batch_size, 1))
+    last = -(-most // TOKENS_STEP)
+
+    def tokens(steps: int) -> int:
+        return min(steps * TOKENS_STEP, most)
+
+    def peak_at(steps: int) -> Peak:
+        return run.peak(variant, batch_size, tokens(steps), optimizer)
+
+    found = largest_that_fits(peak_at, memory_bytes, start=seq_len // TOKENS_STEP, last=last)
+    end = MEMORY if found < last else POSITIONS if most == positions else SEARCH
+    return Largest(tokens(found), peak_at(max(found, 1)).total_bytes, end)
+
+
+def _length_notes(run: DryRun, variants: tuple[VariantFit, ...]) -> list[str]:
+    """Rotary positions have no end, but beyond some length a model has not been trained."""
+    if not takes_text(run.model):
+        return ["The length of sequences is left out: this model takes images alone."]
+    known = getattr(run.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(variant.seq_len.size for variant in variants if variant.seq_len is not None)
+    if longest_sequence(run.model) is not None or not isinstance(known, int) or longest <= known:
+        return []
+    return [f"Beyond {known:,} tokens (its max_position_embeddings) the model has not been trained."]

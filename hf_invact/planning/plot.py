@@ -1,0 +1,43 @@
+"""A picture of what the variants of a model keep."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .errors import PlanningError
+from .text_variants import unit_of
+from .variants import Comparison
+
+
+def check_plot(path: Path) -> None:
+    """Find out before any work whether a picture can be drawn and written.
+
+    Raises:
+        PlanningError: matplotlib is missing, or a PNG file cannot be written there.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise PlanningError("plots need matplotlib: pip install 'hf_invact[scripts]'") from error
+    if path.suffix.lower() != ".png":
+        raise PlanningError(f"plots are PNG files, so the name must end in .png, got {str(path)!r}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PlanningError(f"{str(path)!r} cannot be written; give a file in a folder that exists and is yours")
+
+
+def save_plot(comparison: Comparison, path: Path) -> None:
+    """Draw a stacked bar for each variant, of what it keeps by part, as a PNG file.
+
+    Raises:
+        PlanningError: as `check_plot`.
+        OSError: the file cannot be written after all.
+    """
+    check_plot(path)
+    from ..memory.plots import png, saved_bytes_figure
+
+    unit, _ = unit_of(comparison)
+    figure = saved_bytes_figure({variant.name: variant.saved for variant in comparison.variants}, unit)
+    batch = f"batch of {comparison.batch_size:,} x {comparison.seq_len:,}"
+    figure.suptitle(f"{comparison.model_class}, {batch}", x=0.01, ha="left", fontsize=11)
+    path.write_bytes(png(figure))

@@ -1,0 +1,75 @@
+"""What is trained, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from transformers import PretrainedConfig
+
+from ..patching import InvActConfig
+from .build import ATTENTION, DTYPES
+from .fake import DEVICES
+from .flash import FLASH_ATTENTION, check_flash_attention
+from .lora import Lora
+
+AUTOCAST_DTYPE = {"float32": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Options(TypedDict, total=False):
+    """All of a `Setup` but its model, as keyword arguments."""
+
+    dtype: str
+    autocast: bool
+    lora: Lora | None
+    attention: str
+    config: InvActConfig
+    device: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model and how it is trained, whatever its batches are, and whether layers are checkpointed.
+
+    Attributes:
+        model: a name on the hub, a local folder, a ``config.json``, or a config of Transformers.
+        dtype: of the weights: "float32", "bfloat16" or "float16".
+        autocast: whether it runs under autocast, to bfloat16 (float16 where that is the weights' dtype).
+        lora: adapters; None trains all weights.
+        attention: implementation, as `hf_invact.plan_memory` takes it.
+        config: what to patch, and how, where the model is patched.
+        device: "cuda", or "cpu" for what a run on a CPU keeps.
+
+    Raises:
+        ValueError: an unknown option.
+        PlanningError: flash attention has no kernel for this dtype or device.
+    """
+
+    model: str | Path | PretrainedConfig
+    dtype: str = "bfloat16"
+    autocast: bool = False
+    lora: Lora | None = None
+    attention: str = "sdpa"
+    config: InvActConfig = field(default_factory=InvActConfig)
+    device: str = "cuda"
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("attention", self.attention, ATTENTION)
+        check_choice("device", self.device, DEVICES)
+        if self.attention == FLASH_ATTENTION:
+            check_flash_attention(self.dtype, self.autocast, self.device)
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What the forward pass runs under; None for no autocast."""
+        return AUTOCAST_DTYPE[self.dtype] if self.autocast else None
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise ValueError where a value is not known."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

@@ -1,0 +1,79 @@
+"""The variants of a model, and what fits of them, as text for a terminal."""
+
+from __future__ import annotations
+
+from ..memory import PARTS
+from ..memory.text import size, table
+from .fit import POSITIONS, SEARCH, TOKENS_STEP, Largest, MemoryFit
+from .variants import Comparison, VariantMemory
+
+UNITS = (("GiB", 30), ("MiB", 20), ("KiB", 10))
+NOT_COUNTED = "What kernels and the allocator need beyond the tensors is not counted, so leave some room."
+
+
+def unit_of(comparison: Comparison) -> tuple[str, int]:
+    """The unit in which all of a comparison's parts are told, and its bytes."""
+    most = max(variant.saved_bytes for variant in comparison.variants)
+    unit, power = next((unit for unit in UNITS if most >= 1 << unit[1]), UNITS[-1])
+    return unit, 1 << power
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """A row for each variant: what it keeps by part, its share of plain, and the peak of a step; and the notes."""
+    unit, scale = unit_of(comparison)
+    parts = [part for part in PARTS if any(part in variant.saved for variant in comparison.variants)]
+    rows = [_row(variant, parts, scale) for variant in comparison.variants]
+    head = [f"kept, {unit}", *parts, "all", "of plain"]
+    if comparison.optimizer is not None:
+        head += ["peak of a step", "in the"]
+    return "\n\n".join([table([head, *rows]), *comparison.notes])
+
+
+def _row(variant: VariantMemory, parts: list[str], scale: int) -> list[str]:
+    cells = [_in_unit(variant.saved.get(part, 0), scale) for part in parts]
+    row = [variant.name, *cells, f"{variant.saved_bytes / scale:,.2f}", f"{variant.share:.1%}"]
+    return row if variant.peak is None else [*row, size(variant.peak.total_bytes), variant.peak.moment]
+
+
+def _in_unit(count: int, scale: int) -> str:
+    if not count:
+        return "-"
+    return "<0.01" if count < 0.005 * scale else f"{count / scale:,.2f}"
+
+
+def render_fit(fit: MemoryFit) -> str:
+    """A row for each variant: the largest batch and the longest sequence, with their peaks; and what else to know."""
+    has_text = any(variant.seq_len is not None for variant in fit.variants)
+    batch = f"batch of {fit.seq_len:,} tokens" if has_text else "batch of images"
+    head = [f"fits {size(fit.memory_bytes)}, {fit.optimizer}", batch, "its peak"]
+    if has_text:
+        head += [f"tokens in a batch of {fit.batch_size:,}", "its peak"]
+    rows = [
+        [
+            variant.name,
+            *_cells(variant.batch_size, 1),
+            *(_cells(variant.seq_len, TOKENS_STEP) if variant.seq_len else ()),
+        ]
+        for variant in fit.variants
+    ]
+    blocks = [table([head, *rows])]
+    if fit.static_bytes > fit.memory_bytes:
+        blocks.append(
+            f"Nothing fits: the weights, gradients and optimizer state alone need {size(fit.static_bytes)}. Train "
+            "adapters (--lora), or take an optimizer with less state."
+        )
+    if has_text:
+        blocks.append(f"Sequences are searched in steps of {TOKENS_STEP} tokens.")
+    return "\n\n".join([*blocks, NOT_COUNTED, *fit.notes])
+
+
+def _cells(largest: Largest, smallest: int) -> list[str]:
+    return [_size_of(largest, smallest), size(largest.peak_bytes)]
+
+
+def _size_of(largest: Largest, smallest: int) -> str:
+    if not largest.size:
+        return f"not even {smallest}"
+    if largest.end == POSITIONS:
+        return f"{largest.size:,}, all its positions"
+    return f"at least {largest.size:,}" if largest.end == SEARCH else f"{largest.size:,}"

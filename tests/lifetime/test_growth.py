@@ -1,0 +1,163 @@
+"""A long training holds no more objects at its end than at its beginning, and frees a step's tensors without the
+garbage collector."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import hf_invact
+from hf_invact import InvertedActivationsCallback, inverted_activations, patch_model
+from hf_invact.patching import activation_sites
+from tests.helpers import threads
+from tests.models import batch, each_model, tiny_model
+from tests.trainer.helpers import arguments, make_trainer
+
+STEPS = 1000
+WARM_UP = 100
+CONSUMERS = {"gpt2": "c_proj", "bert": "output.dense", "mistral": "down_proj", "llama": "down_proj"}
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    with threads(1):
+        yield
+    gc.enable()
+
+
+def smallest_model(name: str) -> PreTrainedModel:
+    return tiny_model(name, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+
+
+def step(model: PreTrainedModel, inputs: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    model(**inputs).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def live_tensors() -> int:
+    return sum(issubclass(type(each), Tensor) for each in gc.get_objects())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_thousand_steps_leave_nothing_behind(name: str) -> None:
+    model = smallest_model(name)
+    patch_model(model)
+    inputs = batch(model, sequences=1, tokens=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    counts = []
+    for index in range(STEPS + 1):
+        step(model, inputs, optimizer)
+        if index == WARM_UP:
+            gc.collect()  # of what was made before the steps
+        if index in (WARM_UP, STEPS):
+            counts.append((live_tensors(), len(gc.get_objects()) // 10))
+    assert counts[0] == counts[1]
+    assert gc.collect() == 0
+
+
+@each_model
+def test_the_package_allocates_nothing_that_stays(name: str) -> None:
+    model = smallest_model(name)
+    patch_model(model)
+    inputs = batch(model, sequences=1, tokens=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    own = tracemalloc.Filter(True, f"{Path(hf_invact.__file__).parent}/*")
+    held = []
+    tracemalloc.start()
+    for index in range(201):
+        step(model, inputs, optimizer)
+        if index in (100, 200):
+            traces = tracemalloc.take_snapshot().filter_traces([own]).statistics("filename")
+            held.append(sum(trace.size for trace in traces))
+    tracemalloc.stop()
+    assert held[1] - held[0] < 500, "more than five bytes a step"
+
+
+def watched(model: PreTrainedModel, name: str) -> tuple[list[weakref.ref[Tensor]], list[weakref.ref[Tensor]]]:
+    """What each activation is given, and what the layer after it is given, in the next forward pass."""
+    inputs: list[weakref.ref[Tensor]] = []
+    outputs: list[weakref.ref[Tensor]] = []
+
+    def note(found: list[weakref.ref[Tensor]]) -> Callable[[nn.Module, Any], None]:
+        return lambda module, args: found.append(weakref.ref(args[0]))
+
+    for site in activation_sites(model):
+        model.get_submodule(site).register_forward_pre_hook(note(inputs))
+    for path, module in model.named_modules():
+        if path.endswith(CONSUMERS[name]) and "attention" not in path and "attn" not in path:
+            module.register_forward_pre_hook(note(outputs))
+    return inputs, outputs
+
+
+def alive(references: list[weakref.ref[Tensor]]) -> int:
+    return sum(reference() is not None for reference in references)
+
+
+@each_model
+def test_the_tensors_of_a_step_are_freed_at_once(name: str) -> None:
+    model = tiny_model(name)
+    patch_model(model)
+    inputs, outputs = watched(model, name)
+    loss = model(**batch(model)).loss
+    assert len(inputs) == len(activation_sites(model))
+    assert (len(outputs), alive(outputs)) == (2, 2)
+    assert alive(inputs) == 0, "the activations' inputs are what need not be kept"
+    loss.backward()
+    assert alive(outputs) == 0
+
+
+@each_model
+def test_a_step_without_a_backward_pass_is_freed_at_once(name: str) -> None:
+    model = tiny_model(name)
+    patch_model(model)
+    inputs, outputs = watched(model, name)
+    loss = model(**batch(model)).loss
+    assert alive(outputs) == 2
+    del loss
+    assert alive(inputs) == alive(outputs) == 0
+
+
+@each_model
+def test_what_probes_keep_is_freed_at_once(name: str) -> None:
+    model = tiny_model(name)
+    inputs, outputs = watched(model, name)
+    patch_model(model)
+    assert len(outputs) > 2
+    assert alive(inputs) == alive(outputs) == 0
+
+
+@each_model
+def test_patching_makes_no_cycles(name: str) -> None:
+    model = tiny_model(name)
+    patch_model(model)  # once: what the first probe of a process imports and caches
+    gc.collect()
+    with inverted_activations(model):
+        patched = [weakref.ref(model.get_submodule(site)) for site in activation_sites(model)]
+        model(**batch(model)).loss.backward()
+        assert [reference() is None for reference in patched] == [False] * len(patched)
+    assert [reference() is None for reference in patched] == [True] * len(patched)
+    assert gc.collect() == 0
+
+
+def test_a_trainers_callback_holds_no_tensor_of_a_step(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    callback = InvertedActivationsCallback()
+    trainer = make_trainer(model, arguments(tmp_path, use_inverted_activations=True), callback)
+    inputs, outputs = watched(model, "llama")
+    trainer.train()
+    assert callback.saved is not None
+    assert len(outputs) >= 6
+    assert alive(inputs) == alive(outputs) == 0

@@ -1,0 +1,110 @@
+"""The choices that a user has, side by side."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import GPT2Config
+
+from hf_invact import InvActConfig, Lora, PatchingError, plan_memory
+from hf_invact.planning import CATEGORIES, Comparison, Setup, as_json, compare_memory, dry_run, render_comparison
+from hf_invact.planning.dry_run import BOTH, CHECKPOINTED, EXACT_GATE, FUSED, INVERTED, PLAIN, Variant
+from hf_invact.planning.text_variants import unit_of
+from tests.planning.small import small_config
+
+SIZE = 2, 32
+
+
+def names(comparison: Comparison) -> list[str]:
+    return [variant.name for variant in comparison.variants]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "left_out"),
+    [("gpt2", {EXACT_GATE}), ("llama", {FUSED}), ("bert", {FUSED, EXACT_GATE}), ("t5", set())],
+)
+def test_what_applies_is_compared_and_the_rest_has_a_note(model_type: str, left_out: set[Variant]) -> None:
+    comparison = compare_memory(small_config(model_type), *SIZE)
+    applying = [v.name for v in (PLAIN, INVERTED, FUSED, EXACT_GATE, CHECKPOINTED, BOTH) if v not in left_out]
+    assert names(comparison) == applying
+    assert len(comparison.notes) == len(left_out)
+    assert all(any(variant.name in note for note in comparison.notes) for variant in left_out)
+
+
+def test_says_what_plans_say() -> None:
+    comparison = compare_memory(small_config("llama"), *SIZE, optimizer="adamw", dtype="float32")
+    by_name = {variant.name: variant for variant in comparison.variants}
+    for checkpointed, plain, patched in ((False, PLAIN, INVERTED), (True, CHECKPOINTED, BOTH)):
+        plan = plan_memory(
+            small_config("llama"), *SIZE, dtype="float32", optimizer="adamw", gradient_checkpointing=checkpointed
+        )
+        assert (by_name[plain.name].saved, by_name[plain.name].peak) == (plan.plain, plan.plain_peak)
+        assert (by_name[patched.name].saved, by_name[patched.name].peak) == (plan.patched, plan.patched_peak)
+    exact = plan_memory(small_config("llama"), *SIZE, dtype="float32", config=InvActConfig(plan="gate-inputs"))
+    assert by_name[EXACT_GATE.name].saved == exact.patched
+    assert by_name[INVERTED.name].share == plan_memory(small_config("llama"), *SIZE, dtype="float32").saving * -1 + 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
+@pytest.mark.parametrize("lora", [None, Lora(dropout=0.1)], ids=["full", "lora"])
+def test_a_variant_leaves_no_trace_in_the_next(lora: Lora | None) -> None:
+    setup = Setup(small_config("llama"), lora=lora)
+
+    def alone(variant: Variant) -> tuple[object, object]:
+        with dry_run(setup) as run:
+            return run.saved(variant, *SIZE), run.peak(variant, *SIZE, "adamw_fused")
+
+    expected = {variant: alone(variant) for variant in (PLAIN, CHECKPOINTED)}
+    with dry_run(setup) as run:
+        run.peak(BOTH, 1, 16, "adamw_fused")
+        for variant, answers in expected.items():
+            assert (run.saved(variant, *SIZE), run.peak(variant, *SIZE, "adamw_fused")) == answers
+            assert run.peak(BOTH, *SIZE, "adamw_fused") != answers[1]
+
+
+def test_no_answer_is_computed_twice() -> None:
+    told: list[str] = []
+    with dry_run(Setup(small_config("gpt2")), told.append) as run:
+        for _ in range(2):
+            run.saved(INVERTED, *SIZE)
+            run.peak(INVERTED, *SIZE, "sgd")
+    assert told == ["inverted, 2 x 32"] * 2
+
+
+def test_one_note_tells_why_nothing_is_patched() -> None:
+    comparison = compare_memory(small_config("gpt2", activation_function="relu"), *SIZE)
+    assert names(comparison) == ["plain", "checkpointing"]
+    (note,) = comparison.notes
+    assert "its gradient already uses the output" in note
+    assert "Supported" not in note
+
+
+def test_a_pattern_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(PatchingError, match="matches none"):
+        compare_memory(small_config("gpt2"), *SIZE, config=InvActConfig(include=("nothing",)))
+
+
+def test_a_part_of_the_layers_is_told() -> None:
+    comparison = compare_memory(small_config("llama"), *SIZE, config=InvActConfig(exclude=("*.1.mlp",)))
+    assert any(note.startswith("inverted is had by 1 of 2 activations") for note in comparison.notes)
+
+
+def test_the_table_has_what_the_record_has() -> None:
+    comparison = compare_memory(GPT2Config(n_layer=2), 4, 128, optimizer="sgd")
+    head, *rows = render_comparison(comparison).split("\n\n")[0].splitlines()
+    unit, scale = unit_of(comparison)
+    assert head.startswith(f"kept, {unit}")
+    assert len(rows) == len(comparison.variants) == 5
+    for row, variant in zip(rows, comparison.variants, strict=True):
+        assert row.startswith(variant.name)
+        assert f"{variant.saved_bytes / scale:,.2f}  " in row
+        assert f"{variant.share:.1%}" in row
+        assert variant.peak is not None
+        assert row.endswith(variant.peak.moment)
+
+
+def test_json() -> None:
+    comparison = compare_memory(small_config("gpt2"), *SIZE, optimizer="sgd")
+    plain = as_json(comparison)["variants"][0]
+    assert plain["saved"] == dict(comparison.variants[0].saved)
+    assert plain["saved_bytes"] == sum(plain["saved"].values())
+    assert list(plain["peak"]["by_moment"]["forward"]) == list(CATEGORIES)

@@ -1,0 +1,94 @@
+"""The table of what is trained in two processes, and the record that each process leaves of a case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+WORLD = 2
+STEPS = 3
+
+# The ways of the Trainer, then those of a training loop of one's own.
+Way = Literal["ddp", "ddp-accumulation", "fsdp-flag", "fsdp2-at-load", "zero2", "zero3", "own-ddp", "own-fsdp2"]
+Patched = Literal["no", "before", "after"]
+
+OWN_LOOP: tuple[Way, ...] = ("own-ddp", "own-fsdp2")
+SHARDED_BY_FSDP2: tuple[Way, ...] = ("fsdp2-at-load", "own-fsdp2")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training.
+
+    Attributes:
+        way: how the processes share the work.
+        patched: whether and when, seen from the wrapping or sharding of the model.
+    """
+
+    way: Way
+    model: str
+    patched: Patched = "no"
+
+    @property
+    def plain(self) -> Case:
+        return replace(self, patched="no")
+
+    def __str__(self) -> str:
+        return f"{self.way}-{self.model}-{self.patched}"
+
+
+def _cases(models: Mapping[Way, Sequence[str]]) -> list[Case]:
+    """The Trainer's callback comes before it wraps a model, and after one is sharded while it is made."""
+    times: Mapping[Way, Sequence[Patched]] = {
+        "fsdp2-at-load": ("no", "after"),
+        "zero3": ("no", "after"),
+        **dict.fromkeys(OWN_LOOP, ("no", "before", "after")),
+    }
+    return [
+        Case(way, model, patched)
+        for way, names in models.items()
+        for model in names
+        for patched in times.get(way, ("no", "before"))
+    ]
+
+
+CASES = _cases(
+    {
+        "ddp": ("gpt2", "bert", "llama"),
+        "ddp-accumulation": ("llama",),
+        "fsdp-flag": ("llama",),
+        "fsdp2-at-load": ("llama",),
+        "own-ddp": ("bert",),
+        "own-fsdp2": ("gpt2", "bert", "llama"),
+    }
+)
+# These need DeepSpeed, which is not installed for the tests. (The stages are of a process, so this order.)
+DEEPSPEED_CASES = _cases({"zero2": ("llama", "bert"), "zero3": ("llama", "bert")})
+TABLES = {"torch": CASES, "deepspeed": DEEPSPEED_CASES}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one process saw.
+
+    Attributes:
+        losses: of each step, the mean over the processes.
+        gradients: before the last optimizer step, whole (DeepSpeed does not show them).
+        saved_bytes: kept for the backward pass by the first forward pass.
+        plans: of each site, with the reason that the report gives.
+        wrapper: class of what was trained.
+        shards: kinds of the parameters: "DTensor", "ZeRO-3" or "whole".
+        patched_at_the_end: whether the model is left patched.
+    """
+
+    world: int
+    losses: list[float]
+    gradients: dict[str, Tensor]
+    saved_bytes: int
+    plans: list[tuple[str | None, str]]
+    wrapper: str
+    shards: set[str]
+    patched_at_the_end: bool

@@ -1,0 +1,132 @@
+"""Every case of the table, in two real processes: the same losses and gradients as without, and fewer bytes in each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+import torch
+
+from tests.patching.test_scopes import RULES
+from tests.processes.cases import CASES, DEEPSPEED_CASES, SHARDED_BY_FSDP2, STEPS, WORLD, Case, Record
+
+WORKER = Path(__file__).with_name("worker.py")
+ROOT = WORKER.parents[2]
+SECONDS = 300
+
+Records: TypeAlias = list[dict[str, Record]]  # by process
+
+pytestmark = pytest.mark.slow
+
+
+def launch(table: str, folder: Path) -> Records:
+    """Train a table's cases in processes of their own; all in one start, since that takes most of the time."""
+    options = (
+        *("--output_dir", str(folder), "--use_cpu", "true", "--ddp_backend", "gloo", "--max_steps", str(STEPS)),
+        *("--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--logging_steps", "1"),
+        *("--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"),
+    )
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(WORLD))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, str(WORKER), table, *options], env=environment, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    return launch("torch", tmp_path_factory.mktemp("torch"))
+
+
+@pytest.fixture(scope="module")
+def found_by_deepspeed(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    pytest.importorskip("deepspeed", reason="needs DeepSpeed, a C++ compiler and ninja")
+    return launch("deepspeed", tmp_path_factory.mktemp("deepspeed"))
+
+
+def each(cases: list[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, ids=str)
+
+
+PATCHED = [case for case in CASES if case.patched != "no"]
+
+
+@each(CASES)
+def test_it_is_what_its_name_says(case: Case, found: Records) -> None:
+    """Accelerate makes DDP of FSDP on a CPU without a word: what is said to be sharded must be."""
+    for record in (records[str(case)] for records in found):
+        assert record.world == WORLD
+        is_sharded = case.way in SHARDED_BY_FSDP2
+        assert record.shards == ({"DTensor"} if is_sharded else {"whole"})
+        assert record.wrapper.startswith("FSDP" if is_sharded else "DistributedDataParallel")
+
+
+@each(CASES)
+def test_the_processes_agree(case: Case, found: Records) -> None:
+    first, second = (records[str(case)] for records in found)
+    assert len(first.losses) == STEPS
+    assert second.losses == first.losses
+    torch.testing.assert_close(second.gradients, first.gradients, rtol=0, atol=0)
+    assert second.plans == first.plans
+
+
+@each(PATCHED)
+def test_losses_gradients_and_bytes(case: Case, found: Records) -> None:
+    for rank, (plain, patched) in pairs(case, found):
+        assert patched.losses[0] == plain.losses[0], rank
+        assert patched.losses == pytest.approx(plain.losses, rel=1e-5), rank
+        assert patched.gradients.keys() == plain.gradients.keys()
+        assert len(plain.gradients) > 20
+        for name, gradient in plain.gradients.items():
+            distance = (patched.gradients[name] - gradient).norm()
+            assert distance <= 2e-3 * gradient.norm() + 1e-6, (rank, name)
+        assert patched.saved_bytes < 0.95 * plain.saved_bytes, rank
+
+
+@each(PATCHED)
+def test_plans_are_measured_on_whole_weights_and_by_rule_on_sharded_ones(case: Case, found: Records) -> None:
+    by_rule = case.way in SHARDED_BY_FSDP2 and case.patched == "after"
+    measured = [plan or "output" for plan in RULES[case.model]]  # BERT's head, for which there is no rule, as well
+    for records in found:
+        plans = records[str(case)].plans
+        assert [plan for plan, _ in plans] == (RULES[case.model] if by_rule else measured)
+        assert ["its weights are sharded or missing" in why for _, why in plans] == [by_rule] * len(plans)
+
+
+def test_what_sharding_gathers_does_not_count(found: Records) -> None:
+    sizes = {found[rank][f"{way}-llama-no"].saved_bytes for way in ("ddp", "fsdp2-at-load") for rank in range(WORLD)}
+    assert len(sizes) == 1
+
+
+@each([case for case in CASES if not case.way.startswith("own")])
+def test_the_trainer_leaves_the_model_unpatched(case: Case, found: Records) -> None:
+    assert not any(records[str(case)].patched_at_the_end for records in found)
+
+
+@each(DEEPSPEED_CASES)
+def test_deepspeed(case: Case, found_by_deepspeed: Records) -> None:
+    by_rule = case.way == "zero3"
+    for rank, (plain, patched) in pairs(case, found_by_deepspeed):
+        assert (patched.wrapper, patched.world) == ("DeepSpeedEngine", WORLD)
+        assert patched.shards == ({"ZeRO-3"} if by_rule else {"whole"})
+        assert patched.losses == pytest.approx(plain.losses, rel=1e-5), rank
+        if case.patched == "no":
+            continue
+        assert patched.saved_bytes < 0.95 * plain.saved_bytes, rank
+        assert ["its weights are sharded or missing" in why for _, why in patched.plans] == [by_rule] * len(
+            patched.plans
+        )
+        assert not patched.patched_at_the_end
+
+
+def pairs(case: Case, found: Records) -> Iterator[tuple[int, tuple[Record, Record]]]:
+    """What each process saw without and with."""
+    for rank, records in enumerate(found):
+        yield rank, (records[str(case.plain)], records[str(case)])
