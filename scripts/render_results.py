@@ -1,4 +1,4 @@
-"""Render the README's tables, docs/benchmark.md and docs/compatibility.md from the committed results alone.
+"""Render the README's tables, and the pages of docs that show results, from the committed results alone.
 
 Usage: python scripts/render_results.py [--check]
 """
@@ -15,26 +15,34 @@ from typing import Any
 from hf_invact.experiments import compatibility
 from hf_invact.experiments.benchmark import tables
 from hf_invact.experiments.benchmark.results import read_results
+from hf_invact.experiments.coverage import table as coverage
 from hf_invact.experiments.report import SummaryRow, summary_rows
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGE = ROOT / "docs" / "benchmark.md"
-RESULTS = ROOT / "results"
+BENCHMARK_PAGE = ROOT / "docs" / "benchmark.md"
 COMPATIBILITY_PAGE = ROOT / "docs" / "compatibility.md"
+COVERAGE_PAGE = ROOT / "docs" / "coverage.md"
+RESULTS = ROOT / "results"
 COMPATIBILITY = RESULTS / "compatibility.json"
 COMPARISON = RESULTS / "small-models" / "comparison.json"
+COVERAGE = RESULTS / "coverage.json"
 
 
 def render() -> str:
     """The README with its results replaced."""
     text = _replaced(README.read_text(encoding="utf-8"), "small-models", _small_models())
+    text = _replaced(text, "coverage", coverage.sentence(_read(COVERAGE)))
     return _replaced(text, "benchmark", tables.section(benchmarks(RESULTS)))
 
 
 def benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
     """The files of `scripts/benchmark.py` in a folder, by name."""
     return {path.name: read_results(path) for path in sorted(folder.glob("benchmark-*.json"))}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _replaced(text: str, name: str, section: str) -> str:
@@ -47,7 +55,7 @@ def _replaced(text: str, name: str, section: str) -> str:
 
 
 def _small_models() -> str:
-    comparison = json.loads(COMPARISON.read_text(encoding="utf-8"))
+    comparison = _read(COMPARISON)
     rows = [
         "| small model, CPU, float32 | kept per MLP | kept for backward, whole model "
         "| largest loss difference at any step | spread between two seeds | step time |",
@@ -86,8 +94,9 @@ def main() -> int:
     check = parser.parse_args().check
     rendered = {
         README: render(),
-        PAGE: tables.page(benchmarks(RESULTS)),
-        COMPATIBILITY_PAGE: compatibility.page(json.loads(COMPATIBILITY.read_text(encoding="utf-8"))),
+        BENCHMARK_PAGE: tables.page(benchmarks(RESULTS)),
+        COMPATIBILITY_PAGE: compatibility.page(_read(COMPATIBILITY)),
+        COVERAGE_PAGE: coverage.page(_read(COVERAGE)),
     }
     changed = [path for path, text in rendered.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in changed:

@@ -57,7 +57,7 @@ class SavedActivations:
     def __init__(self, model: nn.Module, ignore: Iterable[Tensor] = ()) -> None:
         self._model = model
         own = [*model.parameters(), *model.buffers(), *ignore]
-        # With the storages: a shard may be replaced while we measure, and its key would pass to another tensor.
+        # Held: a forward pass may replace a buffer or a shard, whose key would pass to another storage.
         self._own = {_key(tensor): tensor.untyped_storage() for tensor in own}
         self._stack = ExitStack()
         self._running: list[tuple[str, nn.Module]] = [("", model)]

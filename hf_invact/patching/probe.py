@@ -31,6 +31,7 @@ class Scope:
         module: whose parameters and buffers do not count.
         method: of it, which takes hidden states, shape (1, tokens, width).
         has_mask: where it requires an attention mask, it gets one of ones instead of None.
+        is_image: its hidden states are of shape (1, width, tokens, 1) instead.
     """
 
     module: nn.Module
@@ -39,10 +40,12 @@ class Scope:
     dtype: torch.dtype
     device: torch.device
     has_mask: bool = False
+    is_image: bool = False
 
     def hidden_states(self, tokens: int) -> Tensor:
         """The same numbers every time, as a leaf."""
-        x = torch.randn(1, tokens, self.width, generator=torch.Generator().manual_seed(SEED))
+        shape = (1, self.width, tokens, 1) if self.is_image else (1, tokens, self.width)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
         return x.to(self.device, self.dtype).requires_grad_()
 
     def run(self, x: Tensor) -> Tensor:

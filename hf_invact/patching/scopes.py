@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from .probe import TOKENS, NoProbeError, Scope, reason, undisturbed
 
 LEVELS = 3  # the block itself, and two around it
 WIDTHS = 4
+WITHOUT_ATTENTION = ("feed_forward_chunk", "ff_chunk")  # methods of the layers of BERT, of Longformer, and their kin
 
 
 def find_scope(model: nn.Module, name: str, attribute: str) -> Scope:
@@ -62,11 +62,13 @@ def _attempts(model: nn.Module, module: nn.Module) -> Iterator[Scope]:
     _require_whole(module)
     dtype, device = weights[0].dtype, weights[0].device
     for width in _widths(model, module):
-        without_attention: Any = getattr(module, "feed_forward_chunk", None)  # BERT and its kin
-        if without_attention is not None:
-            yield Scope(module, without_attention, width, dtype, device)
+        for name in WITHOUT_ATTENTION:
+            if hasattr(module, name):
+                yield Scope(module, getattr(module, name), width, dtype, device)
         yield Scope(module, module.forward, width, dtype, device)
         yield Scope(module, module.forward, width, dtype, device, has_mask=True)
+    for width in dict.fromkeys(each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d)):
+        yield Scope(module, module.forward, width, dtype, device, is_image=True)
 
 
 def _require_whole(module: nn.Module) -> None:

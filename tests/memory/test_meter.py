@@ -96,6 +96,25 @@ def test_parameters_and_buffers_are_not_counted() -> None:
     assert [record.bytes for record in saved.records] == [WIDE, INNER * FLOAT]
 
 
+class _ReplacesItsBuffer(nn.Module):
+    """As quantized layers do; what it makes next may take the place of the old buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale = self.scale * 2
+        return x.square()
+
+
+def test_what_takes_the_place_of_a_replaced_buffer_counts() -> None:
+    model = nn.Sequential(*(_ReplacesItsBuffer() for _ in range(20)))
+    with SavedActivations(model) as saved:
+        model(normal(ROWS, WIDTH).requires_grad_())
+    assert saved.total_bytes == 20 * NARROW
+
+
 def test_nothing_is_kept_without_gradients() -> None:
     model = mlp()
     with SavedActivations(model) as saved, torch.no_grad():

@@ -106,6 +106,18 @@ STRUCTURES = (
     ),
     Structure("deberta-v2", ("encoder.layer.0.intermediate.intermediate_act_fn",), "output", 1 - _BIT),
     Structure("vit", ("layers.0.mlp.activation_fn",), "output", 1 - _BIT, {"image_size": 16, "patch_size": 4}),
+    # Hidden states are images.
+    Structure(
+        "convnext",
+        ("encoder.stages.0.layers.0.act",),
+        "output",
+        1 - _BIT,
+        {"hidden_sizes": [24], "depths": [1], "num_stages": 1, "patch_size": 4},
+    ),
+    # What uses it is called through a method of the layer.
+    Structure(
+        "longformer", ("encoder.layer.0.intermediate.intermediate_act_fn",), "output", 1 - _BIT, {"attention_window": 4}
+    ),
     Structure(
         "bart",
         ("encoder.layers.0.activation_fn", "decoder.layers.0.activation_fn"),

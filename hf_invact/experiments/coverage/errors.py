@@ -1,0 +1,15 @@
+"""Why a model type is not covered."""
+
+from __future__ import annotations
+
+LONGEST = 140
+
+
+class UncoveredError(Exception):
+    """A model type cannot be built small from its config alone, or cannot be run by itself."""
+
+
+def brief(error: BaseException) -> str:
+    """An error in a line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
