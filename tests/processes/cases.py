@@ -19,6 +19,18 @@ OWN_LOOP: tuple[Way, ...] = ("own-ddp", "own-fsdp2")
 SHARDED_BY_FSDP2: tuple[Way, ...] = ("fsdp2-at-load", "own-fsdp2")
 
 
+# Their names in docs/compatibility.md. (What the flag for FSDP does on a CPU is DDP.)
+ROWS: Mapping[Way, str] = {
+    "ddp": "DDP, by the Trainer",
+    "ddp-accumulation": "DDP, by the Trainer, gradients accumulated",
+    "fsdp2-at-load": "FSDP2, by the Trainer, sharded at load",
+    "zero2": "DeepSpeed ZeRO-2",
+    "zero3": "DeepSpeed ZeRO-3",
+    "own-ddp": "DDP (loop)",
+    "own-fsdp2": "FSDP2, `fully_shard` (loop)",
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One training.
@@ -35,6 +47,12 @@ class Case:
     @property
     def plain(self) -> Case:
         return replace(self, patched="no")
+
+    @property
+    def row(self) -> str:
+        """Of docs/compatibility.md."""
+        when = f", patched {self.patched} that" if self.way in OWN_LOOP else ""
+        return ROWS[self.way] + when
 
     def __str__(self) -> str:
         return f"{self.way}-{self.model}-{self.patched}"

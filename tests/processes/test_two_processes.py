@@ -12,8 +12,9 @@ from typing import TypeAlias
 import pytest
 import torch
 
+from tests.compatibility import Matrix
 from tests.patching.test_scopes import RULES
-from tests.processes.cases import CASES, DEEPSPEED_CASES, SHARDED_BY_FSDP2, STEPS, WORLD, Case, Record
+from tests.processes.cases import CASES, DEEPSPEED_CASES, ROWS, SHARDED_BY_FSDP2, STEPS, WORLD, Case, Record
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parents[2]
@@ -92,12 +93,28 @@ def test_losses_gradients_and_bytes(case: Case, found: Records) -> None:
 
 @each(PATCHED)
 def test_plans_are_measured_on_whole_weights_and_by_rule_on_sharded_ones(case: Case, found: Records) -> None:
-    by_rule = case.way in SHARDED_BY_FSDP2 and case.patched == "after"
+    by_rule = is_by_rule(case)
     measured = [plan or "output" for plan in RULES[case.model]]  # BERT's head, for which there is no rule, as well
     for records in found:
         plans = records[str(case)].plans
         assert [plan for plan, _ in plans] == (RULES[case.model] if by_rule else measured)
         assert ["its weights are sharded or missing" in why for _, why in plans] == [by_rule] * len(plans)
+
+
+@each([case for case in PATCHED if case.way in ROWS])
+def test_the_matrix_says_so(case: Case, found: Records, matrix: Matrix) -> None:
+    record(case, found, matrix)
+
+
+def record(case: Case, found: Records, matrix: Matrix) -> None:
+    _, (plain, patched) = next(pairs(case, found))
+    matrix.record(
+        *("Processes", case.row, case.model),
+        plain_bytes=plain.saved_bytes,
+        patched_bytes=patched.saved_bytes,
+        plan=patched.plans[0][0] or "left alone",
+        note="Weights are sharded before it is patched, so the plan is by rule." if is_by_rule(case) else "",
+    )
 
 
 def test_what_sharding_gathers_does_not_count(found: Records) -> None:
@@ -111,8 +128,8 @@ def test_the_trainer_leaves_the_model_unpatched(case: Case, found: Records) -> N
 
 
 @each(DEEPSPEED_CASES)
-def test_deepspeed(case: Case, found_by_deepspeed: Records) -> None:
-    by_rule = case.way == "zero3"
+def test_deepspeed(case: Case, found_by_deepspeed: Records, matrix: Matrix) -> None:
+    by_rule = is_by_rule(case)
     for rank, (plain, patched) in pairs(case, found_by_deepspeed):
         assert (patched.wrapper, patched.world) == ("DeepSpeedEngine", WORLD)
         assert patched.shards == ({"ZeRO-3"} if by_rule else {"whole"})
@@ -124,6 +141,12 @@ def test_deepspeed(case: Case, found_by_deepspeed: Records) -> None:
             patched.plans
         )
         assert not patched.patched_at_the_end
+        record(case, found_by_deepspeed, matrix)
+
+
+def is_by_rule(case: Case) -> bool:
+    """Whether weights are sharded when it is patched."""
+    return case.way == "zero3" or (case.way in SHARDED_BY_FSDP2 and case.patched == "after")
 
 
 def pairs(case: Case, found: Records) -> Iterator[tuple[int, tuple[Record, Record]]]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama
 
 from hf_invact import InvertedActivationsCallback, PatchingError, patch_model
+from tests.compatibility import Matrix
 from tests.models import each_model, tiny_model
 from tests.trainer.helpers import SAVED, Witness, arguments, installed_hooks, is_patched, losses, make_trainer
 
@@ -149,23 +150,28 @@ def test_trains_once_the_replacement_is_undone(tmp_path: Path) -> None:
     assert losses(trainer) == losses(fresh)
 
 
+REFUSED = "Refused with an error that names both flags and the way out: each replaces the MLP's activation."
+WITHOUT_MLPS = "`liger_kernel_config={'swiglu': False, 'geglu': False}`, of which the tests run what runs on a CPU."
 # Those that do not run in Triton's interpreter.
 NO_KERNEL: dict[str, Any] = {"rope": False, "rms_norm": False, "fused_linear_cross_entropy": False}
 
 
 @pytest.mark.parametrize("config", [None, {}, {"rope": False}, {"swiglu": True}], ids=str)
 @each_model
-def test_the_flag_of_liger_is_refused_at_once(name: str, config: dict[str, Any] | None, tmp_path: Path) -> None:
+def test_the_flag_of_liger_is_refused_at_once(
+    name: str, config: dict[str, Any] | None, tmp_path: Path, matrix: Matrix
+) -> None:
     model = tiny_model(name)
     args = arguments(tmp_path, use_inverted_activations=True, use_liger_kernel=True, liger_kernel_config=config)
     with pytest.raises(ValueError, match=r"use_liger_kernel and use_inverted_activations.*=\{'swiglu': False, 'geglu'"):
         make_trainer(model, args, InvertedActivationsCallback())
     assert not is_patched(model)
+    matrix.record("Other libraries", "Liger, `use_liger_kernel=True`", name, plan="refused", note=REFUSED)
 
 
 @pytest.mark.usefixtures("liger")
 @pytest.mark.parametrize("config", [{"swiglu": False}, {"swiglu": False, "geglu": False}], ids=str)
-def test_the_flag_of_liger_without_its_mlps_is_fine(config: dict[str, Any], tmp_path: Path) -> None:
+def test_the_flag_of_liger_without_its_mlps_is_fine(config: dict[str, Any], tmp_path: Path, matrix: Matrix) -> None:
     def train(flag: bool) -> tuple[list[float], int]:
         options = {"use_liger_kernel": True, "liger_kernel_config": {**NO_KERNEL, **config}}
         args = arguments(tmp_path, use_inverted_activations=flag, **options)
@@ -176,6 +182,8 @@ def test_the_flag_of_liger_without_its_mlps_is_fine(config: dict[str, Any], tmp_
     (plain, before), (patched, after) = train(False), train(True)
     assert patched == pytest.approx(plain, rel=1e-5)
     assert after < before
+    sizes = {"plain_bytes": before, "patched_bytes": after}
+    matrix.record("Other libraries", "Liger without its MLPs", "llama", **sizes, plan="gate-output", note=WITHOUT_MLPS)
 
 
 @pytest.mark.usefixtures("liger")

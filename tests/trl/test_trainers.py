@@ -23,6 +23,7 @@ from hf_invact import InvActArgumentsMixin, InvActConfig, InvertedActivationsCal
 from hf_invact.launch import main
 from hf_invact.launch.flags import Flags
 from hf_invact.launch.trainers import flags_understood
+from tests.compatibility import Matrix
 from tests.trainer.helpers import SAVED, Witness, is_patched, losses, training_logs
 from tests.trl.small import dpo, sft
 
@@ -59,25 +60,26 @@ def kept(trainer: Trainer) -> int:
     return figures.pop()
 
 
-@pytest.mark.parametrize(
-    ("make", "options", "tolerance"),
-    [
-        (sft, {}, 1e-5),
-        (sft, {"assistant_only_loss": False, "packing": True, "packing_strategy": "wrapped"}, 1e-5),
-        (sft, {"bf16": True}, 2e-2),
-        (sft, {"peft_config": ADAPTER}, 1e-5),
-        (dpo, {}, 1e-4),
-        (dpo, {**NO_REFERENCE, "precompute_ref_log_probs": True}, 1e-4),
-        (dpo, {**NO_REFERENCE, "peft_config": ADAPTER}, 1e-4),
-    ],
-    ids=["SFT", "SFT packed", "SFT bf16", "SFT LoRA", "DPO", "DPO precomputed", "DPO LoRA"],
-)
-def test_keeps_less_and_learns_the_same(
-    make: Callable[..., Trainer], options: dict[str, Any], tolerance: float, tmp_path: Path
-) -> None:
+CASES: dict[str, tuple[Callable[..., Trainer], dict[str, Any], float]] = {
+    "SFTTrainer": (sft, {}, 1e-5),
+    "SFTTrainer, packed": (
+        *(sft, {"assistant_only_loss": False, "packing": True, "packing_strategy": "wrapped"}),
+        1e-5,
+    ),
+    "SFTTrainer, `bf16=True`": (sft, {"bf16": True}, 2e-2),
+    "SFTTrainer, LoRA": (sft, {"peft_config": ADAPTER}, 1e-5),
+    "DPOTrainer": (dpo, {}, 1e-4),
+    "DPOTrainer, reference precomputed": (dpo, {**NO_REFERENCE, "precompute_ref_log_probs": True}, 1e-4),
+    "DPOTrainer, LoRA": (dpo, {**NO_REFERENCE, "peft_config": ADAPTER}, 1e-4),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_keeps_less_and_learns_the_same(name: str, tmp_path: Path, matrix: Matrix) -> None:
+    make, options, tolerance = CASES[name]
     plain = trained(make(tmp_path, MemoryCallback(), **options))
-    witness = Witness()
-    inverted = trained(make(tmp_path, InvertedActivationsCallback(), witness, **options))
+    witness, callback = Witness(), InvertedActivationsCallback()
+    inverted = trained(make(tmp_path, callback, witness, **options))
     assert witness.patched["step"] == [True] * 3
     assert_learned_the_same(inverted, plain, tolerance)
     assert kept(inverted) < 0.9 * kept(plain)
@@ -85,6 +87,11 @@ def test_keeps_less_and_learns_the_same(
         launched = trained(make(tmp_path, **options))
     assert losses(launched) == losses(inverted)
     assert kept(launched) == kept(inverted)
+    assert callback.report
+    sizes = {"plain_bytes": kept(plain), "patched_bytes": kept(inverted)}
+    matrix.record(
+        "Other libraries", f"TRL's {name}", "llama", **sizes, plan=callback.report.sites[0].plan or "left alone"
+    )
 
 
 @pytest.mark.parametrize("make", [sft, dpo], ids=["SFT", "DPO"])
