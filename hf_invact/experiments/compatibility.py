@@ -23,7 +23,8 @@ otherwise, and checks that
 
 A cell says by how much less the whole model keeps for the backward pass, and which plan its MLPs got (the
 [README](../README.md#how-it-works) explains them). Where the MLPs of BERT are left alone, what it keeps less is in its
-masked-language-modelling head. Shares depend on a model's sizes: `hf-invact plan` predicts those of yours.
+masked-language-modelling head. Shares depend on a model's sizes: `hf-invact plan` predicts those of yours. A cell
+is empty where one model stands for all.
 """
 
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from tests.models import MODEL_NAMES
+
 WORLD = 2
 STEPS = 3
 
@@ -75,12 +77,12 @@ def _cases(models: Mapping[Way, Sequence[str]]) -> list[Case]:
 
 CASES = _cases(
     {
-        "ddp": ("gpt2", "bert", "llama"),
+        "ddp": MODEL_NAMES,
         "ddp-accumulation": ("llama",),
         "fsdp-flag": ("llama",),
-        "fsdp2-at-load": ("llama",),
+        "fsdp2-at-load": MODEL_NAMES,
         "own-ddp": ("bert",),
-        "own-fsdp2": ("gpt2", "bert", "llama"),
+        "own-fsdp2": MODEL_NAMES,
     }
 )
 # These need DeepSpeed, which is not installed for the tests. (The stages are of a process, so this order.)
