@@ -12,6 +12,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from .text import UNITS
+
 # The Okabe-Ito palette, which people with any colour vision can tell apart.
 PART_COLOURS = {
     "activation": "#D55E00",
@@ -28,11 +30,10 @@ GREY = "#8C8C8C"
 WIDTH = 9.0  # inches: 54rem in the stylesheet of the report
 DPI = 144
 LEGEND_ROW = 6
-UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def in_unit(count: float, unit: str) -> str:
-    """Bytes in one of `UNITS`, without the unit: one decimal, or three digits where the number is small."""
+    """Bytes in one of `text.UNITS`, without the unit: one decimal, or three digits where the number is small."""
     value = count / UNITS[unit]
     return f"{value:,.1f}" if abs(value) >= 10 or value == 0 else f"{value:.3g}"
 
@@ -54,7 +55,7 @@ def saved_bytes_figure(parts: Mapping[str, Mapping[str, int]], unit: str = "MiB"
 
     Args:
         parts: variant -> part of the model -> bytes.
-        unit: one of `UNITS`.
+        unit: one of `text.UNITS`.
     """
     figure = new_figure(height=1.35 + 0.5 * len(parts))
     axes = figure.subplots()

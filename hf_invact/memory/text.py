@@ -8,7 +8,7 @@ from .parts import PARTS
 
 KEPT = "kept for the backward pass"
 
-_UNITS = (("GiB", 30), ("MiB", 20), ("KiB", 10))
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}  # the largest first
 
 
 def size(count: int) -> str:
@@ -17,9 +17,9 @@ def size(count: int) -> str:
     >>> size(780), size(1536), size(5 << 30)
     ('780 B', '1.50 KiB', '5.00 GiB')
     """
-    for unit, power in _UNITS:
-        if count >= 1 << power:
-            return f"{count / (1 << power):,.2f} {unit}"
+    for unit, scale in UNITS.items():
+        if count >= scale:
+            return f"{count / scale:,.2f} {unit}"
     return f"{count} B"
 
 

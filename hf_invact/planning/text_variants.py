@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from ..memory import PARTS
-from ..memory.text import size, table
+from ..memory.text import UNITS, size, table
 from .fit import POSITIONS, SEARCH, TOKENS_STEP, Largest, MemoryFit
 from .variants import Comparison, VariantMemory
 
-UNITS = (("GiB", 30), ("MiB", 20), ("KiB", 10))
 NOT_COUNTED = "What kernels and the allocator need beyond the tensors is not counted, so leave some room."
 
 
 def unit_of(comparison: Comparison) -> tuple[str, int]:
     """The unit in which all of a comparison's parts are told, and its bytes."""
     most = max(variant.saved_bytes for variant in comparison.variants)
-    unit, power = next((unit for unit in UNITS if most >= 1 << unit[1]), UNITS[-1])
-    return unit, 1 << power
+    return next((unit for unit in UNITS.items() if most >= unit[1]), ("KiB", UNITS["KiB"]))
 
 
 def render_comparison(comparison: Comparison) -> str:
