@@ -129,7 +129,7 @@ class SavedActivations:
 
         return hook
 
-    def _save(self, tensor: Tensor) -> _Holder:
+    def _save(self, tensor: Tensor) -> _Holder | _GatheredHolder:
         key = _key(tensor)
         if key in self._own:
             return _Holder(tensor)
@@ -190,21 +190,21 @@ class _Holder:
         return self.tensor
 
 
-class _GatheredHolder(_Holder):
+class _GatheredHolder:
     """Stands for a saved view of a parameter that is gathered for the forward pass, and again for the backward pass.
 
     It holds the parameter, not what has been gathered: ZeRO-3 frees that in between.
     """
 
-    __slots__ = ("offset", "size", "stride")
+    __slots__ = ("offset", "parameter", "size", "stride")
 
     def __init__(self, parameter: Tensor, view: Tensor) -> None:
-        super().__init__(parameter)
+        self.parameter = parameter
         self.size, self.stride = view.size(), view.stride()
         self.offset = view.storage_offset() - parameter.storage_offset()
 
     def unwrap(self) -> Tensor:
-        parameter = self.tensor.detach()
+        parameter = self.parameter.detach()
         return parameter.as_strided(self.size, self.stride, parameter.storage_offset() + self.offset)
 
 
