@@ -58,6 +58,7 @@ def _on_meta(source: Source, dtype: torch.dtype, attention: str) -> PreTrainedMo
     try:
         with torch.device("meta"):
             model: PreTrainedModel = model_class._from_config(config, dtype=dtype, attn_implementation=implementation)
+            model.tie_weights()  # which Transformers 5.0 leaves out on the meta device
     except Exception as error:  # whatever a foreign class raises
         raise PlanningError(
             f"{model_class.__name__} of {source.name!r} cannot be built without weights "

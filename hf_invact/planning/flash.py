@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -101,10 +102,18 @@ def _attend(
     width, value_width = query.shape[-1], value.shape[-1]
     if max(width, value_width) > FLASH_MAX_HEAD:
         raise ValueError(f"flash attention has no kernel for heads of {width}, above {FLASH_MAX_HEAD}; {_INSTEAD}")
-    if (dtype := get_target_dtype(query, module)) is not None:
+    if (dtype := _kernel_dtype(query, module)) is not None:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if value_width < width:
         value = F.pad(value, (0, width - value_width))
     # The sizes that are kept do not depend on which rows attend to which.
     attended = flash(query, key, value, dropout, is_causal=False, scale=scaling).transpose(1, 2)
     return attended[..., :value_width], None
+
+
+def _kernel_dtype(query: Tensor, module: nn.Module) -> torch.dtype | None:
+    """What float32 numbers are cast to, as Transformers does; before 5.10 it knows the autocast of CUDA alone."""
+    if query.dtype == torch.float32 and torch.is_autocast_enabled(query.device.type):
+        return torch.get_autocast_dtype(query.device.type)
+    dtype: torch.dtype | None = get_target_dtype(query, module)
+    return dtype

@@ -82,7 +82,7 @@ class InvertedActivationsCallback(MemoryCallback):
     def _patch(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
         if not getattr(args, "use_inverted_activations", True):
             return
-        # The Trainer applies Liger when training begins. It need not be waited for.
+        # The Trainer applies Liger when training begins (before Transformers 5.2: has applied it). No need to wait.
         options = args.liger_kernel_config or {}
         if args.use_liger_kernel and options.get("swiglu", True) and options.get("geglu", True):
             raise ValueError(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from tests.versions import has_transformers
+
 _TEXT: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -84,6 +86,7 @@ def output_and_gradients(model: PreTrainedModel) -> tuple[Tensor, dict[str, Tens
 
 
 _BIT = 1 / 32  # of a tensor: one bit for each element
+_VIT = "layers.0.mlp.activation_fn" if has_transformers("5.9") else "encoder.layer.0.intermediate.intermediate_act_fn"
 STRUCTURES = (
     # One projection makes both halves: `up` is written out, so that the other half is freed.
     Structure("phi3", ("layers.0.mlp.activation_fn",), "gate-output", 2 - _BIT),
@@ -105,7 +108,7 @@ STRUCTURES = (
         {"dim": 32, "hidden_dim": 96, "n_layers": 1, "n_heads": 4, "dropout": 0.0, "attention_dropout": 0.0},
     ),
     Structure("deberta-v2", ("encoder.layer.0.intermediate.intermediate_act_fn",), "output", 1 - _BIT),
-    Structure("vit", ("layers.0.mlp.activation_fn",), "output", 1 - _BIT, {"image_size": 16, "patch_size": 4}),
+    Structure("vit", (_VIT,), "output", 1 - _BIT, {"image_size": 16, "patch_size": 4}),
     # Hidden states are images.
     Structure(
         "convnext",

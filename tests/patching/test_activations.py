@@ -34,6 +34,7 @@ from hf_invact.curves import (
 from hf_invact.patching.activations import curve_of, inverse_of, reason_to_leave, supported_activations
 from tests.helpers import assert_gradient_within, dtype_name, error_bar, normal, output_and_gradient, rounded_rms
 from tests.models import tiny_model
+from tests.versions import since_transformers
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,10 @@ SPELLINGS = [
     Spelling("relu6", RELU6, is_exact=True),
     Spelling("sqrtsoftplus", SQRTSOFTPLUS, is_exact=False),
 ]
-each_spelling = pytest.mark.parametrize("spelling", SPELLINGS, ids=str)
+_NEW = {"hardswish": since_transformers("5.4", "the name"), "sqrtsoftplus": since_transformers("5.8", "the name")}
+each_spelling = pytest.mark.parametrize(
+    "spelling", [pytest.param(each, marks=_NEW.get(each.name, ()), id=each.name) for each in SPELLINGS]
+)
 each_block = pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
 
@@ -179,7 +183,7 @@ def test_an_activation_that_is_left_alone_has_a_reason(name: str) -> None:
     assert inverse_of(ACT2FN[name]) is None
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS, ids=str)
+@each_spelling
 def test_inverting_any_other_activation_gains(spelling: Spelling) -> None:
     assert reason_to_leave(ACT2FN[spelling.name]) is None
 

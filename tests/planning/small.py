@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from transformers import AutoConfig, PretrainedConfig
+
+from tests.versions import since_transformers
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 64,
@@ -48,6 +51,11 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 MODEL_TYPES = tuple(_CONFIGS)
+SINCE = {"whisper": since_transformers("5.23", "no layer is dropped by a random number where the probability is 0")}
+# Those that can be run on fake tensors.
+each_type_that_runs = pytest.mark.parametrize(
+    "model_type", [pytest.param(name, marks=SINCE.get(name, ())) for name in MODEL_TYPES]
+)
 
 
 def small_config(model_type: str, **changes: Any) -> PretrainedConfig:

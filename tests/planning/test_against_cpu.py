@@ -15,7 +15,7 @@ from hf_invact.memory import SavedActivations, by_part
 from hf_invact.planning.batch import make_batch
 from hf_invact.planning.source import find_source
 from tests.models import MODEL_NAMES
-from tests.planning.small import MODEL_TYPES, small_config
+from tests.planning.small import each_type_that_runs, small_config
 
 SEQUENCES, TOKENS = 2, 16
 FULL, LORA, DROPOUT = None, Lora(r=4), Lora(r=4, dropout=0.1)
@@ -80,6 +80,6 @@ def test_predicts_what_a_real_run_keeps(model_type: str, autocast: bool, attenti
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "autocast"), [("bfloat16", False), ("float32", True)], ids=["bfloat16", "autocast"])
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@each_type_that_runs
 def test_predicts_what_a_real_run_of_any_architecture_keeps(model_type: str, dtype: str, autocast: bool) -> None:
     check(model_type, dtype, autocast, "sdpa", None)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from hf_invact import plan_memory
-from tests.planning.small import MODEL_TYPES, small_config
+from tests.planning.small import each_type_that_runs, small_config
 
 CLASSES = {
     "gpt2": "GPT2LMHeadModel",
@@ -30,7 +28,7 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@each_type_that_runs
 def test_plans_from_a_config_file(model_type: str, tmp_path: Path) -> None:
     small_config(model_type).save_pretrained(tmp_path)
     plan = plan_memory(tmp_path / "config.json", batch_size=2, seq_len=16)

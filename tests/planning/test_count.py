@@ -110,7 +110,8 @@ def test_a_model_without_such_activations_is_planned_as_it_is() -> None:
     plan = plan_memory(small_config("t5", feed_forward_proj="relu"), 1, 16)
     assert plan.patched == plan.plain
     assert plan.report.sites == ()
-    assert plan.notes[0].startswith("Nothing is patched: no activation to invert in T5ForConditionalGeneration")
+    nothing = "Nothing is patched: no activation to invert in T5ForConditionalGeneration"
+    assert any(note.startswith(nothing) for note in plan.notes)  # earlier versions of its class have no sdpa attention
     assert plan.saving == 0
 
 

@@ -15,7 +15,7 @@ from hf_invact import Lora, MemoryPlan, PlanningError, plan_memory
 from hf_invact.memory import SavedActivations
 from hf_invact.planning.fake import fake_tensors
 from hf_invact.planning.flash import _OURS, _attend
-from tests.planning.small import small_config
+from tests.planning.small import SINCE, small_config
 
 BATCH, HEADS, GROUPS, TOKENS = 2, 4, 2, 40
 RANDOM_STATE = 16 + 8  # the kernel of sdpa stands in, whose state is 8 bytes longer than flash-attn's
@@ -61,7 +61,7 @@ def test_numbers_that_peft_made_float32_are_cast_back() -> None:
         (small_config("gpt2"), {}),
         (small_config("bert"), {"dtype": "float32", "autocast": True}),
         (small_config("llama"), {"lora": Lora(r=2), "gradient_checkpointing": True, "optimizer": "sgd"}),
-        (small_config("whisper"), {}),
+        pytest.param(small_config("whisper"), {}, marks=SINCE["whisper"]),
     ],
     ids=["gpt2", "bert, autocast", "llama, lora and checkpointing", "whisper"],
 )

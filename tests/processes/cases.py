@@ -85,6 +85,11 @@ CASES = _cases(
         "own-fsdp2": MODEL_NAMES,
     }
 )
+# What the installed Transformers may lack, with the version that brought it.
+SINCE: Mapping[Way, tuple[str, str]] = {
+    "fsdp-flag": ("5.10", "--fsdp without a value"),
+    "fsdp2-at-load": ("5.13", "DistributedConfig(fsdp_size=...)"),
+}
 # These need DeepSpeed, which is not installed for the tests. (The stages are of a process, so this order.)
 DEEPSPEED_CASES = _cases({"zero2": ("llama", "bert"), "zero3": ("llama", "bert")})
 TABLES = {"torch": CASES, "deepspeed": DEEPSPEED_CASES}

@@ -11,9 +11,14 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from tests.versions import since_accelerate
+
 FOLDER = Path(__file__).parents[2] / "configs" / "accelerate"
 KINDS = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
-each_config = pytest.mark.parametrize("name", KINDS)
+since_fsdp2 = since_accelerate("1.6", "FSDP2")
+each_config = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=since_fsdp2 if name == "fsdp2" else ()) for name in KINDS]
+)
 
 
 def arguments(name: str) -> argparse.Namespace:
@@ -58,6 +63,7 @@ def test_ddp_starts_processes_without_a_plugin(monkeypatch: pytest.MonkeyPatch) 
     assert not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(made)
 
 
+@since_fsdp2
 def test_fsdp2_makes_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment("fsdp2", monkeypatch)["ACCELERATE_USE_FSDP"] == "true"
     plugin = FullyShardedDataParallelPlugin()

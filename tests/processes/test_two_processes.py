@@ -14,7 +14,8 @@ import torch
 
 from tests.compatibility import Matrix
 from tests.patching.test_scopes import RULES
-from tests.processes.cases import CASES, DEEPSPEED_CASES, ROWS, SHARDED_BY_FSDP2, STEPS, WORLD, Case, Record
+from tests.processes.cases import CASES, DEEPSPEED_CASES, ROWS, SHARDED_BY_FSDP2, SINCE, STEPS, WORLD, Case, Record
+from tests.versions import since_transformers
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parents[2]
@@ -53,7 +54,11 @@ def found_by_deepspeed(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", cases, ids=str)
+    return pytest.mark.parametrize("case", [pytest.param(case, id=str(case), marks=marks(case)) for case in cases])
+
+
+def marks(case: Case) -> list[pytest.MarkDecorator]:
+    return [since_transformers(*SINCE[case.way])] if case.way in SINCE else []
 
 
 PATCHED = [case for case in CASES if case.patched != "no"]
@@ -81,7 +86,8 @@ def test_the_processes_agree(case: Case, found: Records) -> None:
 @each(PATCHED)
 def test_losses_gradients_and_bytes(case: Case, found: Records) -> None:
     for rank, (plain, patched) in pairs(case, found):
-        assert patched.losses[0] == plain.losses[0], rank
+        is_fused = case.model != "gpt2"  # whose formula is spelled out: the last place may differ
+        assert patched.losses[0] == pytest.approx(plain.losses[0], rel=0 if is_fused else 5e-7, abs=0), rank
         assert patched.losses == pytest.approx(plain.losses, rel=1e-5), rank
         assert patched.gradients.keys() == plain.gradients.keys()
         assert len(plain.gradients) > 20
@@ -117,6 +123,7 @@ def record(case: Case, found: Records, matrix: Matrix) -> None:
     )
 
 
+@since_transformers(*SINCE["fsdp2-at-load"])
 def test_what_sharding_gathers_does_not_count(found: Records) -> None:
     sizes = {found[rank][f"{way}-llama-no"].saved_bytes for way in ("ddp", "fsdp2-at-load") for rank in range(WORLD)}
     assert len(sizes) == 1

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
 
 from hf_invact import InvertedActivationsCallback, PatchingError, patch_model
 from tests.compatibility import Matrix
@@ -24,8 +25,9 @@ WAYS_OUT = ("hf_invact", "liger_kernel_config={'swiglu': False", "use_kernels=Fa
 @pytest.fixture
 def liger(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Liger, which replaces classes of Transformers even where it is given an instance: undone afterwards."""
-    for name in ("LlamaMLP", "LlamaRMSNorm", "apply_rotary_pos_emb"):
-        monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
+    for module, model in ((modeling_llama, "Llama"), (modeling_mistral, "Mistral")):
+        for name in (f"{model}MLP", f"{model}RMSNorm", "apply_rotary_pos_emb"):
+            monkeypatch.setattr(module, name, getattr(module, name))
     return pytest.importorskip("liger_kernel.transformers")
 
 
@@ -156,6 +158,7 @@ WITHOUT_MLPS = "`liger_kernel_config={'swiglu': False, 'geglu': False}`, of whic
 NO_KERNEL: dict[str, Any] = {"rope": False, "rms_norm": False, "fused_linear_cross_entropy": False}
 
 
+@pytest.mark.usefixtures("liger")  # Transformers 5.0 and 5.1 apply it while the Trainer is made
 @pytest.mark.parametrize("config", [None, {}, {"rope": False}, {"swiglu": True}], ids=str)
 @each_model
 def test_the_flag_of_liger_is_refused_at_once(
@@ -187,14 +190,12 @@ def test_the_flag_of_liger_without_its_mlps_is_fine(config: dict[str, Any], tmp_
 
 
 @pytest.mark.usefixtures("liger")
-def test_liger_without_the_other_models_mlps_is_refused_when_training_begins(tmp_path: Path) -> None:
+def test_liger_without_the_other_models_mlps_is_refused_when_training_begins_at_the_latest(tmp_path: Path) -> None:
     model = tiny_model("llama")
     options = {"use_liger_kernel": True, "liger_kernel_config": {"geglu": False}}  # of Gemma
-    trainer = make_trainer(
-        model, arguments(tmp_path, use_inverted_activations=True, **options), InvertedActivationsCallback()
-    )
+    args = arguments(tmp_path, use_inverted_activations=True, **options)
     with pytest.raises(PatchingError) as error:
-        trainer.train()
+        make_trainer(model, args, InvertedActivationsCallback()).train()
     assert_refused(error.value, "liger_kernel.transformers.swiglu.LigerSwiGLUMLP.forward")
     assert not is_patched(model)
 
