@@ -10,10 +10,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from tests.compatibility import Matrix
-
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run in Python then
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run in Python then; before anything imports it
+
+from tests.compatibility import Matrix
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

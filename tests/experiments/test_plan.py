@@ -13,7 +13,7 @@ from hf_invact.experiments.errors import ConfigError
 from hf_invact.experiments.plan import read_plan
 from tests.experiments.small import MODELS, write_config
 
-CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in Path("configs").rglob("*.yaml") if path.parent.name != "accelerate")
 
 
 def write_plan(folder: Path, **changes: Any) -> Path:
