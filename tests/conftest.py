@@ -1,5 +1,6 @@
 """Set before any library is imported: no hub, no processes that fight for the cores, and kernels without a GPU."""
 
+import importlib
 import os
 from collections.abc import Iterator
 
@@ -28,6 +29,16 @@ def matrix(request: pytest.FixtureRequest) -> Iterator[Matrix]:
     matrix = Matrix(is_written=request.config.getoption("--write-results"))
     yield matrix
     matrix.write()
+
+
+@pytest.fixture
+def liger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that apply Liger. It replaces classes of Transformers even for one model, which is undone here."""
+    pytest.importorskip("liger_kernel")
+    for model in ("Llama", "Mistral"):
+        module = importlib.import_module(f"transformers.models.{model.lower()}.modeling_{model.lower()}")
+        for name in (f"{model}MLP", f"{model}RMSNorm", "apply_rotary_pos_emb"):
+            monkeypatch.setattr(module, name, getattr(module, name))
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.llama import modeling_llama
 
 import hf_invact
 from hf_invact import InvActConfig, PatchingError, patch_model, unpatch_model
@@ -115,12 +114,10 @@ def test_a_refusal_after_patching_leaves_what_was_patched() -> None:
 
 
 @pytest.fixture
-def ligers_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def ligers_classes(liger: None) -> None:
     """Llama as Liger leaves it for models that are made afterwards."""
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
-    for name in ("LlamaMLP", "LlamaRMSNorm", "apply_rotary_pos_emb"):
-        monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
     apply_liger_kernel_to_llama(fused_linear_cross_entropy=False)
 
 

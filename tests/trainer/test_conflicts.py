@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama
-from transformers.models.mistral import modeling_mistral
 
 from hf_invact import InvertedActivationsCallback, PatchingError, patch_model
 from tests.compatibility import Matrix
@@ -20,15 +19,6 @@ from tests.models import each_model, tiny_model
 from tests.trainer.helpers import SAVED, Witness, arguments, installed_hooks, is_patched, losses, make_trainer
 
 WAYS_OUT = ("hf_invact", "liger_kernel_config={'swiglu': False", "use_kernels=False", "InvActConfig(exclude=[...])")
-
-
-@pytest.fixture
-def liger(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Liger, which replaces classes of Transformers even where it is given an instance: undone afterwards."""
-    for module, model in ((modeling_llama, "Llama"), (modeling_mistral, "Mistral")):
-        for name in (f"{model}MLP", f"{model}RMSNorm", "apply_rotary_pos_emb"):
-            monkeypatch.setattr(module, name, getattr(module, name))
-    return pytest.importorskip("liger_kernel.transformers")
 
 
 def forward(self: Any, x: Tensor) -> Tensor:
