@@ -46,7 +46,7 @@ def by_ligers_method(model: PreTrainedModel) -> None:
 
 def by_hub_kernels(model: PreTrainedModel) -> None:
     """As Transformers does with `use_kernels=True`, here with a kernel that needs no hub."""
-    kernels = pytest.importorskip("kernels")
+    kernels = pytest.importorskip("kernels", minversion="0.15")  # which knows CPUs
 
     @kernels.use_kernel_forward_from_hub("GatedMLP")
     class Extensible(modeling_llama.LlamaMLP):
