@@ -25,7 +25,10 @@ class ModelArguments:
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Hub name or local folder of pretrained weights. Without it the weights are fresh."},
+        metadata={
+            "help": "Pretrained weights: a hub name, a local folder, or package:NAME for those that the installed "
+            "Python package NAME carries. Without it the weights are fresh."
+        },
     )
     model_type: str | None = field(
         default=None,

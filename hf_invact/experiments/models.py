@@ -24,6 +24,7 @@ from transformers import (
 from .arguments import DataArguments, ModelArguments, check_keys
 from .data import OFFLINE_CONFIGS, training_texts
 from .errors import ConfigError
+from .pretrained import find_pretrained
 from .tasks import PreparedTask
 from .tokenizer import train_tokenizer
 
@@ -42,8 +43,9 @@ def load_tokenizer(
     if name is None:
         texts = training_texts(data, records)
         return train_tokenizer(texts, str(model.model_type), model.tokenizer_vocab_size, data.max_seq_length)
+    pretrained = find_pretrained(name)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(pretrained.location, **pretrained.options)
     except (OSError, ValueError) as error:
         raise _not_found("tokenizer", name, error) from error
 
@@ -67,7 +69,7 @@ def build_model(
         if model.model_name_or_path is None:
             built = task.auto_class.from_config(config, **options)
         else:
-            built = task.auto_class.from_pretrained(model.model_name_or_path, config=config, **options)
+            built = _with_pretrained_weights(model.model_name_or_path, config, task, options)
     except OSError as error:
         raise _not_found("model", str(model.model_name_or_path), error) from error
     except (ImportError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
@@ -75,12 +77,26 @@ def build_model(
     return _with_adapters(built, model, data) if model.lora else built
 
 
+def _with_pretrained_weights(
+    name: str, config: PretrainedConfig, task: PreparedTask, options: dict[str, Any]
+) -> PreTrainedModel:
+    pretrained = find_pretrained(name)
+    loaded = task.auto_class.from_pretrained(pretrained.location, config=config, **options, **pretrained.options)
+    if pretrained.gguf_file is None:
+        return loaded
+    # Transformers takes what came from GGUF for quantized, which no Trainer trains: only its weights are wanted.
+    fresh = task.auto_class.from_config(config, **options)
+    fresh.load_state_dict(loaded.state_dict())
+    return fresh
+
+
 def _config(
     model: ModelArguments, data: DataArguments, task: PreparedTask, tokenizer: PreTrainedTokenizerBase
 ) -> PretrainedConfig:
     if model.model_name_or_path is not None:
+        pretrained = find_pretrained(model.model_name_or_path)
         try:
-            config = AutoConfig.from_pretrained(model.model_name_or_path)
+            config = AutoConfig.from_pretrained(pretrained.location, **pretrained.options)
         except (OSError, ValueError) as error:
             raise _not_found("model", model.model_name_or_path, error) from error
     else:
