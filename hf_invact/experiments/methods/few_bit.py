@@ -73,7 +73,7 @@ class FewBit:
         self.borders, self.levels = torch.tensor(steps.borders), torch.tensor(steps.levels)
 
     def keep(self, x: Tensor, y: Tensor) -> tuple[Tensor]:
-        codes = torch.bucketize(x.float(), self.borders.to(x.device), out_int32=True)
+        codes = torch.bucketize(x.float().contiguous(), self.borders.to(x.device), out_int32=True)
         return (pack_codes(codes.to(torch.uint8), self.bits),)
 
     def slope(self, packed: Tensor) -> Tensor:

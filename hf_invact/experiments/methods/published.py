@@ -1,8 +1,8 @@
-"""The formulas that inverted activations were published with, in the dtype of the output, as they were published.
+"""The formulas that inverted activations were published with, unmended.
 
-"Inverted Activations: Reducing Memory Footprint in Neural Network Training" (arXiv 2407.15545). What is a number there
-is the same number here. The formula for SiLU takes the square root of a number that rounding makes negative, and is
-then not a number.
+"Inverted Activations: Reducing Memory Footprint in Neural Network Training" (arXiv 2407.15545). Its reference code is
+compiled, and so computes in float32 with outputs of half precision. There the least output of SiLU is rounded to less
+than its minimum, of which the formula takes the square root: the derivative is then not a number.
 """
 
 from __future__ import annotations
@@ -80,9 +80,13 @@ class Published:
         self.formula = FORMULAS[curve.name]
 
     def keep(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return y, pack_codes((x < self.formula.x_min).to(torch.uint8), bits=1)
+        return y, pack_codes((_wide(x) < self.formula.x_min).to(torch.uint8), bits=1)
 
     def slope(self, y: Tensor, side: Tensor) -> Tensor:
-        y = y.flatten()
+        y = _wide(y).flatten()
         is_left = unpack_codes(side)[: y.numel()].bool()
         return torch.where(is_left, self.formula.left(y), self.formula.right(y))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype.itemsize == 2 else tensor

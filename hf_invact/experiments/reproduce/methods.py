@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -154,7 +153,6 @@ def _gradients(results: _Results, case: Case, dtype: str) -> Iterator[tuple[dict
         except Unavailable as error:
             entry = {"unavailable": str(error)}
         yield key, {name: _plain(value) for name, value in entry.items()}
-        gc.collect()
 
 
 def _measure(method: Method, model: PreTrainedModel, batch: Mapping[str, Any], plain: list[Tensor]) -> dict[str, Any]:

@@ -98,28 +98,26 @@ def test_stored_derivative_is_rounded_once(dtype: torch.dtype) -> None:
     (kept,) = StoredDerivative(GELU).keep(x, x)
     assert kept.dtype == dtype
     exact = GELU.derivative(x.double())
-    assert ((kept.double() - exact).abs() <= torch.finfo(dtype).eps * (exact.abs() + 1e-6)).all()
+    computed = 1e-6 if dtype != torch.float64 else 0.0  # the formula in float32
+    assert ((kept.double() - exact).abs() <= torch.finfo(dtype).eps * exact.abs() / 2 + computed).all()
 
 
 @pytest.mark.parametrize(
     ("curve", "dtype", "rms", "largest"),
-    [(GELU, torch.float32, 0.0032, 0.0188), (GELU, torch.bfloat16, 0.0041, 0.033), (SILU, torch.float32, None, 0.0029)],
+    [(GELU, torch.float32, 0.0032, 0.0188), (GELU, torch.bfloat16, 0.0041, 0.033), (SILU, torch.float32, 3.5e-4, 0.0022)],
     ids=["gelu-fp32", "gelu-bf16", "silu-fp32"],
 )
-def test_published_formulas_err_as_measured(
-    curve: Curve, dtype: torch.dtype, rms: float | None, largest: float
-) -> None:
+def test_published_formulas_err_as_measured(curve: Curve, dtype: torch.dtype, rms: float, largest: float) -> None:
     error = derivative_error(METHODS["published"].function(curve), curve, normal(1 << 20, dtype=dtype))
     assert error["max"] == pytest.approx(largest, rel=0.1)
-    if rms:
-        assert error["rms"] == pytest.approx(rms, rel=0.1)
+    assert error["rms"] == pytest.approx(rms, rel=0.1)
     assert error["non_finite"] == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_published_silu_is_not_a_number_in_half_precision(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "share"), [(torch.bfloat16, 0.0125), (torch.float16, 0.0049)], ids=["bf16", "fp16"])
+def test_published_silu_is_not_a_number_in_half_precision(dtype: torch.dtype, share: float) -> None:
     error = derivative_error(METHODS["published"].function(SILU), SILU, normal(DRAWS, dtype=dtype))
-    assert 0.001 < error["non_finite"] < 0.05
+    assert error["non_finite"] == pytest.approx(share, rel=0.1)
 
 
 def test_no_formula_was_published_for_the_tanh_form() -> None:
@@ -135,5 +133,5 @@ def test_any_layout_and_size_gives_the_same_gradient(name: str) -> None:
     _, dense = output_and_gradient(function, x)
     torch.manual_seed(0)
     _, strided = output_and_gradient(METHODS[name].function(CURVES["silu"]), x.t().contiguous().t())
-    assert torch.equal(strided, dense)
+    torch.testing.assert_close(strided, dense)  # PyTorch's own functions round otherwise in another order
     assert output_and_gradient(function, x[:0])[1].shape == (0, 50)
