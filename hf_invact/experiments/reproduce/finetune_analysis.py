@@ -54,8 +54,8 @@ def figure_of(run: Run, name: str) -> float:
 
 def largest_difference(run: Run, other: Run) -> float:
     """Of the losses at the same step."""
-    pairs = zip(run["losses"], other["losses"], strict=True)
-    return max(abs(loss - plain) for loss, plain in pairs)
+    losses: list[float] = run["losses"]
+    return max(abs(loss - plain) for loss, plain in zip(losses, other["losses"], strict=True))
 
 
 def _metric(name: str, plain: Mapping[int, Run], compared: Mapping[str, Mapping[int, Run]]) -> dict[str, Any]:

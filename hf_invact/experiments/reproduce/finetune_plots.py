@@ -19,7 +19,7 @@ Model = Mapping[str, Any]
 COLOURS = {**VARIANT_COLOURS, CONTROL: GREY}
 # Okabe-Ito, and black.
 METHOD_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999", "#000000", "#B8A200")
-LEAST = 1e-9  # a log scale has no place for zeros: they are drawn here, on the axis
+LEAST = 1e-8  # a log scale has no place for zeros: they are drawn here, on the axis
 
 
 def subject_figure(model: Model) -> Figure:
@@ -29,8 +29,11 @@ def subject_figure(model: Model) -> Figure:
     """
     figure = new_figure(height=5.6)
     losses, distances = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    dashes = {"plain": {"linewidth": 3.4, "alpha": 0.75}, "inverted": {"linewidth": 1.6, "linestyle": (0, (4, 3))}}
-    for variant, look in dashes.items():
+    looks: dict[str, dict[str, Any]] = {
+        "plain": {"linewidth": 3.4, "alpha": 0.75},
+        "inverted": {"linewidth": 1.6, "linestyle": (0, (4, 3))},
+    }
+    for variant, look in looks.items():
         _draw_band(losses, _steps(model), _losses(model, variant), variant, variant, look)
     plain = _losses(model, "plain")
     for variant in (CONTROL, "inverted"):
@@ -86,7 +89,8 @@ def _draw_band(
 
 
 def _distances(losses: np.ndarray, plain: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(losses - plain), LEAST)
+    distances: np.ndarray = np.maximum(np.abs(losses - plain), LEAST)
+    return distances
 
 
 def _finish_distances(axes: Axes) -> None:

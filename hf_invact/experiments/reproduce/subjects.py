@@ -63,7 +63,4 @@ SUBJECTS = (
     Subject("llama", "Llama, small", CONFIGS / "demo" / "llama.yaml", methods=METHODS),
 )
 _QUICK = ("--max_steps", "3", "--max_eval_samples", "8")
-QUICK_SUBJECTS = (
-    Subject("bert", "BERT, small", CONFIGS / "demo" / "bert.yaml", (0, 1), overrides=_QUICK),
-    Subject("llama", "Llama, small", CONFIGS / "demo" / "llama.yaml", (0, 1), ("few-bit-3",), _QUICK),
-)
+QUICK_SUBJECTS = (Subject("llama", "Llama, small", CONFIGS / "demo" / "llama.yaml", (0, 1), ("few-bit-3",), _QUICK),)
