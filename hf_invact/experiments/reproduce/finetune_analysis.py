@@ -55,7 +55,8 @@ def figure_of(run: Run, name: str) -> float:
 def largest_difference(run: Run, other: Run) -> float:
     """Of the losses at the same step."""
     losses: list[float] = run["losses"]
-    return max(abs(loss - plain) for loss, plain in zip(losses, other["losses"], strict=True))
+    others: list[float] = other["losses"]
+    return max(abs(loss - plain) for loss, plain in zip(losses, others, strict=True))
 
 
 def _metric(name: str, plain: Mapping[int, Run], compared: Mapping[str, Mapping[int, Run]]) -> dict[str, Any]:
