@@ -115,3 +115,12 @@ def test_is_undone_where_training_raises() -> None:
     with pytest.raises(KeyboardInterrupt), METHODS["recompute"].applied(model):
         raise KeyboardInterrupt
     assert state_of(model) == before
+
+
+def test_activations_take_over_the_mode_that_the_model_was_brought_into() -> None:
+    model = tiny_model("llama")
+    activation = model.model.layers[0].mlp.act_fn
+    with METHODS["few-bit-3"].applied(model):
+        model.eval()
+    assert model.model.layers[0].mlp.act_fn is activation
+    assert not activation.training

@@ -93,9 +93,7 @@ def test_goes_on_where_it_was_cut(
     assert content["gradients"][:5] == before["gradients"]
     assert content["complete"]
     again, _ = run(tmp_path)
-    assert [each for each in again["gradients"] if each["model"] == "llama"] == content["gradients"][
-        : 2 * len(COMPARED)
-    ]
+    assert again["gradients"] == content["gradients"]
     assert built.count(("llama", "bf16")) == 1
     assert built.count(("bert", "bf16")) == 2
 
