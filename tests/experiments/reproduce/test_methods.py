@@ -94,7 +94,7 @@ def test_goes_on_where_it_was_cut(
     assert content["complete"]
     again, _ = run(tmp_path)
     assert again["gradients"] == content["gradients"]
-    assert built.count(("llama", "bf16")) == 1
+    assert built.count(("llama", "fp32")) == 1
     assert built.count(("bert", "bf16")) == 2
 
 
