@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .source import source_line
+
 ABSENT = "-"
 MIB = 2**20
 CURVE_TITLES = {"gelu": "GELU", "silu": "SiLU", "gelu_tanh": "GELU, tanh form"}
@@ -102,14 +104,11 @@ def _notes(results: Mapping[str, Any]) -> str:
 
 
 def _source(results: Mapping[str, Any]) -> str:
-    where, settings = results["environment"], results["settings"]
+    settings = results["settings"]
     sources = dict.fromkeys(method["source"] for method in settings["methods"].values() if method["source"])
     cut = "" if results["complete"] else " The run was cut, and some of it is missing."
-    return (
-        f"Measured on {where['processor']}, {where['threads']} threads, torch {where['torch']}, transformers "
-        f"{where['transformers']}, seed {settings['seed']}, {settings['draws']:,} draws, by "
-        f"`{results['command']}`.{cut} Sources: {'; '.join(sources)}."
-    )
+    facts = f"Seed {settings['seed']}, {settings['draws']:,} draws. Sources: {'; '.join(sources)}."
+    return f"{source_line(results)}{cut} {facts}"
 
 
 def _title(method: Mapping[str, Any]) -> str:

@@ -115,7 +115,7 @@ ENTRY |= {"identical": True, "non_finite": 0.0}
 RESULTS: dict[str, Any] = {
     "command": COMMAND,
     "complete": True,
-    "environment": {"processor": "a processor", "threads": 2, "torch": "2.13", "transformers": "5.23"},
+    "environment": {"processor": "a processor", "device": "cpu", "threads": 2, "torch": "2.13", "transformers": "5.23"},
     "settings": {
         "seed": 3,
         "draws": 1024,
