@@ -1,4 +1,4 @@
-"""Part "memory" of the reproduction: what models keep for the backward pass, as the paper has it, ours, and otherwise."""
+"""Part "memory" of the reproduction: what models keep for the backward pass, as published and as trained."""
 
 from __future__ import annotations
 

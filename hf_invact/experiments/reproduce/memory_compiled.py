@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._functorch.aot_autograd import aot_function
 from torch._guards import TracingContext, detect_fake_mode, tracing
-from torch._inductor.compile_fx import partition_fn, select_decomp_table
+from torch._inductor.compile_fx import partition_fn
+from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.joint_graph import lazy_init
 from torch._inductor.virtualized import V
+from torch.compiler import _compile_session_context
 from torch.func import functional_call
 from torch.fx import GraphModule
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
@@ -32,14 +33,13 @@ def compiled_bytes(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
 
     Args:
         model: on fake tensors that are active, patched or not.
-        batch: its arguments. A mask must hide nothing: it is taken for a constant.
+        batch: its arguments. Without a mask: what is traced cannot depend on its values, so Transformers makes a
+            causal one for every model that asks for it.
     """
     weights, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    inputs = {name: tensor for name, tensor in batch.items() if name != "attention_mask"}
-    constants = {name: tensor for name, tensor in batch.items() if name not in inputs}
 
     def forward(weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Any:
-        outputs = functional_call(model, {**weights, **buffers}, kwargs={**constants, **inputs})
+        outputs = functional_call(model, {**weights, **buffers}, kwargs=dict(inputs))
         return tuple(leaf for leaf in tree_leaves(dict(outputs)) if isinstance(leaf, Tensor))
 
     with _disable_current_modes():
@@ -52,34 +52,21 @@ def compiled_bytes(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
         num_params_buffers=len(weights) + len(buffers),
     )
     fake_mode = detect_fake_mode(list(weights.values()))
-    with V.set_fake_mode(fake_mode), tracing(TracingContext(fake_mode)), enable_python_dispatcher(), _RealIntegers():
-        compiled(weights, buffers, inputs)
+    with V.set_fake_mode(fake_mode), tracing(TracingContext(fake_mode)), enable_python_dispatcher():
+        with _compile_session_context():  # models ask whether they are compiled
+            compiled(weights, buffers, batch)
         own = [*weights.values(), *buffers.values(), *batch.values()]
         with SavedActivations(nn.Module(), ignore=own) as saved:
-            outputs = compiled(weights, buffers, inputs)
+            outputs = compiled(weights, buffers, batch)
     assert outputs is not None  # alive until all is counted
     return saved.total_bytes
 
 
-def _run_as_it_is(graph: GraphModule, inputs: Any) -> Callable[[list[Any]], Any]:
+def _run_as_it_is(gm: GraphModule, example_inputs: Any) -> Callable[[list[Any]], Any]:
     def run(arguments: list[Any]) -> Any:
         taken = list(arguments)
         arguments.clear()
-        return graph(*taken)
+        return gm(*taken)
 
     run._boxed_call = True  # type: ignore[attr-defined]  # it empties its list of arguments
     return run
-
-
-class _RealIntegers(TorchFunctionMode):
-    """Computes for real what has real integers only, while all else is traced: models decide by a mask's values."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if tensors and all(type(tensor) is Tensor and not tensor.is_floating_point() for tensor in tensors):
-            with _disable_current_modes():
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)

@@ -90,7 +90,9 @@ def _parts(case: Case, model: PreTrainedModel) -> dict[str, int]:
 def _compiled(case: Case, variant: Variant, device: str, layers: int) -> int:
     fewer = replace(case, config={**case.config, "num_hidden_layers": layers})
     with built(fewer, variant, device) as (model, _), running_as_trained(autocast_dtype(case)):
-        return compiled_bytes(model, batch_of(case, model))
+        batch = batch_of(case, model)
+        del batch["attention_mask"]
+        return compiled_bytes(model, batch)
 
 
 def autocast_dtype(case: Case) -> torch.dtype | None:

@@ -36,14 +36,19 @@ class _KeepInput(torch.autograd.Function):
 
 
 class EmulatedLinear4bit(nn.Linear):
-    """Keeps of a forward pass what bitsandbytes' layer of 4-bit weights kept. Its own weight is in `COMPUTE_DTYPE`."""
+    """Keeps of a forward pass what bitsandbytes' layer of 4-bit weights kept.
+
+    Its own weight is in `COMPUTE_DTYPE`, but held as integers, as there: what looks for the dtype of hidden states must
+    not take it from here.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self.weight = nn.Parameter(linear.weight.detach().to(COMPUTE_DTYPE), requires_grad=False)
+        stored = linear.weight.detach().to(COMPUTE_DTYPE).view(torch.int16)
+        self.weight = nn.Parameter(stored, requires_grad=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = _KeepInput.apply(input.to(COMPUTE_DTYPE), self.weight)
+        output: Tensor = _KeepInput.apply(input.to(COMPUTE_DTYPE), self.weight.view(COMPUTE_DTYPE))
         return output.to(input.dtype)
 
 
@@ -54,8 +59,8 @@ def as_in_the_notebook(model: PreTrainedModel) -> None:
     >>> small = MistralConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
     >>> model = MistralForCausalLM(small)
     >>> as_in_the_notebook(model)
-    >>> model.model.layers[0].mlp.up_proj.weight.dtype, model.lm_head.weight.dtype
-    (torch.bfloat16, torch.float32)
+    >>> model.model.layers[0].mlp.up_proj, model.lm_head.weight.dtype
+    (EmulatedLinear4bit(in_features=32, out_features=64, bias=False), torch.float32)
     """
     head = model.get_output_embeddings()
     for module in list(model.modules()):
@@ -65,6 +70,6 @@ def as_in_the_notebook(model: PreTrainedModel) -> None:
         if not isinstance(module, nn.Linear) or module is head:
             for name, weight in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(weight.detach().float(), requires_grad=False))
-    model.requires_grad_(False)
+    model.config._is_quantized = True  # attention then runs in the config's dtype
     model.enable_input_require_grads()
     model.eval()

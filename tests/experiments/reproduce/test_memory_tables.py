@@ -17,14 +17,18 @@ def entry(case: str, model: str, setting: str, variant: str, kept: float | None,
     parts = {"not told apart": 2 * half} if is_compiled else {"activation": half, "norm": half}
     return {
         **{"case": case, "model": model, "setting": setting, "variant": variant, "published": None, "reason": None},
-        **{"inputs": {"quantized": False}, "weights_bytes": GIB // 2, "plans": {}},
+        **{
+            "inputs": {"quantized": False, "forward_only": "published" in setting},
+            "weights_bytes": GIB // 2,
+            "plans": {},
+        },
         **{"kept_bytes": None if kept is None else 2 * half, "parts": parts if kept else {}},
         **{"measured_bytes": None, "measured_note": "not yet measured on a GPU", **more},
     }
 
 
 def results(**bert: Any) -> dict[str, Any]:
-    emulated = {"quantized": True}
+    emulated = {"quantized": True, "forward_only": True}
     bert_case = ("bert", "BERT-base", "16 x 512, fp32, as published")
     published_case, real_case = ("mp", "Mistral-7B", "4-bit, as published"), ("m", "Mistral-7B", "bf16")
     return {
@@ -67,7 +71,9 @@ def test_a_table_for_each_case_by_part() -> None:
     assert text.count("### ") == 3
     assert "| kept, GiB | activation | norm | all | change | of the published | measured, GiB |" in text
     assert "| ours | 1.50 | 1.50 | 3.00 | -25.0% | 1.08x | - |" in text
-    assert "Counted: 4.500 → 3.500 GiB" in text
+    assert "Published: 5.12 → 4.03 GiB allocated" in text
+    assert "Counted, with weights: 4.50 → 3.50 GiB." in text
+    assert "Counted, with the published weights: 44.83 → 37.83 GiB." in text
     assert "*ours*: output (12)" in text
 
 
