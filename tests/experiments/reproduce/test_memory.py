@@ -14,6 +14,7 @@ from rich.console import Console
 from hf_invact.experiments.reproduce import memory
 from hf_invact.experiments.reproduce.memory_cases import ACTIVATION, CASES, COMPILED, OURS, PLAIN, Case, Variant
 from hf_invact.experiments.reproduce.memory_counting import Count
+from hf_invact.experiments.reproduce.memory_plots import save_figures
 
 COMMAND = "python scripts/reproduce.py memory --quick"
 # One case with three variants, and one with its compiled one.
@@ -49,6 +50,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
     counter = Counter()
     monkeypatch.setattr(memory, "count", counter)
     monkeypatch.setattr(memory, "CASES", FEW)
+    monkeypatch.setattr(memory, "save_figures", lambda *_: [])
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     return counter
 
@@ -154,7 +156,8 @@ def test_measures_where_there_is_a_gpu(tmp_path: Path, counter: Counter, monkeyp
     assert "measured 5.00 MiB" in text
 
 
-def test_draws_each_case(tmp_path: Path, counter: Counter) -> None:
+def test_draws_each_case(tmp_path: Path, counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "save_figures", save_figures)
     run(tmp_path)
     for key in ("bert", "llama"):
         pixels = Image.open(tmp_path / f"memory-{key}.png").convert("L")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hf_invact.experiments.reproduce.memory_cases import CASES, COMPILED, COMPILED_OURS, Case, Variant
+from hf_invact.experiments.reproduce.memory_compiled import compiled_bytes
 from hf_invact.experiments.reproduce.memory_counting import (
     SAMPLED_LAYERS,
     _compiled,
@@ -71,7 +72,7 @@ def test_counts_what_inductor_keeps(key: str, variant: Variant) -> None:
 
 
 @each_variant
-@pytest.mark.parametrize("key", ["gpt2-bf16", "bert-base", "mistral-7b"])
+@pytest.mark.parametrize("key", [pytest.param("gpt2-bf16", marks=pytest.mark.slow), "mistral-7b"])
 def test_layers_are_alike(key: str, variant: Variant) -> None:
     more = SAMPLED_LAYERS[1] + 2
     case = replace(QUICK[key], config={**QUICK[key].config, "num_hidden_layers": more})
@@ -84,7 +85,6 @@ def test_leaves_the_model_as_it_was() -> None:
     with built(case, COMPILED, "cpu") as (model, _):
         names = [name for name, _ in model.named_parameters()]
         batch = batch_of(case, model)
-        from hf_invact.experiments.reproduce.memory_compiled import compiled_bytes
-
+        del batch["attention_mask"]
         assert compiled_bytes(model, batch) == compiled_bytes(model, batch)
         assert [name for name, _ in model.named_parameters()] == names
