@@ -157,7 +157,9 @@ def _cases(
         ),
         mistral_case("mistral-7b", "bf16, full fine-tuning", _GATED, published=MISTRAL_NOTEBOOK),
         mistral_case("mistral-lora", "LoRA, bf16 adapters", _GATED, adapters="bfloat16"),
-        mistral_case("mistral-peft", "LoRA, PEFT's fp32 adapters", _GATED, adapters="float32"),
+        mistral_case(
+            *("mistral-peft", "LoRA, PEFT's fp32 adapters, autocast to bf16", _GATED), adapters="float32", autocast=True
+        ),
         Case(
             *("llama-7b", "Llama-7B", named(decoder_batch, "bf16, full fine-tuning"), "LlamaForCausalLM"),
             *(*decoder_batch, _GATED),
@@ -170,16 +172,29 @@ def _cases(
 
 
 _NARROW = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-_KNOWN_TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_SMALL = {**_NARROW, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_COMPILED_QUICKLY = ("mistral-7b", "gpt2-fp32")  # the others would take most of the time
+
+
+def _quick_cases() -> tuple[Case, ...]:
+    sizes = {"bert": (4, 64), "gpt2": (4, 64), "decoder": (1, 256)}
+    encoder = {**_SMALL, "intermediate_size": 256}
+    gated = {**_SMALL, "intermediate_size": 224, "num_key_value_heads": 2}
+    cases = _cases(sizes, encoder, _SMALL, gated)
+    return tuple(
+        dataclasses.replace(
+            case,
+            model=f"{case.model} made tiny",
+            variants=tuple(each for each in case.variants if not each.compiled or case.key in _COMPILED_QUICKLY),
+        )
+        for case in cases
+    )
+
+
 CASES: Mapping[str, tuple[Case, ...]] = MappingProxyType(
     {
         "full": _cases({"bert": (16, 512), "gpt2": (8, 1024), "decoder": (1, 4096)}, {}, {}, {}),
-        "quick": _cases(
-            {"bert": (4, 64), "gpt2": (4, 64), "decoder": (1, 256)},
-            {**_NARROW, **_KNOWN_TOKENS, "intermediate_size": 256},
-            {**_NARROW, **_KNOWN_TOKENS},
-            {**_NARROW, **_KNOWN_TOKENS, "intermediate_size": 224, "num_key_value_heads": 2},
-        ),
+        "quick": _quick_cases(),
     }
 )
-"""By effort: "full", and "quick" on models that are narrow and have few layers."""
+"""By effort: "full", and "quick" on models that are narrow and have few layers, of which few are compiled."""

@@ -120,7 +120,8 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
 def _table(entries: Sequence[Entry]) -> str:
     counts = [entry["kept_bytes"] for entry in entries if entry["kept_bytes"] is not None]
     unit = unit_of(max(counts))
-    parts = [part for part in PARTS if any(part in entry["parts"] for entry in entries)]
+    least = UNITS[unit] / 200  # what is not 0.00
+    parts = [part for part in PARTS if any(entry["parts"].get(part, 0) >= least for entry in entries)]
     plain = entries[0]
     compares = plain["published"] is not None
     head = [f"kept, {unit}", *parts, "all", "change", *(["of the published"] if compares else []), f"measured, {unit}"]

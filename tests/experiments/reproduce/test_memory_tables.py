@@ -98,3 +98,11 @@ def test_the_emulated_setting_is_explained() -> None:
     text = section(results())
     assert text.count("emulated") == 1
     assert text.index("emulated") > text.index("### Mistral-7B, 4-bit")
+
+
+def test_parts_that_keep_next_to_nothing_have_no_column() -> None:
+    content = results()
+    content["entries"][0]["parts"]["embedding"] = GIB // 300
+    assert "embedding" not in section(content)
+    content["entries"][0]["parts"]["embedding"] = GIB // 100
+    assert "| embedding |" in section(content)
