@@ -1,0 +1,47 @@
+"""The logic of measuring on a GPU, with a meter of our own on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hf_invact.experiments.reproduce import memory_measured
+from hf_invact.experiments.reproduce.memory_cases import CASES, OURS, PLAIN, Case
+from hf_invact.experiments.reproduce.memory_measured import EMULATED, OUT_OF_MEMORY, measure
+
+QUICK = {case.key: case for case in CASES["quick"]}
+CPU = torch.device("cpu")
+each_case = pytest.mark.parametrize("key", [key for key, case in QUICK.items() if not case.quantized])
+
+
+def small(key: str) -> Case:
+    return replace(QUICK[key], batch_size=1, seq_len=16)
+
+
+def meter(*readings: int) -> Callable[[], int]:
+    left: Iterator[int] = iter(readings)
+    return lambda: next(left)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
+@each_case
+def test_tells_what_a_forward_pass_leaves_behind(key: str) -> None:
+    found = measure(small(key), OURS, CPU, meter(1000, 1234))
+    assert found == {"measured_bytes": 234, "measured_note": None}
+
+
+def test_what_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(memory_measured, "_real_model", full)
+    found = measure(small("llama-7b"), PLAIN, CPU, meter())
+    assert found == {"measured_bytes": None, "measured_note": OUT_OF_MEMORY}
+
+
+def test_what_is_emulated_is_not_measured() -> None:
+    found = measure(QUICK["mistral-published"], PLAIN, CPU, meter())
+    assert found == {"measured_bytes": None, "measured_note": EMULATED}
