@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..markdown import table
 from .timing import OUT_OF_MEMORY
 
 COMMAND = "PYTHONPATH=. python scripts/benchmark.py"
@@ -148,7 +149,7 @@ def _operators(content: Content, dtype: str) -> str:
         cells.append(_both(_cell(figures, "copy_share", "{:.0%}") for figures in found))
         cells += [_both(_ratio(figures, other) for figures in found) for other, _ in others]
         rows.append([entry["operator"].replace("gate_", "gate of "), *cells])
-    return _table([head, "forward / backward, ms", "share of copy", *(title for _, title in others)], rows)
+    return table([head, "forward / backward, ms", "share of copy", *(title for _, title in others)], rows)
 
 
 def _steps(content: Content) -> str:
@@ -161,7 +162,7 @@ def _steps(content: Content) -> str:
     shown = {name: cells for name, cells in columns.items() if set(cells) != {ABSENT}}
     titles = [f"{entry['title']}, {entry['sequences']}x{entry['tokens']}, {entry['dtype']}" for entry in entries]
     head = f"{content['device']['name']}: training step, {title}"
-    return _table([head, *map(label, shown)], [list(row) for row in zip(titles, *shown.values(), strict=True)])
+    return table([head, *map(label, shown)], [list(row) for row in zip(titles, *shown.values(), strict=True)])
 
 
 def _step(variants: Mapping[str, Mapping[str, Any]], name: str, key: str, unit: int) -> str:
@@ -190,8 +191,3 @@ def _cell(figures: Mapping[str, Any], key: str, spec: str) -> str:
 
 def _both(cells: Any) -> str:
     return " / ".join(cells)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

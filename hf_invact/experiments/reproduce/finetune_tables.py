@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from ..markdown import source_line, table
 from .finetune_analysis import FINAL_LOSS
-from .source import source_line
 from .subjects import CONTROL
 
 Results = Mapping[str, Any]
@@ -121,9 +121,3 @@ def _method(model: Results, name: str) -> str:
 
 def _left_out(results: Results) -> str:
     return " ".join(f"{entry['title']} was left out: {entry['why']}." for entry in results["left_out"])
-
-
-def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """Markdown, the first column to the left."""
-    lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

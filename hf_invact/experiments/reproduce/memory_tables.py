@@ -43,7 +43,7 @@ published figure includes.
 def section(results: Mapping[str, Any]) -> str:
     """The part's tables, for docs/reproduction.md."""
     few, more = results["settings"]["sampled_layers"]
-    blocks = ["## Memory", _INTRODUCTION.format(few=few, more=more).strip(), _headline_table(results)]
+    blocks = [_INTRODUCTION.format(few=few, more=more).strip(), _headline_table(results)]
     for entries in _cases(results):
         blocks += [f"### {entries[0]['model']}, {entries[0]['setting']}", *_case(entries)]
     return "\n\n".join([*blocks, _source(results)]) + "\n"

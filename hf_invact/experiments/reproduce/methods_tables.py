@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from .source import source_line
+from ..markdown import source_line, table
 
 ABSENT = "-"
 MIB = 2**20
@@ -51,7 +51,7 @@ def _model(results: Mapping[str, Any], model: Mapping[str, Any]) -> str:
         [_title(method), *(cell for dtype in dtypes for cell in _gradient_cells(entries, dtype, name))]
         for name, method in results["settings"]["methods"].items()
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _gradient_cells(entries: Mapping[tuple[str, str], Mapping[str, Any]], dtype: str, name: str) -> list[str]:
@@ -81,7 +81,7 @@ def _derivatives(results: Mapping[str, Any]) -> str:
         [_title(method), *(_derivative_cell(entries.get((*column, name))) for column in columns)]
         for name, method in shown.items()
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _derivative_cell(entry: Mapping[str, Any] | None) -> str:
@@ -114,9 +114,3 @@ def _source(results: Mapping[str, Any]) -> str:
 def _title(method: Mapping[str, Any]) -> str:
     title: str = method["title"]
     return title
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(head)
-    lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -56,7 +56,7 @@ METHODS = ("few-bit-2", "few-bit-3", "few-bit-4", "mesa-8", "actnn-2", "nested-f
 
 SUBJECTS = (
     Subject("smollm2-135m", "SmolLM2-135M", CONFIGS / "smollm2-135m.yaml", PRETRAINED_SEEDS),
-    Subject("minilm", "MiniLM", CONFIGS / "minilm.yaml", PRETRAINED_SEEDS),
+    Subject("minilm", "MiniLM-L6", CONFIGS / "minilm.yaml", PRETRAINED_SEEDS),
     Subject("gpt2", "GPT-2, small", CONFIGS / "demo" / "gpt2.yaml"),
     Subject("bert", "BERT, small", CONFIGS / "demo" / "bert.yaml", methods=METHODS),
     Subject("mistral", "Mistral, small", CONFIGS / "demo" / "mistral.yaml"),
