@@ -1,0 +1,62 @@
+"""docs/reproduction.md, and what the README says of it, from the results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import read_json
+from . import finetune_tables, memory_tables, methods_tables, steps_tables
+from .command import PARTS
+
+Results = Mapping[str, Any]
+
+SECTIONS = {
+    "memory": memory_tables.section,
+    "methods": methods_tables.section,
+    "steps": steps_tables.section,
+    "finetune": finetune_tables.section,
+}
+TITLES = {
+    "memory": "Memory",
+    "methods": "Other approximations",
+    "steps": "Step time",
+    "finetune": "The same training",
+}
+_INTRODUCTION = """\
+# The published experiments, reproduced
+
+What inverted activations promise is much less activation memory, the same training and almost no time. Here each is
+measured beside what one would pick instead. `make reproduce` measures all of it again on a CPU within about an hour
+(`make reproduce-quick` runs the same code on tiny settings in minutes); remove `results/reproduction` first to keep
+nothing of what is there. This page is written by `scripts/render_results.py` from the files in `results/reproduction`.
+"""
+
+
+def read_parts(folder: Path) -> dict[str, Results]:
+    """The results of each part that are there."""
+    found = {part: read_json(folder / f"{part}.json") for part in PARTS}
+    return {part: results for part, results in found.items() if results is not None}
+
+
+def page(parts: Mapping[str, Results], figures: Mapping[str, list[str]]) -> str:
+    """The whole page.
+
+    Args:
+        parts: by name.
+        figures: of each part, as the page links to them.
+    """
+    blocks = [_INTRODUCTION]
+    for part, results in parts.items():
+        images = "\n".join(f"![{Path(path).stem}]({path})" for path in figures[part])
+        blocks += [f"## {TITLES[part]}\n", SECTIONS[part](results), f"{images}\n"]
+    return "\n".join(blocks)
+
+
+def summary(parts: Mapping[str, Results]) -> str:
+    """For the README: what was published beside what is counted, and how far trainings differ."""
+    texts = [memory_tables.headline(parts["memory"])]
+    finetune = parts["finetune"]
+    texts.append(f"{finetune_tables.headline(finetune)}\n\n{finetune_tables.source_line(finetune)}\n")
+    return "\n".join(texts)
