@@ -127,7 +127,7 @@ def plan_of(block: nn.Module, attribute: str) -> Plan | None:
 def restored(block: nn.Module, attribute: str) -> Iterator[None]:
     """The original object, with its class, inside; afterwards what was there."""
     installed = getattr(block, attribute)
-    with _replaced(block, attribute, original_of(installed)), _reclassed(installed, original_class(installed)):
+    with replaced(block, attribute, original_of(installed)), _reclassed(installed, original_class(installed)):
         yield
 
 
@@ -136,7 +136,7 @@ def tried(block: nn.Module, attribute: str, inverse: Inverse, backend: str, plan
     """A patched activation inside that raises `NotAGateError` where the block uses it otherwise than the plan says."""
     original: Any = original_of(getattr(block, attribute))
     if isinstance(inverse, Curve):
-        with _replaced(block, attribute, PatchedActivation(original, inverse, backend, plan, is_strict=True)):
+        with replaced(block, attribute, PatchedActivation(original, inverse, backend, plan, is_strict=True)):
             yield
     else:
         with _reclassed(original, inverse):
@@ -146,7 +146,7 @@ def tried(block: nn.Module, attribute: str, inverse: Inverse, backend: str, plan
 @contextmanager
 def recorded(block: nn.Module, attribute: str, results: list[Tensor]) -> Iterator[None]:
     """The original object inside, with its results added to a list."""
-    with _replaced(block, attribute, _Recorder(original_of(getattr(block, attribute)), results)):
+    with replaced(block, attribute, _Recorder(original_of(getattr(block, attribute)), results)):
         yield
 
 
@@ -166,7 +166,8 @@ class _Recorder(nn.Module):
 
 
 @contextmanager
-def _replaced(block: nn.Module, attribute: str, activation: object) -> Iterator[None]:
+def replaced(block: nn.Module, attribute: str, activation: object) -> Iterator[None]:
+    """Any other object in an activation's place inside; afterwards what was there."""
     before = getattr(block, attribute)
     _set(block, attribute, activation)
     try:
