@@ -13,7 +13,7 @@ from ..trainer import InvActTrainingArguments
 from .arguments import RunArguments
 from .benchmark.step_times import compare_variants
 from .benchmark.training import Training
-from .benchmark.variants import PLAIN
+from .benchmark.variants import PLAIN, Variant
 from .finetune import Experiment, build
 
 PAIRS = 9
@@ -54,7 +54,9 @@ def steps_of(run: RunArguments) -> TrainerSteps:
     Raises:
         ConfigError: something that the run names cannot be used.
     """
-    training = dataclasses.replace(run.training, use_inverted_activations=False, learning_rate=0.0)
+    # The fields of Transformers' class, which mypy does not follow.
+    changes: dict[str, Any] = {"use_inverted_activations": False, "learning_rate": 0.0}
+    training = dataclasses.replace(run.training, **changes)
     return TrainerSteps(build(dataclasses.replace(run, training=training)), training)
 
 
@@ -65,7 +67,7 @@ def measure_step_time(run: RunArguments, pairs: int = PAIRS) -> dict[str, Any]:
         The median of the pairs' ratios (patched over plain), the smallest and the largest, and the number of pairs.
     """
     config = run.training.inverted_activations()
-    variants = {PLAIN: nullcontext, INVERTED: lambda model: inverted_activations(model, config)}
+    variants: dict[str, Variant] = {PLAIN: nullcontext, INVERTED: lambda model: inverted_activations(model, config)}
     count, facts = compare_variants(steps_of(run), variants, pairs, catch=())
     ratio = facts[INVERTED]["ratio"]
     return {"ratio": ratio["median"], "low": ratio["low"], "high": ratio["high"], "pairs": count}

@@ -52,7 +52,7 @@ def test_the_ratio_is_sane(measured):
 
 def test_steps_are_plain_and_patched_in_turn(measured):
     was_patched = [installed != measured.original for installed in measured.steps]
-    assert was_patched == [False, True] + [False, True] + [True, False] + [False, True]  # the first two warm up
+    assert was_patched == [False, True, *[False, True], *[True, False], *[False, True]]  # the first two warm up
     assert all(isinstance(module, InvertedActivation) for module in measured.steps[1])
 
 

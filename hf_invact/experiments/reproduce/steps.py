@@ -23,8 +23,8 @@ from .steps_variants import BASELINES, title, variants_for
 
 RESULTS, FIGURE = "steps.json", "steps-time.png"
 SAME = ("environment", "settings")  # in a file that a run goes on with
-SETTINGS = {"rounds": 15, "learning_rate": 0.0, "seed": 0}
-QUICK_SETTINGS = {**SETTINGS, "rounds": 2}
+SETTINGS = {"learning_rate": 0.0, "seed": 0}
+ROUNDS, QUICK_ROUNDS = 15, 2
 
 
 def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
@@ -36,9 +36,10 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
     Raises:
         ConfigError: the results that are there are damaged.
     """
-    models, settings = (QUICK, QUICK_SETTINGS) if quick else (FULL, SETTINGS)
+    models, rounds = (QUICK, QUICK_ROUNDS) if quick else (FULL, ROUNDS)
     path = folder / RESULTS
-    content = {"command": command, "environment": describe_environment(), "settings": {**settings, "quick": quick}}
+    settings = {**SETTINGS, "rounds": rounds, "quick": quick}
+    content: dict[str, Any] = {"command": command, "environment": describe_environment(), "settings": settings}
     entries = _finished(path, content, models)
     folder.mkdir(parents=True, exist_ok=True)
     for number, model in enumerate(models, 1):
@@ -48,7 +49,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
             continue
         _say(console, f"{heading} ...")
         began = time.monotonic()
-        entries[model.name] = _entry(model, settings["rounds"])
+        entries[model.name] = _entry(model, rounds)
         for line in _lines(entries[model.name]):
             _say(console, f"  {line}")
         _say(console, f"  took {time.monotonic() - began:.0f} s")
@@ -89,7 +90,7 @@ def _entry(model: StepModel, rounds: int) -> dict[str, Any]:
 def _measured(model: StepModel, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         training = steps_of(model.run(Path(folder)))
-    variants = variants_for(training.model)
+    variants = variants_for(training.model, model.compiles)
     deadline = time.monotonic() + model.seconds
     count, facts = compare_variants(training, variants, rounds, deadline, baselines=BASELINES)
     return {

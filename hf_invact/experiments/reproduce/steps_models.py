@@ -18,6 +18,7 @@ class StepModel:
         config: the run's config.
         options: further arguments of the run.
         seconds: after which no round begins, but for the first few.
+        compiles: whether the model is compiled as well.
     """
 
     name: str
@@ -25,6 +26,7 @@ class StepModel:
     config: str
     options: tuple[str, ...] = ()
     seconds: float = 40.0
+    compiles: bool = True
 
     def run(self, folder: Path) -> RunArguments:
         """The run's arguments.
@@ -44,29 +46,36 @@ class StepModel:
             ConfigError: the config cannot be read.
         """
         values = {key: value for key, value in read_yaml(Path(self.config)).items() if key != "output_dir"}
-        return {"config": self.config, "values": values, "options": list(self.options), "seconds": self.seconds}
+        return {
+            "config": self.config,
+            "values": values,
+            "options": list(self.options),
+            "seconds": self.seconds,
+            "compiles": self.compiles,
+        }
 
 
 FULL = (
     StepModel("smollm2-135m", "SmolLM2-135M", "configs/smollm2-135m.yaml", seconds=200.0),
     StepModel("minilm", "MiniLM", "configs/minilm.yaml", seconds=60.0),
-    StepModel("gpt2", "small GPT-2", "configs/demo/gpt2.yaml"),
-    StepModel("bert", "small BERT", "configs/demo/bert.yaml"),
-    StepModel("mistral", "small Mistral", "configs/demo/mistral.yaml"),
-    StepModel("llama", "small Llama", "configs/demo/llama.yaml"),
+    StepModel("gpt2", "GPT-2, small", "configs/demo/gpt2.yaml"),
+    StepModel("bert", "BERT, small", "configs/demo/bert.yaml"),
+    StepModel("mistral", "Mistral, small", "configs/demo/mistral.yaml"),
+    StepModel("llama", "Llama, small", "configs/demo/llama.yaml"),
 )
 _TINY = ("--max_seq_length", "32", "--per_device_train_batch_size", "2", "--tokenizer_vocab_size", "300")
 QUICK = (
     StepModel(
         "gpt2",
-        "tiny GPT-2",
+        "GPT-2, tiny",
         "configs/demo/gpt2.yaml",
         (*_TINY, "--model_config", '{"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}'),
         seconds=1.0,
+        compiles=False,
     ),
     StepModel(
         "llama",
-        "tiny Llama",
+        "Llama, tiny",
         "configs/demo/llama.yaml",
         (
             *_TINY,

@@ -18,7 +18,8 @@ def section(results: Results) -> str:
     return "\n\n".join(filter(None, [METHOD, *_tables(measured), _notes(results), _source(results, measured)])) + "\n"
 
 
-METHOD = """A step is forward, backward, clipping and AdamW, as the Trainer takes it, on one batch of the run's own data. All
+METHOD = """\
+A step is forward, backward, clipping and AdamW, as the Trainer takes it, on one batch of the run's own data. All
 variants take turns on the same model in one process, there and back, with the same weights at every step (the learning
 rate is 0). A ratio is the median of those of each turn to the plain step of that turn, with the quartiles in brackets.
 *Kept* counts the bytes that autograd keeps for the backward pass.
@@ -96,7 +97,9 @@ def _source(results: Results, measured: Sequence[Results]) -> str:
     environment, seed = results["environment"], results["settings"]["seed"]
     versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers") if name in environment)
     counts = sorted({entry["rounds"] for entry in measured})
-    rounds = f"{counts[0]} to {counts[-1]} rounds" if len(counts) > 1 else f"{counts[0]} rounds" if counts else "nothing"
+    rounds = (
+        f"{counts[0]} to {counts[-1]} rounds" if len(counts) > 1 else f"{counts[0]} rounds" if counts else "nothing"
+    )
     where = environment["device"] if environment["device"] != "cpu" else environment["processor"]
     return (
         f"Measured on {where}, {environment['threads']} threads, {versions}, seed {seed}, {rounds}, by "

@@ -23,11 +23,12 @@ BACKENDS = MappingProxyType({"cpu": ("eager", "compile"), "cuda": ("triton", "co
 _TITLES = {COMPILED: "torch.compile", COMPILED_INVERTED: "torch.compile, inverted"}
 
 
-def variants_for(model: PreTrainedModel) -> dict[str, Variant]:
-    """By name: plain, inverted by each backend, what else saves memory, and the whole model compiled."""
+def variants_for(model: PreTrainedModel, compiles: bool = True) -> dict[str, Variant]:
+    """By name: plain, inverted by each backend, what else saves memory, and if `compiles` the whole model compiled."""
     chosen = variants_of(model.config.model_type, BACKENDS[model.device.type])
     chosen |= {name: method.applied for name, method in METHODS.items()}
-    return chosen | {COMPILED: Compiled(nullcontext), COMPILED_INVERTED: Compiled(inverted_activations)}
+    compiled = {COMPILED: Compiled(nullcontext), COMPILED_INVERTED: Compiled(inverted_activations)}
+    return chosen | compiled if compiles else chosen
 
 
 def title(name: str) -> str:

@@ -18,6 +18,8 @@ from hf_invact.patching import inverted_activations
 from tests.experiments.small import write_config
 from tests.helpers import threads
 
+VARIANTS = {"plain": nullcontext, "inverted-eager": inverted_activations}
+
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[StepModel, ...]:
@@ -25,7 +27,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[StepModel, 
     configs = {name: str(write_config(tmp_path / name, name)) for name in ("gpt2", "bert")}
     chosen = tuple(StepModel(name, name.upper(), config, seconds=0.0) for name, config in configs.items())
     monkeypatch.setattr(steps, "QUICK", chosen)
-    monkeypatch.setattr(steps, "variants_for", lambda model: {"plain": nullcontext, "inverted-eager": inverted_activations})
+    monkeypatch.setattr(steps, "variants_for", lambda model, compiles: VARIANTS)
     return chosen
 
 

@@ -9,7 +9,6 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from hf_invact.experiments.methods.catalogue import METHODS
-from hf_invact.experiments.reproduce import steps_variants
 from hf_invact.experiments.reproduce.steps_variants import Compiled, title, variants_for
 from hf_invact.nn import InvertedActivation
 from hf_invact.patching import inverted_activations
@@ -26,6 +25,7 @@ def test_all_are_there() -> None:
     ours = ["plain", "inverted-eager", "inverted-compile", "fused", "checkpointing", "liger"]
     assert list(variants_for(tiny_model("gpt2"))) == [*ours, *METHODS, "compiled", "compiled-inverted"]
     assert "fused" not in variants_for(tiny_model("llama"))
+    assert not {"compiled", "compiled-inverted"} & set(variants_for(tiny_model("llama"), compiles=False))
 
 
 def test_every_variant_has_a_title_of_its_own() -> None:
@@ -70,9 +70,12 @@ def test_a_compiled_model_is_left_again(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: setattr(module, "_compiled_call_impl", "compiled"))
     model = tiny_model("bert")
     variant = Compiled(inverted_activations)
-    with pytest.raises(RuntimeError, match="broken"), variant(model):
+    monkeypatch.setattr(model, "forward", lambda: 1 / 0)
+    with variant(model):
         assert model._compiled_call_impl == "compiled"
-        raise RuntimeError("broken")
+    model._compiled_call_impl = None
+    with pytest.raises(ZeroDivisionError), variant(model):
+        model.forward()
     assert model._compiled_call_impl is None
     assert not is_inverted(model)
     twin = variant._twin
