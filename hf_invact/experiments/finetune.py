@@ -26,7 +26,7 @@ from transformers import (
 from ..memory import by_part, intermediate_units
 from ..patching import activation_sites
 from ..trainer import InvActTrainerMixin, InvertedActivationsCallback, MemoryCallback
-from .arguments import RunArguments, first_difference, parse_run
+from .arguments import PARTS, RunArguments, first_difference, parse_run
 from .checkpoints import check_checkpoint, last_resumable_checkpoint
 from .data import describe_records, load_records
 from .environment import describe_environment
@@ -34,6 +34,7 @@ from .errors import ConfigError
 from .files import claim_folder, read_json, write_json
 from .metrics import perplexity
 from .models import build_model, load_tokenizer
+from .study import GradientChecks, nudge
 from .tasks import PreparedTask, prepare
 
 SETTINGS = "settings.json"  # written first: marks the folder as ours
@@ -108,6 +109,8 @@ def build(run: RunArguments) -> Experiment:
     task = prepare(run.data, records, tokenizer)
     set_seed(run.training.seed)
     model = build_model(run.model, run.data, task, tokenizer)
+    if run.study.nudge_weight:
+        nudge(model)
     info = describe_records(records)
     data = {"name": run.data.dataset_name or run.data.train_file, "sha256": info.sha256, "python": info.python_version}
     return Experiment(model, task, tokenizer, data)
@@ -130,13 +133,15 @@ def finetune(run: RunArguments, callbacks: Sequence[TrainerCallback] = ()) -> di
     if run.model.model_name_or_path is None:
         experiment.model.config._name_or_path = str(folder)  # else the model card names an empty base model
     inversion, times = InvertedActivationsCallback(), StepTimes()
+    checks = _gradient_checks(run, experiment)
     try:
-        trainer = experiment.trainer(run.training, [inversion, times, *callbacks])
+        trainer = experiment.trainer(run.training, [inversion, times, *checks, *callbacks])
     except (ImportError, RuntimeError, ValueError) as error:  # a reporter that is not installed, nothing to invert, ...
         raise ConfigError(f"the Trainer refuses these arguments: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, run.settings())
-    train_metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    with run.study.applied(experiment.model):
+        train_metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
     trainer.log_metrics("train", train_metrics)
     trainer.save_metrics("train", train_metrics)
     trainer.save_state()
@@ -158,6 +163,7 @@ def finetune(run: RunArguments, callbacks: Sequence[TrainerCallback] = ()) -> di
         "eval": {key: value for key, value in eval_metrics.items() if _is_score(key)},
         "train_seconds": train_metrics["train_runtime"],
         "step_seconds": statistics.median(times.seconds) if times.seconds else None,
+        "gradients": [entry for check in checks for entry in check.found],
     }
     if trainer.is_world_process_zero():
         write_json(folder / RESULT, result)
@@ -174,7 +180,7 @@ def _claim(folder: Path, run: RunArguments) -> None:
     if before is None or last_resumable_checkpoint(folder) is None:
         return
     # Who names the checkpoint may go on with other training arguments.
-    parts = ("model", "data") if run.training.resume_from_checkpoint else ("model", "data", "training")
+    parts = ("model", "data", "study") if run.training.resume_from_checkpoint else PARTS
     if difference := first_difference(before, run.settings(), parts):
         key, value, asked = difference
         raise ConfigError(
@@ -190,6 +196,16 @@ def _checkpoint(folder: Path, run: RunArguments, model: PreTrainedModel) -> Path
         check_checkpoint(checkpoint, model)
         logger.info("going on from %s", checkpoint)
     return checkpoint
+
+
+def _gradient_checks(run: RunArguments, experiment: Experiment) -> list[GradientChecks]:
+    if not run.study.gradient_checks:
+        return []
+    rows = range(min(run.training.per_device_eval_batch_size, len(experiment.task.eval_dataset)))
+    with torch.random.fork_rng():  # masks are drawn, and the training must not notice
+        batch = experiment.task.data_collator([experiment.task.eval_dataset[row] for row in rows])
+    batch = {name: tensor.to(run.training.device) for name, tensor in batch.items()}
+    return [GradientChecks(run.study.gradient_checks, batch, run.training.inverted_activations())]
 
 
 def _model_facts(model: PreTrainedModel, inversion: InvertedActivationsCallback) -> dict[str, Any]:

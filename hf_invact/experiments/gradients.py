@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,12 +60,12 @@ def relative_error(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     >>> relative_error([torch.tensor([3.0, 4.5])], [torch.tensor([3.0, 4.0])])
     0.1
     """
-    return (_squared_distance(one, other, 1.0, 1.0) ** 0.5) / _length(other)
+    return math.sqrt(_squared_distance(one, other, 1.0, 1.0)) / _length(other)
 
 
 def _length(gradients: Sequence[Tensor]) -> float:
     squares = sum(part.double().square().sum().item() for part in gradients)
-    return float(squares) ** 0.5
+    return math.sqrt(squares)
 
 
 def _squared_distance(one: Sequence[Tensor], other: Sequence[Tensor], scale: float, other_scale: float) -> float:

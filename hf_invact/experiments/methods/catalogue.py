@@ -76,7 +76,7 @@ _BASELINES = (
     _PLAIN,
     _inverted("inverted", "inverted gate or activation (ours)", "", "auto"),
     _inverted("inverted-activation", "inverted activation alone (ours)", INVERTED, "output"),
-    Method("checkpointing", "checkpointing of layers", "arXiv 1604.06174", True, checkpointing, _native),
+    Method("checkpointing", "checkpointing of layers", "checkpointing, arXiv 1604.06174", True, checkpointing, _native),
 )
 _METHODS = (
     _elementwise("published", "inverted activation, published formulas", INVERTED, lambda: Published),

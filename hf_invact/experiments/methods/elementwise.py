@@ -23,8 +23,9 @@ class Approximation(Protocol):
     def keep(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """What the derivative is computed from: tensors of its own, or the input or the output themselves."""
 
-    def slope(self, *kept: Tensor) -> Tensor:
-        """The derivative for each element, in the order of a contiguous tensor; at least as many as were kept."""
+    @property
+    def slope(self) -> Callable[..., Tensor]:
+        """Of what was kept: the derivative for each element, in the order of a contiguous tensor, and maybe more."""
 
 
 Maker = Callable[[Curve], Approximation]
@@ -46,9 +47,7 @@ class _Approximated(torch.autograd.Function):
         return (dy * slope.flatten()[: dy.numel()].view(dy.shape)).to(dy.dtype), None, None
 
 
-def approximated(
-    x: Tensor, activation: Callable[[Tensor], Tensor], approximation: Approximation
-) -> Tensor:
+def approximated(x: Tensor, activation: Callable[[Tensor], Tensor], approximation: Approximation) -> Tensor:
     """The activation's own result, with an approximate gradient."""
     y: Tensor = _Approximated.apply(x, activation, approximation)
     return y
@@ -98,10 +97,15 @@ def substituted(model: nn.Module, substitute: Callable[[Found, Any], nn.Module])
     substitutes = [substitute(found, original).train(model.training) for found, original in everything]
     with ExitStack() as stack:
         for (found, original), new in zip(everything, substitutes, strict=True):
-            if isinstance(original, nn.Module):  # which does not hear of a change of mode while it is not in the model
-                stack.callback(lambda original=original, new=new: original.train(new.training))
+            stack.callback(_follow, original, new)
             stack.enter_context(slot.replaced(found.module, found.attribute, new))
         yield
+
+
+def _follow(original: object, substitute: nn.Module) -> None:
+    """Take over the mode: an activation does not hear of a change while it is not in the model."""
+    if isinstance(original, nn.Module):
+        original.train(substitute.training)
 
 
 def _curve(found: Found, original: object) -> Curve:

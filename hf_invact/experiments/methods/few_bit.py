@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -52,12 +53,12 @@ def best_steps(curve: Curve, count: int) -> Steps:
     for choice in reversed(before):
         ends.append(int(choice[ends[-1]]))
     cuts = [0, *reversed(ends)]
-    levels = [float(np.average(slope[a:b], weights=weight[a:b])) for a, b in zip(cuts, cuts[1:], strict=False)]
+    levels = [float(np.average(slope[a:b], weights=weight[a:b])) for a, b in pairwise(cuts)]
     return Steps(tuple(map(float, edges[cuts[1:-1]])), tuple(levels), float(best[-1]) ** 0.5)
 
 
 def _costs(weight: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Of one level for the cells from i to j (without j), shape (cells + 1, cells + 1); infinite where there is none."""
+    """Of one level for the cells from i up to j, shape (cells + 1, cells + 1); infinite where there is none."""
     sums = [np.concatenate([[0.0], np.cumsum(weight * slope**power)]) for power in range(3)]
     mass, first, second = (total[None, :] - total[:, None] for total in sums)
     is_some = np.triu(np.ones_like(mass, dtype=bool), k=1)

@@ -108,7 +108,7 @@ class _View:
     made: _Made
     size: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: int | torch.SymInt
 
 
 _Part: TypeAlias = Tensor | _View
@@ -173,10 +173,13 @@ class _Products(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _PRODUCTS and not kwargs and all(isinstance(factor, Tensor) for factor in args):
-            if result.requires_grad and any(map(self.recipes.knows, args)):
-                self.recipes.add(result, torch.mul, *args)
+        if func in _PRODUCTS and not kwargs and result.requires_grad and self._may_be_noted(args):
+            self.recipes.add(result, torch.mul, *args)
         return result
+
+    def _may_be_noted(self, factors: tuple[Any, ...]) -> bool:
+        are_tensors = all(isinstance(factor, Tensor) for factor in factors)
+        return are_tensors and any(map(self.recipes.knows, factors))
 
 
 class _Kept:

@@ -37,8 +37,9 @@ class Case:
     def argv(self, dtype: str) -> list[str]:
         """The command line of a run, but for the number of sequences."""
         options = {"dtype": DTYPES[dtype], "report_to": "none", **self.arguments}
-        values = ((f"--{key}", value if isinstance(value, str) else json.dumps(value)) for key, value in options.items())
-        return [*([str(CONFIGS / self.config)] if self.config else []), *(text for pair in values for text in pair)]
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in options.items()}
+        flags = (text for key, value in texts.items() for text in (f"--{key}", value))
+        return [*([str(CONFIGS / self.config)] if self.config else []), *flags]
 
     def settings(self) -> dict[str, Any]:
         """As plain data."""
@@ -60,14 +61,16 @@ CASES = (
         sequences=6,
     ),
 )
-_TINY: dict[str, Any] = {
-    "max_seq_length": 32,
-    "tokenizer_vocab_size": 300,
-    "model_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-}
+_TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def _tiny(**config: int) -> dict[str, Any]:
+    return {"max_seq_length": 32, "tokenizer_vocab_size": 300, "model_config": {**_TINY, **config}}
+
+
 QUICK_CASES = (
-    Case("llama", "tiny Llama", "demo/llama.yaml", _TINY, 2),
-    Case("bert", "tiny BERT", "demo/bert.yaml", _TINY, 2),
+    Case("llama", "tiny Llama", "demo/llama.yaml", _tiny(num_key_value_heads=2), 2),
+    Case("bert", "tiny BERT", "demo/bert.yaml", _tiny(), 2),
 )
 
 

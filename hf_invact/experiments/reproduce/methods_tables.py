@@ -39,7 +39,10 @@ def _model(results: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     }
     if not entries:
         return ""
-    head = [model["title"], *(f"{dtype}: {what}" for dtype in dtypes for what in ("per MLP", "kept", "1 - cosine", "error"))]
+    head = [
+        model["title"],
+        *(f"{dtype}: {what}" for dtype in dtypes for what in ("per MLP", "kept", "1 - cosine", "error")),
+    ]
     rows = [
         [_title(method), *(cell for dtype in dtypes for cell in _gradient_cells(entries, dtype, name))]
         for name, method in results["settings"]["methods"].items()
@@ -102,8 +105,8 @@ def _source(results: Mapping[str, Any]) -> str:
     cut = "" if results["complete"] else " The run was cut, and some of it is missing."
     return (
         f"Measured on {where['processor']}, {where['threads']} threads, torch {where['torch']}, transformers "
-        f"{where['transformers']}, seed {settings['seed']}, {settings['draws']:,} draws, by `{results['command']}`.{cut} "
-        f"Sources: {'; '.join(sources)}."
+        f"{where['transformers']}, seed {settings['seed']}, {settings['draws']:,} draws, by "
+        f"`{results['command']}`.{cut} Sources: {'; '.join(sources)}."
     )
 
 

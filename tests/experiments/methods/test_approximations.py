@@ -104,7 +104,11 @@ def test_stored_derivative_is_rounded_once(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     ("curve", "dtype", "rms", "largest"),
-    [(GELU, torch.float32, 0.0032, 0.0188), (GELU, torch.bfloat16, 0.0041, 0.033), (SILU, torch.float32, 3.5e-4, 0.0022)],
+    [
+        (GELU, torch.float32, 0.0032, 0.0188),
+        (GELU, torch.bfloat16, 0.0041, 0.033),
+        (SILU, torch.float32, 3.5e-4, 0.0022),
+    ],
     ids=["gelu-fp32", "gelu-bf16", "silu-fp32"],
 )
 def test_published_formulas_err_as_measured(curve: Curve, dtype: torch.dtype, rms: float, largest: float) -> None:

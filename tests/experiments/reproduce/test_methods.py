@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hf_invact.experiments.reproduce import methods, methods_plots, methods_tabl
 from hf_invact.experiments.reproduce.methods_models import CASES, CONFIGS, Case
 from tests.models import batch, tiny_model
 
+FEW = {name: COMPARED[name] for name in ("plain", "inverted", "few-bit-3", "recompute")}
 COMMAND = "scripts/reproduce.py methods --quick"
 
 
@@ -36,6 +38,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         return model, batch(model)
 
     monkeypatch.setattr(methods, "build_case", build)
+    monkeypatch.setattr(methods, "COMPARED", FEW)
+    monkeypatch.setattr(methods, "CURVE_NAMES", ("silu",))
     monkeypatch.setattr(methods, "DRAWS", {True: 1 << 10, False: 1 << 10})
     return calls
 
@@ -47,15 +51,13 @@ def run(folder: Path, *, quick: bool = True) -> tuple[dict[str, Any], str]:
     return content, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_measures_every_method_and_says_what_is_not_to_be_had(
-    tmp_path: Path, built: list[tuple[str, str]]
-) -> None:
+def test_measures_every_method_and_says_what_is_not_to_be_had(tmp_path: Path, built: list[tuple[str, str]]) -> None:
     content, text = run(tmp_path / "new")
     assert content["complete"]
     assert content["command"] == COMMAND
     assert {"environment", "settings"} <= content.keys()
     entries = {(each["model"], each["dtype"], each["method"]): each for each in content["gradients"]}
-    assert len(entries) == 2 * 2 * len(COMPARED)
+    assert len(entries) == 2 * 2 * len(FEW)
     assert entries["llama", "fp32", "recompute"]["identical"]
     assert entries["llama", "fp32", "recompute"]["kept_bytes"] < entries["llama", "fp32", "plain"]["kept_bytes"]
     assert 0 < entries["llama", "fp32", "few-bit-3"]["cosine_distance"] < 0.05
@@ -91,7 +93,9 @@ def test_goes_on_where_it_was_cut(
     assert content["gradients"][:5] == before["gradients"]
     assert content["complete"]
     again, _ = run(tmp_path)
-    assert [each for each in again["gradients"] if each["model"] == "llama"] == content["gradients"][: 2 * len(COMPARED)]
+    assert [each for each in again["gradients"] if each["model"] == "llama"] == content["gradients"][
+        : 2 * len(COMPARED)
+    ]
     assert built.count(("llama", "bf16")) == 1
     assert built.count(("bert", "bf16")) == 2
 
@@ -129,12 +133,27 @@ RESULTS: dict[str, Any] = {
     },
     "derivatives": [
         {"curve": "silu", "dtype": "fp32", "method": "plain", "rms": 1e-8, "max": 2e-8, "bias": 0.0, "non_finite": 0.0},
-        {"curve": "silu", "dtype": "bf16", "method": "published", "rms": 0.1, "max": 0.2, "bias": 1e-4, "non_finite": 0.01},
+        {
+            "curve": "silu",
+            "dtype": "bf16",
+            "method": "published",
+            "rms": 0.1,
+            "max": 0.2,
+            "bias": 1e-4,
+            "non_finite": 0.01,
+        },
         {"curve": "silu", "dtype": "fp32", "method": "published", "unavailable": "no formula"},
     ],
     "gradients": [
         {"model": "llama", "dtype": "fp32", "method": "plain", **ENTRY},
-        {"model": "llama", "dtype": "fp32", "method": "recompute", **ENTRY, "kept_bytes": 6 << 20, "intermediate_units": 2.0},
+        {
+            "model": "llama",
+            "dtype": "fp32",
+            "method": "recompute",
+            **ENTRY,
+            "kept_bytes": 6 << 20,
+            "intermediate_units": 2.0,
+        },
         {
             **{"model": "llama", "dtype": "fp32", "method": "few-bit-3", **ENTRY, "kept_bytes": 7 << 20},
             **{"cosine_distance": 0.0012, "relative_error": 0.05, "identical": False},
@@ -173,12 +192,23 @@ def test_tables_come_from_the_file_alone() -> None:
 def test_plot_has_a_point_for_each_method_exact_and_broken_ones_too() -> None:
     figures = methods_plots.figures(RESULTS)
     assert list(figures) == ["llama"]
-    labels = [[text.get_text() for text in axes.texts] for axes in figures["llama"].axes]
-    assert labels[0] == ["identical gradients", "plain", "recompute", "few-bit-3"]
-    assert labels[1] == ["identical gradients", "not a number", "plain", "published"]
-    for axes in figures["llama"].axes:
-        low, high = axes.get_ylim()
-        assert all(low < y < high for line in axes.lines for y in line.get_ydata())
+    first, second = figures["llama"].axes
+    assert sorted(text.get_text() for text in first.texts) == ["few-bit-3", "plain", "recompute"]
+    assert sorted(text.get_text() for text in second.texts) == ["plain", "published"]
+    assert "identical" in [label.get_text() for label in first.get_yticklabels()]
+    assert "NaN" in [label.get_text() for label in second.get_yticklabels()]
+    for axes in (first, second):
+        points = [height for line in axes.lines for height in line.get_ydata()]
+        assert len(points) == len(axes.texts)
+        assert all(0 < height < 1 for height in points)
+
+
+def test_labels_are_moved_apart_and_stay_inside() -> None:
+    rows = methods_plots._spread([0.05, 0.05, 0.5, 0.97, 0.98, 0.99])
+    assert all(after - before >= methods_plots.ROW - 1e-9 for before, after in pairwise(rows))
+    assert rows[0] == 0.05
+    assert rows[2] == 0.5
+    assert rows[-1] <= 1
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.config], ids=lambda case: case.name)

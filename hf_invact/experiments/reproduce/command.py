@@ -1,0 +1,82 @@
+"""The script `scripts/reproduce.py`: runs the parts of the reproduction, one or all."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from ..errors import ConfigError
+from ..files import claim_folder, write_json
+from ..workers import RunFailed
+
+PARTS = {
+    "memory": "what the published models keep for the backward pass, counted without a GPU",
+    "methods": "other approximations of the derivative: what they keep, and their error",
+    "steps": "time of a training step, plain, inverted and with each alternative",
+    "finetune": "fine-tuning with several seeds, with and without",
+}
+ALL = "all"
+FOLDER = Path("results/reproduction")
+QUICK_FOLDER = Path("results/reproduction-quick")
+MARKER = "reproduction.json"  # marks the folder as ours
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing the usage and leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The script: exit code 2, and one line, for what the user can mend; 1 where a run failed."""
+    console, errors = Console(), Console(stderr=True, soft_wrap=True)
+    try:
+        options = _parser().parse_args(argv)
+        folder = options.output_dir or (QUICK_FOLDER if options.quick else FOLDER)
+        claim_folder(folder, MARKER)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / MARKER, {"parts": list(PARTS)})
+        for part in PARTS if options.part == ALL else [options.part]:
+            _run(part, folder, options.quick, console)
+    except ConfigError as error:
+        errors.print(f"error: {error}", markup=False, highlight=False)
+        return 2
+    except RunFailed as error:
+        errors.print(f"error: {error}\nRun the same command again to go on.", markup=False, highlight=False)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="scripts/reproduce.py",
+        description="Reproduce the published experiments beside the alternatives. What is finished is kept: the same "
+        "command goes on where it was interrupted.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["parts:", *(f"  {name:<10}{what}" for name, what in PARTS.items())]),
+        allow_abbrev=False,
+    )
+    parser.add_argument("part", choices=[*PARTS, ALL], help="what to run")
+    parser.add_argument("--quick", action="store_true", help="the same code on tiny settings, in minutes")
+    parser.add_argument(
+        "--output_dir", type=Path, help=f"where results are written (default: {FOLDER}, or {QUICK_FOLDER} with --quick)"
+    )
+    return parser
+
+
+def _run(part: str, folder: Path, quick: bool, console: Console) -> None:
+    console.rule(f"{part}: {PARTS[part]}")
+    began = time.monotonic()
+    # A part's own command, so that each file names the one that writes it again.
+    own = [part, *(["--quick"] if quick else [])]
+    command = shlex.join(["python", "scripts/reproduce.py", *own])
+    written = import_module(f"{__package__}.{part}").run(folder, quick, console, command)
+    console.print(f"Wrote {written} ({time.monotonic() - began:.0f} s)", highlight=False)

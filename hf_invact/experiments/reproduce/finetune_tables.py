@@ -1,0 +1,129 @@
+"""The tables of the fine-tuning runs, in Markdown, from finetune.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .finetune_analysis import FINAL_LOSS
+from .source import source_line
+from .subjects import CONTROL
+
+Results = Mapping[str, Any]
+
+ABSENT = "-"
+SCORES = ("eval_accuracy", "eval_f1", "perplexity", "eval_loss")
+BOUNDS = {"fp32": 1e-7, "bf16": 1e-4}  # of 1 - cosine
+
+
+def section(results: Results) -> str:
+    """All tables, and the line that says where they come from."""
+    parts = [
+        headline(results),
+        _gradients(results),
+        _methods(results),
+        _left_out(results),
+        source_line(results),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def headline(results: Results) -> str:
+    """A row for each model: the paired differences of its final figures, with their intervals."""
+    header = [
+        "model",
+        "seeds",
+        "final training loss, plain",
+        "inverted - plain, 95% interval",
+        "control - plain, 95% interval",
+        "evaluation, plain → inverted",
+        "inverted - plain, 95% interval",
+    ]
+    return table(header, map(_row, results["models"]))
+
+
+def _row(model: Results) -> list[str]:
+    metrics = model["analysis"]["metrics"]
+    loss, score = metrics[FINAL_LOSS], next(name for name in SCORES if name in metrics)
+    evaluated = metrics[score]
+    name = score.removeprefix("eval_")
+    return [
+        model["title"],
+        str(len(model["seeds"])),
+        _estimate(loss["plain"]),
+        _difference(loss["inverted - plain"]),
+        _difference(loss[f"{CONTROL} - plain"]),
+        f"{name} {evaluated['plain']['mean']:.4g} → {evaluated['inverted']['mean']:.4g}",
+        _difference(evaluated["inverted - plain"]),
+    ]
+
+
+def _estimate(interval: Mapping[str, float]) -> str:
+    return f"{interval['mean']:.4f} ± {(interval['high'] - interval['low']) / 2:.4f}"
+
+
+def _difference(interval: Mapping[str, float]) -> str:
+    verdict = "" if interval["low"] <= 0 <= interval["high"] else " **(not 0)**"
+    return f"{interval['mean']:+.1e} [{interval['low']:+.1e}, {interval['high']:+.1e}]{verdict}"
+
+
+def _gradients(results: Results) -> str:
+    """The largest distance of each model's whole gradients over the points of its training."""
+    header = [
+        "model",
+        "points",
+        "fp32: 1 - cosine, inverted",
+        "control",
+        "bf16: 1 - cosine, inverted",
+        "control",
+        "plain bf16 from plain fp32",
+    ]
+    rows = []
+    for model in results["models"]:
+        of = {dtype: [entry for entry in model["gradients"] if entry["dtype"] == dtype] for dtype in BOUNDS}
+        rows.append(
+            [
+                model["title"],
+                str(len(of["fp32"])),
+                _worst(of["fp32"], "cosine_distance", BOUNDS["fp32"]),
+                _worst(of["fp32"], "control_cosine_distance"),
+                _worst(of["bf16"], "cosine_distance", BOUNDS["bf16"]),
+                _worst(of["bf16"], "control_cosine_distance"),
+                _worst(of["bf16"], "plain_from_fp32"),
+            ]
+        )
+    return table(header, rows)
+
+
+def _worst(entries: list[Mapping[str, float]], key: str, bound: float | None = None) -> str:
+    worst = max(entry[key] for entry in entries)
+    return f"{worst:.1e}" + (" **(above the bar)**" if bound is not None and not worst <= bound else "")
+
+
+def _methods(results: Results) -> str:
+    models = [model for model in results["models"] if model["analysis"]["methods"]]
+    if not models:
+        return ""
+    names = [entry["method"] for entry in models[0]["analysis"]["methods"]]
+    header = ["final loss - plain, one seed", *(model["title"] for model in models)]
+    rows = []
+    for name in ("inverted", CONTROL, *names):
+        rows.append([name, *(_method(model, name) for model in models)])
+    return table(header, rows)
+
+
+def _method(model: Results, name: str) -> str:
+    found = {entry["method"]: entry for entry in [*model["analysis"]["methods"], *model["analysis"]["first_seed"]]}
+    if name not in found:
+        return ABSENT
+    return f"{found[name]['difference']:+.1e} (at most {found[name]['largest_difference']:.1e} at a step)"
+
+
+def _left_out(results: Results) -> str:
+    return " ".join(f"{entry['title']} was left out: {entry['why']}." for entry in results["left_out"])
+
+
+def table(header: list[str], rows: Iterable[list[str]]) -> str:
+    """Markdown, the first column to the left."""
+    lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

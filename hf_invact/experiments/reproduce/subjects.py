@@ -1,0 +1,66 @@
+"""The models that are fine-tuned and timed, and the runs of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..plan import Experiment, PlannedRun
+
+CONFIGS = Path("configs")
+CONTROL = "control"
+SMALL_SEEDS = (0, 1, 2, 3, 4)
+PRETRAINED_SEEDS = (0, 1, 2)
+GRADIENT_CHECKS = 3
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its text.
+
+    Attributes:
+        name, title: as files and tables call it.
+        config: of a run, as `scripts/finetune.py` takes it.
+        seeds: of the runs, plain, inverted and control.
+        methods: others that are trained with the first seed, for comparison.
+        overrides: arguments for each run.
+    """
+
+    name: str
+    title: str
+    config: Path
+    seeds: tuple[int, ...] = SMALL_SEEDS
+    methods: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+    def runs(self, folder: Path) -> list[PlannedRun]:
+        """All of them, in folders of their own inside of `folder`."""
+        checks = ("--gradient_checks", str(GRADIENT_CHECKS))
+        runs = []
+        for seed in self.seeds:
+            is_first = seed == self.seeds[0]
+            runs.append(self._run(folder, "plain", seed, *(checks if is_first else ())))
+            runs.append(self._run(folder, "inverted", seed, "--use_inverted_activations", "true"))
+            runs.append(self._run(folder, CONTROL, seed, "--nudge_weight", "true"))
+        runs += [self._run(folder, method, self.seeds[0], "--method", method) for method in self.methods]
+        return runs
+
+    def _run(self, folder: Path, variant: str, seed: int, *options: str) -> PlannedRun:
+        own = folder / "runs" / f"{self.name}-{variant}-seed{seed}"
+        experiment = Experiment(self.name, self.title, self.config, None)
+        argv = (str(self.config), *self.overrides, "--seed", str(seed), "--output_dir", str(own), *options)
+        return PlannedRun(experiment, variant, seed, own, argv)
+
+
+METHODS = ("few-bit-2", "few-bit-3", "few-bit-4", "mesa-8", "actnn-2", "nested-forward-ad", "published", "recompute")
+
+SUBJECTS = (
+    Subject("smollm2-135m", "SmolLM2-135M", CONFIGS / "smollm2-135m.yaml", PRETRAINED_SEEDS),
+    Subject("minilm", "MiniLM", CONFIGS / "minilm.yaml", PRETRAINED_SEEDS),
+    Subject("gpt2", "GPT-2, small", CONFIGS / "demo" / "gpt2.yaml"),
+    Subject("bert", "BERT, small", CONFIGS / "demo" / "bert.yaml", methods=METHODS),
+    Subject("mistral", "Mistral, small", CONFIGS / "demo" / "mistral.yaml"),
+    Subject("llama", "Llama, small", CONFIGS / "demo" / "llama.yaml", methods=METHODS),
+)
+_QUICK = ("--max_steps", "3", "--max_eval_samples", "8")
+QUICK_SUBJECTS = (Subject("llama", "Llama, small", CONFIGS / "demo" / "llama.yaml", (0, 1), ("few-bit-3",), _QUICK),)
