@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import RunArguments, parse_run, read_yaml
+from .subjects import SUBJECTS
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,10 @@ class StepModel:
         }
 
 
-FULL = (
-    StepModel("smollm2-135m", "SmolLM2-135M", "configs/smollm2-135m.yaml", seconds=200.0),
-    StepModel("minilm", "MiniLM", "configs/minilm.yaml", seconds=60.0),
-    StepModel("gpt2", "GPT-2, small", "configs/demo/gpt2.yaml"),
-    StepModel("bert", "BERT, small", "configs/demo/bert.yaml"),
-    StepModel("mistral", "Mistral, small", "configs/demo/mistral.yaml"),
-    StepModel("llama", "Llama, small", "configs/demo/llama.yaml"),
+_SECONDS = {"smollm2-135m": 200.0, "minilm": 60.0}
+FULL = tuple(
+    StepModel(subject.name, subject.title, str(subject.config), subject.overrides, _SECONDS.get(subject.name, 40.0))
+    for subject in SUBJECTS
 )
 _TINY = ("--max_seq_length", "32", "--per_device_train_batch_size", "2", "--tokenizer_vocab_size", "300")
 QUICK = (

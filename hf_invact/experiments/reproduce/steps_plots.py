@@ -47,11 +47,9 @@ def step_time_figure(results: Results) -> Figure:
 def _draw(axes: Axes, entry: Results, titles: Mapping[str, str]) -> None:
     axes.axvline(1.0, color=GREY, linewidth=1.0, zorder=1)
     for row, name in enumerate(titles):
-        facts = entry["variants"].get(name)
-        ratio = (facts or {}).get("ratio")
+        ratio = entry["variants"].get(name, {}).get("ratio")
         if ratio is None:
-            note = "none for this model" if facts is None else "not measured"
-            axes.annotate(note, (1.0, row), xytext=(5, 0), textcoords="offset points", va="center", **_SMALL)
+            axes.annotate("not measured", (1.0, row), xytext=(5, 0), textcoords="offset points", va="center", **_SMALL)
             continue
         colour = _colour(name)
         axes.plot([ratio["low"], ratio["high"]], [row, row], color=colour, linewidth=1.0, zorder=2)

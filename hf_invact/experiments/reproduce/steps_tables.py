@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .source import source_line
+
 ABSENT = "-"
 MIB = 2**20
 COMPILED = "compiled"
@@ -94,17 +96,9 @@ def _reason(facts: Results) -> str:
 
 
 def _source(results: Results, measured: Sequence[Results]) -> str:
-    environment, seed = results["environment"], results["settings"]["seed"]
-    versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers") if name in environment)
     counts = sorted({entry["rounds"] for entry in measured})
-    rounds = (
-        f"{counts[0]} to {counts[-1]} rounds" if len(counts) > 1 else f"{counts[0]} rounds" if counts else "nothing"
-    )
-    where = environment["device"] if environment["device"] != "cpu" else environment["processor"]
-    return (
-        f"Measured on {where}, {environment['threads']} threads, {versions}, seed {seed}, {rounds}, by "
-        f"`{results['command']}`.{_losses(measured)}"
-    )
+    rounds = f" Rounds: {counts[0]} to {counts[-1]}, seed {results['settings']['seed']}." if counts else ""
+    return f"{source_line(results)}{rounds}{_losses(measured)}"
 
 
 def _losses(measured: Iterable[Results]) -> str:

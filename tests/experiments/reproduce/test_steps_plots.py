@@ -22,11 +22,7 @@ def test_a_point_and_its_spread() -> None:
 
 def test_what_is_not_measured_is_said() -> None:
     _, llama = step_time_figure(made_up()).axes
-    assert [text.get_text() for text in llama.texts] == ["none for this model"] * 3
-    results = made_up()
-    results["entries"][2]["variants"]["fused"] = {"title": "fused", "unavailable": "here"}
-    _, llama = step_time_figure(results).axes
-    assert [text.get_text() for text in llama.texts] == ["not measured", *["none for this model"] * 2]
+    assert [text.get_text() for text in llama.texts] == ["not measured"] * 3
 
 
 def test_no_models_at_all() -> None:

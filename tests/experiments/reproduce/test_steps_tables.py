@@ -49,8 +49,8 @@ def test_failures_are_told_of() -> None:
 def test_where_it_was_measured() -> None:
     *_, source = lines(made_up())
     assert source.startswith(
-        "Measured on AMD EPYC, 2 threads, torch 2.13.0, transformers 5.23.0, seed 0, 9 to 15 rounds, by "
-        "`python run.py`."
+        "Measured on AMD EPYC, 2 threads, torch 2.13.0, transformers 5.23.0, by `python run.py`."
+        " Rounds: 9 to 15, seed 0."
     )
     assert "draws dropout otherwise, differ by at most 0.002 of the plain one's." in source
 
