@@ -26,7 +26,7 @@ class StepModel:
     title: str
     config: str
     options: tuple[str, ...] = ()
-    seconds: float = 40.0
+    seconds: float = 25.0
     compiles: bool = True
 
     def run(self, folder: Path) -> RunArguments:
@@ -56,9 +56,9 @@ class StepModel:
         }
 
 
-_SECONDS = {"smollm2-135m": 200.0, "minilm": 60.0}
+_SECONDS = {"smollm2-135m": 330.0, "minilm": 60.0}
 FULL = tuple(
-    StepModel(subject.name, subject.title, str(subject.config), subject.overrides, _SECONDS.get(subject.name, 40.0))
+    StepModel(subject.name, subject.title, str(subject.config), subject.overrides, _SECONDS.get(subject.name, 25.0))
     for subject in SUBJECTS
 )
 _TINY = ("--max_seq_length", "32", "--per_device_train_batch_size", "2", "--tokenizer_vocab_size", "300")
