@@ -24,8 +24,8 @@ from .packing import BITS, empty_bits, packed_size, unpack
 from .quotient import away_from_zero, rebuild, uncertainty
 
 # A CPU kernel for tensors of any size would run on one core, so there is one for pieces of each of these sizes: a call
-# costs about 50 microseconds, and what is left at the end is padded.
-CPU_PIECES = (1 << 20, 1 << 17)
+# costs about 50 microseconds, so there should be few, and what is left at the end is padded.
+CPU_PIECES = tuple(1 << power for power in (20, 19, 18, 17))
 
 exact_backward = eager.exact_backward
 exact_gate_backward = eager.exact_gate_backward
@@ -190,4 +190,5 @@ def _compiled(function: Callable[..., Any], curve: Curve, dtype: torch.dtype, on
         # Multiplications and additions in one instruction: without it the polynomials take twice as long.
         flag = inductor.cpp.enable_floating_point_contract_flag  # a bool in older versions
         options["cpp.enable_floating_point_contract_flag"] = "fast" if isinstance(flag, str) else True
-    return torch.compile(copied, dynamic=not on_cpu, fullgraph=True, options=options)
+    # None: for any size from the second one on. (True would take the coefficients for variables too.)
+    return torch.compile(copied, dynamic=False if on_cpu else None, fullgraph=True, options=options)

@@ -18,7 +18,8 @@ from hf_invact.experiments.benchmark import step_times, variants
 from hf_invact.experiments.benchmark.implementations import Unavailable
 from hf_invact.experiments.benchmark.models import CASES, build_model, make_batch
 from hf_invact.experiments.benchmark.settings import settings_for
-from hf_invact.experiments.benchmark.step_times import Training, measure_steps
+from hf_invact.experiments.benchmark.step_times import compare_variants, measure_steps
+from hf_invact.experiments.benchmark.training import Training
 from hf_invact.experiments.benchmark.variants import variants_of
 
 CPU = torch.device("cpu")
@@ -98,8 +99,15 @@ def test_where_liger_is_unavailable(architecture: str, reason: str) -> None:
         pass
 
 
+def training_of(architecture: str) -> Training:
+    case = TINY[architecture]
+    model = build_model(case, torch.float32, CPU, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    return Training(model, make_batch(case, model.config.vocab_size, CPU, seed=0), optimizer, seed=0)
+
+
 def test_a_step_trains_and_changes_no_weight() -> None:
-    training = Training(TINY["bert"], QUICK, CPU)
+    training = training_of("bert")
     before = copy.deepcopy(training.model.state_dict())
     first = training.meter()["first_loss"]
     assert training.step() > 0
@@ -123,7 +131,7 @@ def test_the_entry_of_a_model() -> None:
     assert {round(facts["first_loss"], 4) for facts in running.values()} == {round(running["plain"]["first_loss"], 4)}
     assert "ratio" not in running["plain"]
     assert all(
-        facts["ratio"]["low"] <= facts["ratio"]["median"] <= facts["ratio"]["high"]
+        sorted(facts["ratio"].values()) == [facts["ratio"][key] for key in ("low", "lower", "median", "upper", "high")]
         for name, facts in running.items()
         if name != "plain"
     )
@@ -158,3 +166,40 @@ def test_a_variant_that_fails_is_recorded_and_the_others_go_on(
     found = measured("bert")["variants"]
     assert found["greedy"] == {"unavailable": "out of memory: CUDA out of memory."}
     assert found["inverted-eager"]["ratio"]["median"] > 0
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]], **options: Any) -> Any:
+    """What is found of variants whose steps take these seconds, after a first one."""
+    current: list[str] = []
+
+    @contextmanager
+    def entered(name: str) -> Iterator[None]:
+        current.append(name)
+        yield
+
+    remaining = {name: iter([9.0, *times]) for name, times in seconds.items()}
+    monkeypatch.setattr(Training, "step", lambda training: next(remaining[current[-1]]))
+    variants = {name: lambda model, name=name: entered(name) for name in seconds}
+    return compare_variants(training_of("bert"), variants, rounds=3, **options)
+
+
+def test_ratios_are_of_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"plain": [1.0, 2.0, 4.0], "a": [2.0, 2.0, 16.0], "b": [1.0, 3.0, 8.0]}
+    rounds, found = scripted(monkeypatch, seconds, baselines={"b": "a", "a": "absent"})
+    assert rounds == 3
+    assert [found[name]["step_ms"] for name in seconds] == [2000.0, 2000.0, 3000.0]
+    assert found["a"]["ratio"] == {"median": 2.0, "lower": 1.5, "upper": 3.0, "low": 1.0, "high": 4.0}
+    assert found["b"]["ratio"]["median"] == 1.5
+    assert found["b"]["ratio_to"] == {"a": {"median": 0.5, "lower": 0.5, "upper": 1.0, "low": 0.5, "high": 1.5}}
+    assert "ratio_to" not in found["a"]
+
+
+def test_what_is_not_caught_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(training: Training) -> float:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(Training, "step", fail)
+    _, found = compare_variants(training_of("bert"), {"plain": variants_of("bert", [])["plain"]}, rounds=1)
+    assert found == {"plain": {"failed": "ValueError: broken"}}
+    with pytest.raises(ValueError, match="broken"):
+        compare_variants(training_of("bert"), {"plain": variants_of("bert", [])["plain"]}, rounds=1, catch=())

@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hf_invact.experiments import steptime
 from hf_invact.experiments.arguments import parse_run
 from hf_invact.experiments.finetune import build
-from hf_invact.experiments.steptime import WARM_UP, measure_step_time
+from hf_invact.experiments.steptime import TrainerSteps, measure_step_time, steps_of
 from hf_invact.nn import InvertedActivation
 from tests.experiments.small import contents, write_config
 from tests.helpers import threads
@@ -26,13 +27,13 @@ def measured(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, threads(1):
         experiment = build(run)
         patch.setattr(steptime, "build", lambda run: experiment)
-        original, step = activations(experiment.model), steptime._step
+        original, update = activations(experiment.model), TrainerSteps.update
 
-        def watch(*args):
+        def watch(training, loss):
             steps.append(activations(experiment.model))
-            step(*args)
+            update(training, loss)
 
-        patch.setattr(steptime, "_step", watch)
+        patch.setattr(TrainerSteps, "update", watch)
         result = measure_step_time(run, pairs=PAIRS)
     left = {path for path in contents(folder) if path not in before}
     return SimpleNamespace(result=result, model=experiment.model, original=original, steps=steps, left=left)
@@ -51,7 +52,7 @@ def test_the_ratio_is_sane(measured):
 
 def test_steps_are_plain_and_patched_in_turn(measured):
     was_patched = [installed != measured.original for installed in measured.steps]
-    assert was_patched == [False, True] * WARM_UP + [True, False] * PAIRS
+    assert was_patched == [False, True, *[False, True], *[True, False], *[False, True]]  # the first two warm up
     assert all(isinstance(module, InvertedActivation) for module in measured.steps[1])
 
 
@@ -75,7 +76,27 @@ def test_the_model_is_as_it_was_after_an_error(tmp_path, monkeypatch):
             raise RuntimeError("out of memory")
 
     monkeypatch.setattr(steptime, "build", lambda run: experiment)
-    monkeypatch.setattr(steptime, "_step", fail)
+    monkeypatch.setattr(TrainerSteps, "update", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         measure_step_time(run)
     assert activations(experiment.model) == original
+
+
+def test_a_step_is_the_trainers_own(tmp_path):
+    """With the weights as they were, and their gradients clipped as the arguments say."""
+    run = parse_run([str(write_config(tmp_path, "bert", max_grad_norm=0.01, bf16=True))])
+    training, norms = steps_of(run), []
+    before = [parameter.clone() for parameter in training.model.parameters()]
+    step = training.optimizer.step
+
+    def watch():
+        gradients = [parameter.grad for parameter in training.model.parameters() if parameter.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        step()
+
+    training.optimizer.step = watch
+    assert training.step() > 0
+    assert norms == [pytest.approx(0.01, rel=1e-3)]
+    assert all(map(torch.equal, before, training.model.parameters()))
+    assert training.prepared(**training.batch).logits.dtype == torch.float32  # Accelerate's, of what autocast computed
+    assert training.batch["input_ids"].shape == (2, 16)

@@ -97,3 +97,13 @@ def test_nothing_is_compiled_again_for_another_size(monkeypatch: pytest.MonkeyPa
     for size in (1, 99, PIECE, 2 * LARGE_PIECE + 200):
         step(size)
     assert len(torch._dynamo.utils.compilation_time_metrics.get("compile_inner", [])) == before
+
+
+def test_a_kernel_for_any_size_as_other_devices_have_it() -> None:
+    kernel = compiled._compiled(compiled._backward, GELU, torch.float32, False)
+    for size in (64, 96, 160):
+        x, dy = normal(size), normal(size, seed=1)
+        y, side = EAGER.forward(x, GELU)
+        dx = torch.empty(size)
+        kernel([dx], [dy, y, (x < GELU.threshold(torch.float32)).view(torch.uint8)])
+        assert_close(dx, EAGER.backward(dy, y, side, GELU))

@@ -1,0 +1,123 @@
+"""Times whole training steps: plain, inverted, and in all that a user could take instead, in turn in one process."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..benchmark.step_times import compare_variants
+from ..benchmark.timing import Failure, failure_of
+from ..environment import describe_environment
+from ..errors import ConfigError
+from ..files import read_json, write_atomically, write_json
+from ..steptime import steps_of
+from .steps_models import FULL, QUICK, StepModel
+from .steps_plots import png_of
+from .steps_variants import BASELINES, title, variants_for
+
+RESULTS, FIGURE = "steps.json", "steps-time.png"
+SAME = ("environment", "settings")  # in a file that a run goes on with
+SETTINGS = {"learning_rate": 0.0, "seed": 0}
+ROUNDS, QUICK_ROUNDS = 15, 2
+
+
+def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
+    """Measure the models that `folder` does not have yet, and draw them all.
+
+    Returns:
+        Path of the results.
+
+    Raises:
+        ConfigError: the results that are there are damaged.
+    """
+    models, rounds = (QUICK, QUICK_ROUNDS) if quick else (FULL, ROUNDS)
+    path = folder / RESULTS
+    settings = {**SETTINGS, "rounds": rounds, "quick": quick}
+    content: dict[str, Any] = {"command": command, "environment": describe_environment(), "settings": settings}
+    entries = _finished(path, content, models)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, model in enumerate(models, 1):
+        heading = f"step time {number} of {len(models)}: {model.title}"
+        if model.name in entries:
+            _say(console, f"{heading}: finished before")
+            continue
+        _say(console, f"{heading} ...")
+        began = time.monotonic()
+        entries[model.name] = _entry(model, rounds)
+        for line in _lines(entries[model.name]):
+            _say(console, f"  {line}")
+        _say(console, f"  took {time.monotonic() - began:.0f} s")
+        content["entries"] = [entries[each.name] for each in models if each.name in entries]
+        write_json(path, content)
+    content["entries"] = [entries[model.name] for model in models]
+    write_json(path, content)
+    write_atomically(folder / FIGURE, png_of(content))
+    return path
+
+
+def _finished(path: Path, content: dict[str, Any], models: tuple[StepModel, ...]) -> dict[str, dict[str, Any]]:
+    """What was measured with the same settings in the same environment, by name."""
+    before = read_json(path)
+    if before is None or any(before.get(key) != content[key] for key in SAME):
+        return {}
+    asked = {model.name: model.settings() for model in models}
+    return {
+        entry["model"]: entry
+        for entry in before["entries"]
+        if "variants" in entry and entry["settings"] == asked.get(entry["model"])
+    }
+
+
+def _entry(model: StepModel, rounds: int) -> dict[str, Any]:
+    about = {"model": model.name, "title": model.title, "settings": model.settings()}
+    try:
+        return about | _measured(model, rounds)
+    except ConfigError as error:  # such as weights in a package that is not installed
+        return about | Failure(str(error), expected=True).record()
+    except Exception as error:  # of whatever kind: it must not cost the numbers of the others
+        return about | failure_of(error).record()
+    finally:
+        torch._dynamo.reset()
+        gc.collect()
+
+
+def _measured(model: StepModel, rounds: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        training = steps_of(model.run(Path(folder)))
+    variants = variants_for(training.model, model.compiles)
+    deadline = time.monotonic() + model.seconds
+    count, facts = compare_variants(training, variants, rounds, deadline, baselines=BASELINES)
+    return {
+        "parameters": training.model.num_parameters(),
+        "dtype": str(training.model.dtype).removeprefix("torch."),
+        "batch": list(training.batch["input_ids"].shape),
+        "data": training.data,
+        "rounds": count,
+        "variants": {name: {"title": title(name), **facts[name]} for name in variants},
+    }
+
+
+def _lines(entry: dict[str, Any]) -> list[str]:
+    if "variants" not in entry:
+        return [entry.get("unavailable") or entry["failed"]]
+    lines = []
+    for facts in entry["variants"].values():
+        if "ratio" in facts:
+            ratio = facts["ratio"]
+            found = f"{ratio['median']:.3f}x ({ratio['low']:.3f} to {ratio['high']:.3f})"
+        elif "step_ms" in facts:
+            found = f"{facts['step_ms']:,.1f} ms, {entry['rounds']} rounds"
+        else:
+            found = facts.get("unavailable") or facts["failed"]
+        lines.append(f"{facts['title']}: {found}")
+    return lines
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
