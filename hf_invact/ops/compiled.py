@@ -25,7 +25,7 @@ from .quotient import away_from_zero, rebuild, uncertainty
 
 # A CPU kernel for tensors of any size would run on one core, so there is one for pieces of each of these sizes: a call
 # costs about 50 microseconds, so there should be few, and what is left at the end is padded.
-CPU_PIECES = tuple(1 << power for power in (20, 19, 18, 17))
+CPU_PIECES = tuple(1 << power for power in (21, 20, 19, 18, 17))
 
 exact_backward = eager.exact_backward
 exact_gate_backward = eager.exact_gate_backward

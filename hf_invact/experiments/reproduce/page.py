@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json
+from ..markdown import source_line
 from . import finetune_tables, memory_tables, methods_tables, steps_tables
 from .command import PARTS
 
@@ -58,5 +59,5 @@ def summary(parts: Mapping[str, Results]) -> str:
     """For the README: what was published beside what is counted, and how far trainings differ."""
     texts = [memory_tables.headline(parts["memory"])]
     finetune = parts["finetune"]
-    texts.append(f"{finetune_tables.headline(finetune)}\n\n{finetune_tables.source_line(finetune)}\n")
+    texts.append(f"{finetune_tables.headline(finetune)}\n\n{source_line(finetune)}\n")
     return "\n".join(texts)

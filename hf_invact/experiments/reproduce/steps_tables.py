@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .source import source_line
+from ..markdown import source_line, table
 
 ABSENT = "-"
 MIB = 2**20
@@ -27,7 +27,7 @@ rate is 0). A ratio is the median of those of each turn to the plain step of tha
 *Kept* counts the bytes that autograd keeps for the backward pass.
 
 The methods of other papers are written in plain PyTorch here, as are ours with the backend `eager`: what their authors'
-kernels for GPUs take is not measured."""
+kernels for GPUs take is not measured. SmolLM2 is not compiled as a whole here, which takes minutes on a CPU."""
 
 
 def _tables(entries: Sequence[Results]) -> list[str]:
@@ -42,7 +42,7 @@ def _tables(entries: Sequence[Results]) -> list[str]:
         rows = _rows({name: f"{names[name]} / {names[other]}"}, entries, lambda facts, plain: _relative(facts))
         times += rows
     kept = _rows(names, entries, _kept)
-    return [_table(["step time, plain = 1", *head], times), _table(["kept, MiB", *head], kept)]
+    return [table(["step time, plain = 1", *head], times), table(["kept, MiB", *head], kept)]
 
 
 def _rows(
@@ -114,8 +114,3 @@ def _losses(measured: Iterable[Results]) -> str:
     worst = max(differences)
     found = f"differ by at most {worst:.1g} of the plain one's" if worst else "agree to the bit"
     return f" The first losses of all variants but torch.compile, which draws dropout otherwise, {found}."
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
