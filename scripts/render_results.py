@@ -17,28 +17,39 @@ from hf_invact.experiments.benchmark import tables
 from hf_invact.experiments.benchmark.results import read_results
 from hf_invact.experiments.coverage import table as coverage
 from hf_invact.experiments.report import SummaryRow, summary_rows
+from hf_invact.experiments.reproduce import page as reproduction
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BENCHMARK_PAGE = ROOT / "docs" / "benchmark.md"
 COMPATIBILITY_PAGE = ROOT / "docs" / "compatibility.md"
 COVERAGE_PAGE = ROOT / "docs" / "coverage.md"
+REPRODUCTION_PAGE = ROOT / "docs" / "reproduction.md"
 RESULTS = ROOT / "results"
 COMPATIBILITY = RESULTS / "compatibility.json"
 COMPARISON = RESULTS / "small-models" / "comparison.json"
 COVERAGE = RESULTS / "coverage.json"
+REPRODUCTION = RESULTS / "reproduction"
 
 
 def render() -> str:
     """The README with its results replaced."""
     text = _replaced(README.read_text(encoding="utf-8"), "small-models", _small_models())
     text = _replaced(text, "coverage", coverage.sentence(_read(COVERAGE)))
+    text = _replaced(text, "reproduction", reproduction.summary(reproduction.read_parts(REPRODUCTION)))
     return _replaced(text, "benchmark", tables.section(benchmarks(RESULTS)))
 
 
 def benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
     """The files of `scripts/benchmark.py` in a folder, by name."""
     return {path.name: read_results(path) for path in sorted(folder.glob("benchmark-*.json"))}
+
+
+def _reproduction() -> str:
+    parts = reproduction.read_parts(REPRODUCTION)
+    images = {part: sorted(REPRODUCTION.glob(f"{part}-*.png")) for part in parts}
+    links = {part: [path.relative_to(ROOT).as_posix() for path in paths] for part, paths in images.items()}
+    return reproduction.page(parts, {part: [f"../{link}" for link in of_part] for part, of_part in links.items()})
 
 
 def _read(path: Path) -> Any:
@@ -97,6 +108,7 @@ def main() -> int:
         BENCHMARK_PAGE: tables.page(benchmarks(RESULTS)),
         COMPATIBILITY_PAGE: compatibility.page(_read(COMPATIBILITY)),
         COVERAGE_PAGE: coverage.page(_read(COVERAGE)),
+        REPRODUCTION_PAGE: _reproduction(),
     }
     changed = [path for path, text in rendered.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in changed:

@@ -5,7 +5,8 @@ Usage: python scripts/reproduce.py {memory,methods,steps,finetune,all} [--quick]
 
 import sys
 
-from hf_invact.experiments.reproduce.command import main
+from hf_invact.experiments.reproduce.command import main, quieten_libraries
 
 if __name__ == "__main__":
+    quieten_libraries()
     sys.exit(main(sys.argv[1:]))

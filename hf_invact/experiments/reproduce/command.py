@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
+import datasets
+import transformers
 from rich.console import Console
 
 from ..errors import ConfigError
@@ -33,6 +35,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
+
+
+def quieten_libraries() -> None:
+    """Leave the console to the parts: no bars and no reports of loaded weights. For a process of one's own."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def main(argv: Sequence[str]) -> int:

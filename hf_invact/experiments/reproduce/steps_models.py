@@ -18,7 +18,7 @@ class StepModel:
         name, title: as the results call it.
         config: the run's config.
         options: further arguments of the run.
-        seconds: after which no round begins, but for the first few.
+        seconds: for the other variants than ours, after which no round begins, but for the first few.
         compiles: whether the model is compiled as well.
     """
 
@@ -26,7 +26,7 @@ class StepModel:
     title: str
     config: str
     options: tuple[str, ...] = ()
-    seconds: float = 25.0
+    seconds: float = 45.0
     compiles: bool = True
 
     def run(self, folder: Path) -> RunArguments:
@@ -57,14 +57,14 @@ class StepModel:
 
 
 LARGEST = "smollm2-135m"  # compiling it takes minutes
-_SECONDS = {LARGEST: 300.0, "minilm": 60.0}
+_SECONDS = {LARGEST: 150.0, "minilm": 120.0}
 FULL = tuple(
     StepModel(
         subject.name,
         subject.title,
         str(subject.config),
         subject.overrides,
-        seconds=_SECONDS.get(subject.name, 25.0),
+        seconds=_SECONDS.get(subject.name, 45.0),
         compiles=subject.name != LARGEST,
     )
     for subject in SUBJECTS

@@ -22,9 +22,10 @@ def section(results: Results) -> str:
 
 METHOD = """\
 A step is forward, backward, clipping and AdamW, as the Trainer takes it, on one batch of the run's own data. All
-variants take turns on the same model in one process, there and back, with the same weights at every step (the learning
-rate is 0). A ratio is the median of those of each turn to the plain step of that turn, with the quartiles in brackets.
-*Kept* counts the bytes that autograd keeps for the backward pass.
+variants take turns on the same model in one process, there and back (plain and inverted first, then plain and the
+others), with the same weights at every step (the learning rate is 0). A ratio is the median of those of each turn to
+the plain step of that turn, with the quartiles in brackets. *Kept* counts the bytes that autograd keeps for the backward
+pass.
 
 The methods of other papers are written in plain PyTorch here, as are ours with the backend `eager`: what their authors'
 kernels for GPUs take is not measured. SmolLM2 is not compiled as a whole here, which takes minutes on a CPU."""
@@ -96,9 +97,14 @@ def _reason(facts: Results) -> str:
 
 
 def _source(results: Results, measured: Sequence[Results]) -> str:
-    counts = sorted({entry["rounds"] for entry in measured})
-    rounds = f" Rounds: {counts[0]} to {counts[-1]}, seed {results['settings']['seed']}." if counts else ""
+    ours, others = (sorted({entry[key] for entry in measured}) for key in ("rounds", "other_rounds"))
+    turns = f" Turns: {_range(ours)} of plain and inverted, {_range(others)} of the others" if measured else ""
+    rounds = f"{turns}, seed {results['settings']['seed']}." if measured else ""
     return f"{source_line(results)}{rounds}{_losses(measured)}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _losses(measured: Iterable[Results]) -> str:

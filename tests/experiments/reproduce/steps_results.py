@@ -43,7 +43,23 @@ def made_up() -> dict[str, Any]:
     }
     entries = [
         {"model": "smollm2-135m", "title": "SmolLM2-135M", "settings": {}, "unavailable": MISSING},
-        {"model": "gpt2", "title": "GPT-2, small", "settings": {}, "batch": [6, 128], "rounds": 15, "variants": gpt2},
-        {"model": "llama", "title": "Llama, small", "settings": {}, "batch": [6, 64], "rounds": 9, "variants": llama},
+        {
+            "model": "gpt2",
+            "title": "GPT-2, small",
+            "settings": {},
+            "batch": [6, 128],
+            "rounds": 15,
+            "other_rounds": 4,
+            "variants": gpt2,
+        },
+        {
+            "model": "llama",
+            "title": "Llama, small",
+            "settings": {},
+            "batch": [6, 64],
+            "rounds": 9,
+            "other_rounds": 3,
+            "variants": llama,
+        },
     ]
     return {"command": "python run.py", "environment": ENVIRONMENT, "settings": SMALL, "entries": entries}

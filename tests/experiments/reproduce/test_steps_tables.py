@@ -50,7 +50,7 @@ def test_where_it_was_measured() -> None:
     *_, source = lines(made_up())
     assert source.startswith(
         "Measured on AMD EPYC, 2 threads, torch 2.13.0, transformers 5.23.0, by `python run.py`."
-        " Rounds: 9 to 15, seed 0."
+        " Turns: 9 to 15 of plain and inverted, 3 to 4 of the others, seed 0."
     )
     assert "draws dropout otherwise, differ by at most 0.002 of the plain one's." in source
 
