@@ -26,6 +26,7 @@ PART_COLOURS = {
     "other": "#999999",
 }
 GREY = "#8C8C8C"
+OF_NO_PART = "#4D4D4D"
 
 WIDTH = 9.0  # inches: 54rem in the stylesheet of the report
 DPI = 144
@@ -62,7 +63,7 @@ def saved_bytes_figure(parts: Mapping[str, Mapping[str, int]], unit: str = "MiB"
     totals = [sum(of_part.values()) for of_part in parts.values()]
     ends = [0] * len(parts)
     for part in ordered_parts(parts.values()):
-        colour = PART_COLOURS.get(part, GREY)
+        colour = PART_COLOURS.get(part, OF_NO_PART)
         for row, of_part in enumerate(parts.values()):
             count = of_part.get(part, 0)
             left, width = ends[row] / UNITS[unit], count / UNITS[unit]

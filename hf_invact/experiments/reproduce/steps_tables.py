@@ -24,8 +24,8 @@ METHOD = """\
 A step is forward, backward, clipping and AdamW, as the Trainer takes it, on one batch of the run's own data. All
 variants take turns on the same model in one process, there and back (plain and inverted first, then plain and the
 others), with the same weights at every step (the learning rate is 0). A ratio is the median of those of each turn to
-the plain step of that turn, with the quartiles in brackets. *Kept* counts the bytes that autograd keeps for the backward
-pass.
+the plain step of that turn, with the quartiles in brackets. *Kept* counts the bytes that autograd keeps for the
+backward pass.
 
 The methods of other papers are written in plain PyTorch here, as are ours with the backend `eager`: what their authors'
 kernels for GPUs take is not measured. SmolLM2 is not compiled as a whole here, which takes minutes on a CPU."""
