@@ -37,9 +37,9 @@ What a sceptical reader should know first:
 
 - Where memory is all that counts, activation checkpointing keeps by far the least, and costs another forward pass.
   Inverted activations then add next to nothing.
-- `torch.compile` computes cheap functions again by itself. For some models it alone keeps less than inverted activations
-  (Llama, GPT-2 in half precision), for others no less than the plain model (BERT). The two mostly add up; with PEFT's
-  float32 adapters they do not.
+- `torch.compile` computes cheap functions again by itself. For some models it alone keeps less than inverted
+  activations (Llama, GPT-2 in half precision), for others no less than the plain model (BERT). The two mostly add up;
+  with PEFT's float32 adapters they do not.
 - *Activation recomputed* below keeps a little less than the inverted one, and its gradient is exact. It is written for
   this comparison, with hooks around the model's forward pass that see every tensor that autograd saves: under autocast,
   which makes copies, and with `torch.compile` it was not tried. What this package installs is an autograd function and
