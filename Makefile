@@ -17,6 +17,9 @@ LOWEST := .venv-lowest
 LOWEST_TESTS := tests/launch tests/memory tests/patching tests/planning tests/processes tests/trainer \
   tests/test_environment.py tests/test_readme.py --ignore tests/patching/test_registration.py
 
+# Files of tests in two processes: much of a test waits, or uses one core.
+IN_PARALLEL := --numprocesses 2 --dist loadfile
+
 SITE_PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
 # Nothing that these commands run needs the Hugging Face hub.
@@ -33,12 +36,12 @@ demo: env
 test: export OMP_WAIT_POLICY = PASSIVE
 test: env
 	@echo "== Running the tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-lowest: export OMP_WAIT_POLICY = PASSIVE
 test-lowest: $(LOWEST)/.ready
 	@echo "== Running the tests that touch Transformers with the lowest supported versions"
-	@$(LOWEST)/bin/python -m pytest -m "not slow" $(LOWEST_TESTS)
+	@$(LOWEST)/bin/python -m pytest $(IN_PARALLEL) -m "not slow" $(LOWEST_TESTS)
 
 reproduce: weights
 	@$(BIN)/python scripts/reproduce.py all
