@@ -70,8 +70,10 @@ def page(parts: Mapping[str, Results], figures: Mapping[str, list[str]]) -> str:
 
 
 def summary(parts: Mapping[str, Results]) -> str:
-    """For the README: what was published beside what is counted, and how far trainings differ."""
-    texts = [memory_tables.headline(parts["memory"])]
-    finetune = parts["finetune"]
-    texts.append(f"{finetune_tables.headline(finetune)}\n\n{source_line(finetune)}\n")
+    """For the README: what was published beside what is counted, and how far trainings differ, of what was run."""
+    texts = []
+    if memory := parts.get("memory"):
+        texts.append(memory_tables.headline(memory))
+    if finetune := parts.get("finetune"):
+        texts.append(f"{finetune_tables.headline(finetune)}\n\n{source_line(finetune)}\n")
     return "\n".join(texts)

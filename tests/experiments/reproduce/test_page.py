@@ -1,0 +1,59 @@
+"""The page of the reproduction, and the README's part: the committed results, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hf_invact.experiments.reproduce import page
+from hf_invact.experiments.reproduce.command import PARTS
+
+ROOT = Path(__file__).parents[3]
+PARTS_OF = page.read_parts(ROOT / "results" / "reproduction")
+
+
+def test_parts_were_run():
+    assert {"memory", "methods", "steps"} <= set(PARTS_OF) <= set(PARTS)
+
+
+@pytest.mark.parametrize("part", PARTS_OF)
+def test_each_file_names_the_command_that_writes_it_and_where_it_ran(part):
+    results = PARTS_OF[part]
+    assert results["command"] == f"python scripts/reproduce.py {part}"
+    assert {"processor", "torch", "transformers", "threads"} <= results["environment"].keys()
+    assert "settings" in results
+
+
+def test_the_page_shows_all_figures_and_they_are_there():
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"!\[[^]]*\]\(\.\./(results/reproduction/[^)]*)\)", text))
+    there = {path.relative_to(ROOT).as_posix() for path in (ROOT / "results" / "reproduction").glob("*.png")}
+    assert linked == there
+    assert len(there) >= 10
+
+
+def test_figures_follow_their_part():
+    text = page.page({"memory": PARTS_OF["memory"]}, {"memory": ["a/one.png", "a/two.png"]})
+    assert text.index("## Memory") < text.index("![one](a/one.png)") < text.index("![two](a/two.png)")
+    assert "## Step time" not in text
+
+
+def test_the_summary_has_what_was_published_and_the_same_training():
+    text = page.summary(PARTS_OF)
+    assert "-23.1%" in text
+    assert "-15.7%" in text
+    for model in PARTS_OF.get("finetune", {"models": []})["models"]:
+        assert f"| {model['title']} | {len(model['seeds'])} |" in text
+
+
+def test_the_bars_of_memory_hold():
+    """BERT's published saving is matched, and Mistral's beaten 1.7 times."""
+    entries = {(entry["case"], entry["variant"]): entry for entry in PARTS_OF["memory"]["entries"]}
+
+    def change(case: str) -> float:
+        return entries[case, "ours"]["kept_bytes"] / entries[case, "plain"]["kept_bytes"] - 1
+
+    assert change("bert-base") <= -0.231
+    assert change("mistral-7b") <= -0.157 * 1.7
