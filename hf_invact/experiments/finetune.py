@@ -202,8 +202,8 @@ def _gradient_checks(run: RunArguments, experiment: Experiment) -> list[Gradient
     if not run.study.gradient_checks:
         return []
     rows = range(min(run.training.per_device_eval_batch_size, len(experiment.task.eval_dataset)))
-    with torch.random.fork_rng():  # masks are drawn, and the training must not notice
-        batch = experiment.task.data_collator([experiment.task.eval_dataset[row] for row in rows])
+    # It may draw masks: the Trainer, which is made later, seeds all generators again.
+    batch = experiment.task.data_collator([experiment.task.eval_dataset[row] for row in rows])
     batch = {name: tensor.to(run.training.device) for name, tensor in batch.items()}
     return [GradientChecks(run.study.gradient_checks, batch, run.training.inverted_activations())]
 

@@ -55,7 +55,7 @@ def test_differences_are_those_of_the_same_seed():
     evaluated = found["metrics"]["eval_loss"]
     assert (evaluated["plain"]["mean"], evaluated["inverted"]["mean"]) == (2.0, 2.5)
     assert evaluated["inverted - plain"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "p_value": 0.0, "count": 2}
-    assert evaluated["control - plain"]["p_value"] == 1.0
+    assert evaluated["control - plain"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "count": 2}
     assert found["metrics"][FINAL_LOSS]["plain"]["mean"] == 3.5
     assert found["metrics"][FINAL_LOSS]["inverted - plain"]["mean"] == 0.125
     assert found["largest_difference"] == {"inverted": 0.25, "control": 0.5}
