@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -17,6 +16,7 @@ from .environment import describe_environment
 from .errors import ConfigError
 from .files import claim_folder, read_json, write_json
 from .finetune import RESULT
+from .parser import Parser
 from .plan import Experiment, Plan, PlannedRun, read_plan
 from .report import summary_table, write_report
 from .runs import announce, is_finished, log_of, progress_bars, train
@@ -113,16 +113,9 @@ def _row(run: PlannedRun, result: dict[str, Any], plan: Plan) -> dict[str, Any]:
     return {"variant": run.variant, "seed": run.seed, "folder": folder, **{key: result.get(key) for key in copied}}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing the usage and leaving the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def main(argv: Sequence[str]) -> int:
     """The script: exit code 2, and one line, for what the user can mend; 1 where a run failed."""
-    parser = _Parser(
+    parser = Parser(
         prog="scripts/compare.py",
         description="Fine-tune with and without inverted activations, and report both side by side. Other options "
         "(--max_steps 20, ...) are passed on to every run.",

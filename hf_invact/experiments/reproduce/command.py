@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
 
 import datasets
 import transformers
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from ..errors import ConfigError
 from ..files import claim_folder, write_json
+from ..parser import Parser
 from ..workers import RunFailed
 
 PARTS = {
@@ -28,13 +28,6 @@ ALL = "all"
 FOLDER = Path("results/reproduction")
 QUICK_FOLDER = Path("results/reproduction-quick")
 MARKER = "reproduction.json"  # marks the folder as ours
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing the usage and leaving the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
 
 
 def quieten_libraries() -> None:
@@ -65,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="scripts/reproduce.py",
         description="Reproduce the published experiments beside the alternatives. What is finished is kept: the same "
         "command goes on where it was interrupted.",

@@ -1,0 +1,15 @@
+"""A parser of command lines whose refusals are one line."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from .errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `ConfigError` instead of printing the usage and leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
