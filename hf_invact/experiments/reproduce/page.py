@@ -29,7 +29,7 @@ _INTRODUCTION = """\
 # The published experiments, reproduced
 
 What inverted activations promise is much less activation memory, the same training and almost no time. Here each is
-measured beside what one would pick instead. `make reproduce` measures all of it again on a CPU within about an hour
+measured beside what one would pick instead. `make reproduce` measures all of it again on a CPU, in an estimated hour
 (`make reproduce-quick` runs the same code on tiny settings in minutes); remove `results/reproduction` first to keep
 nothing of what is there. This page is written by `scripts/render_results.py` from the files in `results/reproduction`.
 
@@ -44,7 +44,8 @@ What a sceptical reader should know first:
   this comparison, with hooks around the model's forward pass that see every tensor that autograd saves: under autocast,
   which makes copies, and with `torch.compile` it was not tried. What this package installs is an autograd function and
   nothing else, which is why it composes with all of these.
-- The other approximations keep more, or have gradients that are orders of magnitude further off.
+- The other approximations keep more than the inverted gate or activation. The published formulas keep as much where
+  MLPs are not gated, and their gradients are further off (for SiLU in half precision they are no numbers).
 - Time on a GPU is not yet measured.
 """
 
