@@ -23,7 +23,7 @@ def variants_of(architecture: str, backends: Sequence[str]) -> dict[str, Variant
     """By name: as it is, inverted by each backend, and what else saves memory there."""
     chosen: dict[str, Variant] = {PLAIN: nullcontext}
     for backend in backends:
-        chosen[INVERTED + backend] = _inverted(InvActConfig(backend=backend))
+        chosen[INVERTED + backend] = inverted_by(backend)
     if architecture == "gpt2":
         chosen[FUSED] = fused_gelu
     chosen[CHECKPOINTING] = checkpointing
@@ -31,8 +31,9 @@ def variants_of(architecture: str, backends: Sequence[str]) -> dict[str, Variant
     return chosen
 
 
-def _inverted(config: InvActConfig) -> Variant:
-    return lambda model: inverted_activations(model, config)
+def inverted_by(backend: str) -> Variant:
+    """Inverted activations, computed by one backend."""
+    return lambda model: inverted_activations(model, InvActConfig(backend=backend))
 
 
 @contextmanager

@@ -26,7 +26,6 @@ from .steps_variants import BASELINES, title, variants_for
 RESULTS, FIGURE = "steps.json", "steps-time.png"
 SAME = ("environment", "settings")  # in a file that a run goes on with
 SETTINGS = {"learning_rate": 0.0, "seed": 0}
-ROUNDS, QUICK_ROUNDS = 15, 2
 
 
 def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
@@ -38,9 +37,9 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
     Raises:
         ConfigError: the results that are there are damaged.
     """
-    models, rounds = (QUICK, QUICK_ROUNDS) if quick else (FULL, ROUNDS)
+    models = QUICK if quick else FULL
     path = folder / RESULTS
-    settings = {**SETTINGS, "rounds": rounds, "quick": quick}
+    settings = {**SETTINGS, "quick": quick}
     content: dict[str, Any] = {"command": command, "environment": describe_environment(), "settings": settings}
     entries = _finished(path, content, models)
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +50,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
             continue
         _say(console, f"{heading} ...")
         began = time.monotonic()
-        entries[model.name] = _entry(model, rounds)
+        entries[model.name] = _entry(model)
         for line in _lines(entries[model.name]):
             _say(console, f"  {line}")
         _say(console, f"  took {time.monotonic() - began:.0f} s")
@@ -76,10 +75,10 @@ def _finished(path: Path, content: dict[str, Any], models: tuple[StepModel, ...]
     }
 
 
-def _entry(model: StepModel, rounds: int) -> dict[str, Any]:
+def _entry(model: StepModel) -> dict[str, Any]:
     about = {"model": model.name, "title": model.title, "settings": model.settings()}
     try:
-        return about | _measured(model, rounds)
+        return about | _measured(model)
     except ConfigError as error:  # such as weights in a package that is not installed
         return about | Failure(str(error), expected=True).record()
     except Exception as error:  # of whatever kind: it must not cost the numbers of the others
@@ -89,17 +88,17 @@ def _entry(model: StepModel, rounds: int) -> dict[str, Any]:
         gc.collect()
 
 
-def _measured(model: StepModel, rounds: int) -> dict[str, Any]:
+def _measured(model: StepModel) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         training = steps_of(model.run(Path(folder)))
     variants = variants_for(training.model, model.compiles)
     # First ours alone, which then has turns that follow each other closely; then what there is besides, which is slow.
     ours = {name: variant for name, variant in variants.items() if name == PLAIN or name.startswith(INVERTED)}
     others = {name: variant for name, variant in variants.items() if name == PLAIN or name not in ours}
-    count, facts = compare_variants(training, ours, rounds)
+    count, facts = compare_variants(training, ours, model.rounds)
     deadline = time.monotonic() + model.seconds
-    other_count, other_facts = compare_variants(training, others, rounds, deadline, baselines=BASELINES)
-    facts = {**other_facts, **facts}
+    other_count, other_facts = compare_variants(training, others, model.rounds, deadline, baselines=BASELINES)
+    facts = {**other_facts, **facts}  # what plain took is of its turns with ours
     return {
         "parameters": training.model.num_parameters(),
         "dtype": str(training.model.dtype).removeprefix("torch."),

@@ -18,6 +18,7 @@ class StepModel:
         name, title: as the results call it.
         config: the run's config.
         options: further arguments of the run.
+        rounds: of turns; a ratio's median needs more of them where a step is short.
         seconds: for the other variants than ours, after which no round begins, but for the first few.
         compiles: whether the model is compiled as well.
     """
@@ -26,6 +27,7 @@ class StepModel:
     title: str
     config: str
     options: tuple[str, ...] = ()
+    rounds: int = 41
     seconds: float = 45.0
     compiles: bool = True
 
@@ -51,20 +53,23 @@ class StepModel:
             "config": self.config,
             "values": values,
             "options": list(self.options),
+            "rounds": self.rounds,
             "seconds": self.seconds,
             "compiles": self.compiles,
         }
 
 
 LARGEST = "smollm2-135m"  # compiling it takes minutes
-_SECONDS = {LARGEST: 150.0, "minilm": 120.0}
+_ROUNDS = {LARGEST: 15}
+_SECONDS = {LARGEST: 120.0, "minilm": 120.0}
 FULL = tuple(
     StepModel(
         subject.name,
         subject.title,
         str(subject.config),
         subject.overrides,
-        seconds=_SECONDS.get(subject.name, 45.0),
+        rounds=_ROUNDS.get(subject.name, StepModel.rounds),
+        seconds=_SECONDS.get(subject.name, StepModel.seconds),
         compiles=subject.name != LARGEST,
     )
     for subject in SUBJECTS
@@ -76,6 +81,7 @@ QUICK = (
         "GPT-2, tiny",
         "configs/demo/gpt2.yaml",
         (*_TINY, "--model_config", '{"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}'),
+        rounds=2,
         seconds=1.0,
         compiles=False,
     ),
@@ -89,6 +95,7 @@ QUICK = (
             '{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, '
             '"num_key_value_heads": 2, "max_position_embeddings": 32}',
         ),
+        rounds=2,
         seconds=1.0,
     ),
 )

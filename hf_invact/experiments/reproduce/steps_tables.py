@@ -28,7 +28,8 @@ the plain step of that turn, with the quartiles in brackets. *Kept* counts the b
 backward pass.
 
 The methods of other papers are written in plain PyTorch here, as are ours with the backend `eager`: what their authors'
-kernels for GPUs take is not measured. SmolLM2 is not compiled as a whole here, which takes minutes on a CPU."""
+kernels for GPUs take is not measured. SmolLM2 is not compiled as a whole here, which takes minutes on a CPU. In a model
+that is, ours are computed by the backend `compile` on a CPU, and by `triton` on a GPU."""
 
 
 def _tables(entries: Sequence[Results]) -> list[str]:

@@ -12,23 +12,26 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...patching import inverted_activations
 from ..benchmark.tables import label
-from ..benchmark.variants import Variant, variants_of
+from ..benchmark.variants import Variant, inverted_by, variants_of
 from ..methods.catalogue import METHODS
 
 COMPILED, COMPILED_INVERTED = "compiled", "compiled-inverted"
 BASELINES = MappingProxyType({COMPILED_INVERTED: COMPILED})
 BACKENDS = MappingProxyType({"cpu": ("eager", "compile"), "cuda": ("triton", "compile", "eager")})
+BACKEND_OF_COMPILED = MappingProxyType({"cpu": "compile", "cuda": "triton"})  # the fastest one
 _TITLES = {COMPILED: "torch.compile", COMPILED_INVERTED: "torch.compile, inverted"}
 
 
 def variants_for(model: PreTrainedModel, compiles: bool = True) -> dict[str, Variant]:
     """By name: plain, inverted by each backend, what else saves memory, and if `compiles` the whole model compiled."""
-    chosen = variants_of(model.config.model_type, BACKENDS[model.device.type])
+    device = model.device.type
+    chosen = variants_of(model.config.model_type, BACKENDS[device])
     chosen |= {name: method.applied for name, method in METHODS.items()}
-    compiled = {COMPILED: Compiled(nullcontext), COMPILED_INVERTED: Compiled(inverted_activations)}
-    return chosen | compiled if compiles else chosen
+    if compiles:
+        chosen[COMPILED] = Compiled(nullcontext)
+        chosen[COMPILED_INVERTED] = Compiled(inverted_by(BACKEND_OF_COMPILED[device]))
+    return chosen
 
 
 def title(name: str) -> str:

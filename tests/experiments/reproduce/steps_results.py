@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-SMALL: dict[str, Any] = {"seed": 0, "rounds": 15, "learning_rate": 0.0, "quick": False}
+SMALL: dict[str, Any] = {"seed": 0, "learning_rate": 0.0, "quick": False}
 ENVIRONMENT = {"torch": "2.13.0", "transformers": "5.23.0", "processor": "AMD EPYC", "threads": 2, "device": "cpu"}
 MISSING = "the weights are in a package that is not installed: pip install it."
 NO_LIGER = {"title": "Liger", "unavailable": "Liger's kernels need a GPU"}

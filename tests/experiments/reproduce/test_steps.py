@@ -18,14 +18,14 @@ from hf_invact.patching import inverted_activations
 from tests.experiments.small import write_config
 from tests.helpers import threads
 
-VARIANTS = {"plain": nullcontext, "inverted-eager": inverted_activations}
+VARIANTS = {"plain": nullcontext, "inverted-eager": inverted_activations, "recompute": nullcontext}
 
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[StepModel, ...]:
-    """Two tiny models, with two variants, in place of the real ones."""
+    """Two tiny models, with three variants, in place of the real ones."""
     configs = {name: str(write_config(tmp_path / name, name)) for name in ("gpt2", "bert")}
-    chosen = tuple(StepModel(name, name.upper(), config, seconds=0.0) for name, config in configs.items())
+    chosen = tuple(StepModel(name, name.upper(), config, rounds=4, seconds=0.0) for name, config in configs.items())
     monkeypatch.setattr(steps, "QUICK", chosen)
     monkeypatch.setattr(steps, "variants_for", lambda model, compiles: VARIANTS)
     return chosen
@@ -43,9 +43,10 @@ def test_the_results(models: tuple[StepModel, ...], tmp_path: Path) -> None:
     results, printed = measure(tmp_path / "out")
     assert results["command"] == "the command"
     assert {"torch", "processor", "threads"} <= set(results["environment"])
-    assert results["settings"] == {"rounds": 2, "learning_rate": 0.0, "seed": 0, "quick": True}
+    assert results["settings"] == {"learning_rate": 0.0, "seed": 0, "quick": True}
     gpt2, bert = results["entries"]
-    assert (gpt2["model"], gpt2["title"], gpt2["batch"], gpt2["rounds"]) == ("gpt2", "GPT2", [2, 16], 2)
+    assert (gpt2["model"], gpt2["title"], gpt2["batch"]) == ("gpt2", "GPT2", [2, 16])
+    assert (gpt2["rounds"], gpt2["other_rounds"]) == (4, 3)
     assert bert["settings"]["values"]["model_type"] == "bert"
     assert len(gpt2["data"]["sha256"]) == 64
     inverted, plain = (gpt2["variants"][name] for name in ("inverted-eager", "plain"))
@@ -58,11 +59,28 @@ def test_the_results(models: tuple[StepModel, ...], tmp_path: Path) -> None:
     assert "inverted (eager): " in printed
 
 
+def test_what_plain_took_is_of_its_turns_with_ours(
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = steps.compare_variants
+
+    def with_company(training: Any, variants: Any, *options: Any, **keywords: Any) -> Any:
+        count, facts = compare(training, variants, *options, **keywords)
+        return count, {name: {**of_one, "company": list(variants)} for name, of_one in facts.items()}
+
+    monkeypatch.setattr(steps, "compare_variants", with_company)
+    results, _ = measure(tmp_path / "out")
+    ours, others = ["plain", "inverted-eager"], ["plain", "recompute"]
+    for entry in results["entries"]:
+        found = {name: facts["company"] for name, facts in entry["variants"].items()}
+        assert found == {"plain": ours, "inverted-eager": ours, "recompute": others}
+
+
 def forbid(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Have models recorded instead of measured."""
     asked: list[str] = []
 
-    def record(model: StepModel, rounds: int) -> dict[str, Any]:
+    def record(model: StepModel) -> dict[str, Any]:
         asked.append(model.name)
         return {"model": model.name, "title": model.title, "settings": model.settings(), "failed": "not this time"}
 
@@ -99,10 +117,10 @@ def test_another_environment_is_measured_again(models: Any, tmp_path: Path, monk
 def test_an_interruption_loses_one_model(models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = steps._entry
 
-    def interrupted(model: StepModel, rounds: int) -> dict[str, Any]:
+    def interrupted(model: StepModel) -> dict[str, Any]:
         if model.name == "bert":
             raise KeyboardInterrupt
-        return entry(model, rounds)
+        return entry(model)
 
     with monkeypatch.context() as patch:
         patch.setattr(steps, "_entry", interrupted)
