@@ -65,9 +65,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
             console.print(f"{title}: kept", highlight=False)
             continue
         entries[key] = _entry(case, variant)
-        # In their order, with those that are yet to be looked at.
-        places = [(each.key, other.name) for each, other in wanted]
-        write_json(path, {**header, "entries": [entries[place] for place in places if place in entries]})
+        write_json(path, {**header, "entries": list(entries.values())})  # those of earlier runs too
         console.print(f"{title}: {_line(entries[key])}", highlight=False)
     results = {**header, "entries": [entries[case.key, variant.name] for case, variant in wanted]}
     write_json(path, results)

@@ -92,12 +92,16 @@ def test_goes_on_where_it_was_interrupted(tmp_path: Path, counter: Counter) -> N
 def test_an_interruption_loses_nothing_that_comes_later(tmp_path: Path, counter: Counter) -> None:
     run(tmp_path)
     content = json.loads((tmp_path / "memory.json").read_text())
-    del content["entries"][0]
+    del content["entries"][2], content["entries"][0]
     (tmp_path / "memory.json").write_text(json.dumps(content))
     counter.asked.clear()
+    counter.interrupted = {"bert ours"}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    counter.interrupted = set()
     results, _ = run(tmp_path)
-    assert counter.asked == ["bert plain"]
-    assert len(results["entries"]) == 5
+    assert counter.asked == ["bert plain", "bert ours"]
+    assert [f"{entry['case']} {entry['variant']}" for entry in results["entries"]] == ALL
 
 
 def test_other_settings_begin_anew(tmp_path: Path, counter: Counter) -> None:

@@ -84,6 +84,10 @@ def test_what_is_inverted_is_computed_by_the_fused_function() -> None:
     assert fused_ours == ours < fused < plain
 
 
+def test_autocast_keeps_some_of_it_in_half_precision() -> None:
+    assert total("gpt2-bf16", PLAIN) < total("gpt2-autocast", PLAIN) < total("gpt2-fp32", PLAIN)
+
+
 def test_checkpoints_keep_the_same_patched() -> None:
     both, checkpointed, ours = (total("llama-7b", each) for each in (CHECKPOINTED_OURS, CHECKPOINTED, OURS))
     assert both == checkpointed < ours

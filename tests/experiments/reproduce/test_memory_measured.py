@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from hf_invact.experiments.reproduce import memory_measured
-from hf_invact.experiments.reproduce.memory_cases import CASES, OURS, PLAIN, Case
+from hf_invact.experiments.reproduce.memory_cases import CASES, OURS, PLAIN, Case, Variant
 from hf_invact.experiments.reproduce.memory_measured import EMULATED, OUT_OF_MEMORY, measure
+from hf_invact.nn import InvertedActivation
 
 QUICK = {case.key: case for case in CASES["quick"]}
 CPU = torch.device("cpu")
@@ -31,6 +33,19 @@ def meter(*readings: int) -> Callable[[], int]:
 def test_tells_what_a_forward_pass_leaves_behind(key: str) -> None:
     found = measure(small(key), OURS, CPU, meter(1000, 1234))
     assert found == {"measured_bytes": 234, "measured_note": None}
+
+
+@pytest.mark.parametrize(("variant", "count"), [(PLAIN, 0), (OURS, 4)], ids=["plain", "ours"])
+def test_the_variant_is_what_runs(variant: Variant, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, seen = memory_measured._forward, []
+
+    def watched(case: Case, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen.append(sum(isinstance(module, InvertedActivation) for module in model.modules()))
+        return forward(case, model, batch)
+
+    monkeypatch.setattr(memory_measured, "_forward", watched)
+    measure(small("bert-base"), variant, CPU, meter(0, 1))
+    assert seen == [count, count]
 
 
 def test_what_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,17 @@ from hf_invact.patching import inverted_activations
 from tests.experiments.small import write_config
 from tests.helpers import threads
 
-VARIANTS = {"plain": nullcontext, "inverted-eager": inverted_activations, "recompute": nullcontext}
+VARIANTS = {
+    "plain": nullcontext,
+    "inverted-eager": inverted_activations,
+    "compiled": nullcontext,
+    "compiled-inverted": inverted_activations,
+}
 
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[StepModel, ...]:
-    """Two tiny models, with three variants, in place of the real ones."""
+    """Two tiny models, with four variants, in place of the real ones."""
     configs = {name: str(write_config(tmp_path / name, name)) for name in ("gpt2", "bert")}
     chosen = tuple(StepModel(name, name.upper(), config, rounds=4, seconds=0.0) for name, config in configs.items())
     monkeypatch.setattr(steps, "QUICK", chosen)
@@ -51,6 +56,8 @@ def test_the_results(models: tuple[StepModel, ...], tmp_path: Path) -> None:
     assert len(gpt2["data"]["sha256"]) == 64
     inverted, plain = (gpt2["variants"][name] for name in ("inverted-eager", "plain"))
     assert inverted["title"] == "inverted (eager)"
+    assert "ratio_to" not in inverted
+    assert set(gpt2["variants"]["compiled-inverted"]["ratio_to"]) == {"compiled"}
     assert inverted["kept_bytes"] < plain["kept_bytes"]
     assert inverted["first_loss"] == pytest.approx(plain["first_loss"], rel=1e-4)
     assert inverted["ratio"]["low"] <= inverted["ratio"]["lower"] <= inverted["ratio"]["median"]
@@ -70,10 +77,10 @@ def test_what_plain_took_is_of_its_turns_with_ours(
 
     monkeypatch.setattr(steps, "compare_variants", with_company)
     results, _ = measure(tmp_path / "out")
-    ours, others = ["plain", "inverted-eager"], ["plain", "recompute"]
+    ours, others = ["plain", "inverted-eager"], ["plain", "compiled", "compiled-inverted"]
     for entry in results["entries"]:
         found = {name: facts["company"] for name, facts in entry["variants"].items()}
-        assert found == {"plain": ours, "inverted-eager": ours, "recompute": others}
+        assert found == {"plain": ours, "inverted-eager": ours, "compiled": others, "compiled-inverted": others}
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> list[str]:

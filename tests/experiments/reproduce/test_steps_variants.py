@@ -66,6 +66,16 @@ def test_a_model_is_compiled_once_however_often_it_is_entered(monkeypatch: pytes
         torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-3, atol=1e-4)
 
 
+def test_a_compiled_model_is_inverted_by_the_fastest_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+    model = tiny_model("bert")
+    variant = variants_for(model)["compiled-inverted"]
+    assert isinstance(variant, Compiled)
+    with variant(model):
+        twin = variant._twin
+    assert {module.backend for module in twin.modules() if isinstance(module, InvertedActivation)} == {"compile"}
+
+
 def test_a_compiled_model_is_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: setattr(module, "_compiled_call_impl", "compiled"))
     model = tiny_model("bert")
