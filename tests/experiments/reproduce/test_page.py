@@ -9,13 +9,15 @@ import pytest
 
 from hf_invact.experiments.reproduce import page
 from hf_invact.experiments.reproduce.command import PARTS
+from hf_invact.experiments.reproduce.finetune_analysis import FINAL_LOSS
+from hf_invact.experiments.reproduce.finetune_tables import BOUNDS
 
 ROOT = Path(__file__).parents[3]
 PARTS_OF = page.read_parts(ROOT / "results" / "reproduction")
 
 
 def test_parts_were_run():
-    assert {"memory", "methods", "steps"} <= set(PARTS_OF) <= set(PARTS)
+    assert set(PARTS_OF) == set(PARTS)
 
 
 @pytest.mark.parametrize("part", PARTS_OF)
@@ -44,7 +46,7 @@ def test_the_summary_has_what_was_published_and_the_same_training():
     text = page.summary(PARTS_OF)
     assert "-23.1%" in text
     assert "-15.7%" in text
-    for model in PARTS_OF.get("finetune", {"models": []})["models"]:
+    for model in PARTS_OF["finetune"]["models"]:
         assert f"| {model['title']} | {len(model['seeds'])} |" in text
 
 
@@ -57,3 +59,22 @@ def test_the_bars_of_memory_hold():
 
     assert change("bert-base") <= -0.231
     assert change("mistral-7b") <= -0.157 * 1.7
+
+
+@pytest.mark.parametrize("model", PARTS_OF["finetune"]["models"], ids=lambda model: model["name"])
+def test_the_bars_of_training_hold(model):
+    """Final losses do not differ from the plain ones', and gradients by less than the bars, of each model."""
+    pretrained = model["name"] in ("smollm2-135m", "minilm")
+    assert len(model["seeds"]) >= (3 if pretrained else 5)
+    difference = model["analysis"]["metrics"][FINAL_LOSS]["inverted - plain"]
+    assert difference["low"] <= 0 <= difference["high"]
+    assert len({entry["step"] for entry in model["gradients"]}) >= 3
+    for dtype, bound in BOUNDS.items():
+        distances = [entry["cosine_distance"] for entry in model["gradients"] if entry["dtype"] == dtype]
+        assert len(distances) >= 3
+        assert max(distances) <= bound
+
+
+def test_all_models_were_trained():
+    names = {model["name"] for model in PARTS_OF["finetune"]["models"]}
+    assert names == {"smollm2-135m", "minilm", "gpt2", "bert", "mistral", "llama"}
