@@ -40,9 +40,11 @@ def test_lines_follow_the_formula(curve: Curve, monkeypatch: pytest.MonkeyPatch)
     looked_up = backend.backward(torch.ones_like(y), y, side, curve)
     assert not torch.equal(looked_up, evaluated)
     distance = (looked_up - evaluated).abs()
-    # Next to its turning point a scaled curve's formula rounds once more.
-    assert distance.max() < (4e-5 if curve.scale != 1 else 4e-6)
-    assert distance[(x - curve.x_min).abs() > 0.01].max() < 4e-6
+    if curve.scale == 1:
+        assert distance.max() < 5e-7
+    else:  # the formula of a scaled curve rounds once more, which shows next to its turning point
+        assert distance.max() < 4e-5
+        assert distance[(x - curve.x_min).abs() > 0.01].max() < 1.5e-6
 
 
 def test_lines_end_at_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
