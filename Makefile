@@ -1,7 +1,7 @@
 # make demo   fine-tune four small models with and without inverted activations, and write a report
 # make test   run the tests
 # make test-lowest   run those that touch Transformers with the lowest supported versions
-# make reproduce   run the published experiments again beside the alternatives (an estimated hour; goes on where it was cut)
+# make reproduce   run the published experiments again beside the alternatives (an hour on 2 cores; goes on where it was cut)
 # make reproduce-quick   the same code on tiny settings, in minutes
 # make weights   install the pretrained weights that `make reproduce` trains, and that some tests use where they are
 # make lint   check style and types

@@ -49,7 +49,8 @@ def _reproduction() -> str:
     parts = reproduction.read_parts(REPRODUCTION)
     images = {part: sorted(REPRODUCTION.glob(f"{part}-*.png")) for part in parts}
     links = {part: [path.relative_to(ROOT).as_posix() for path in paths] for part, paths in images.items()}
-    return reproduction.page(parts, {part: [f"../{link}" for link in of_part] for part, of_part in links.items()})
+    from_page = {part: [f"../{link}" for link in of_part] for part, of_part in links.items()}
+    return reproduction.page(parts, from_page, reproduction.read_minutes(REPRODUCTION))
 
 
 def _read(path: Path) -> Any:

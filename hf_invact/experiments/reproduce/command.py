@@ -14,7 +14,7 @@ import transformers
 from rich.console import Console
 
 from ..errors import ConfigError
-from ..files import claim_folder, write_json
+from ..files import claim_folder, read_json, write_json
 from ..parser import Parser
 from ..workers import RunFailed
 
@@ -27,7 +27,7 @@ PARTS = {
 ALL = "all"
 FOLDER = Path("results/reproduction")
 QUICK_FOLDER = Path("results/reproduction-quick")
-MARKER = "reproduction.json"  # marks the folder as ours
+MARKER = "reproduction.json"  # marks the folder as ours, and holds the seconds that each part has taken there
 
 
 def quieten_libraries() -> None:
@@ -45,7 +45,6 @@ def main(argv: Sequence[str]) -> int:
         folder = options.output_dir or (QUICK_FOLDER if options.quick else FOLDER)
         claim_folder(folder, MARKER)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / MARKER, {"parts": list(PARTS)})
         for part in PARTS if options.part == ALL else [options.part]:
             _run(part, folder, options.quick, console)
     except ConfigError as error:
@@ -77,8 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 def _run(part: str, folder: Path, quick: bool, console: Console) -> None:
     console.rule(f"{part}: {PARTS[part]}")
     began = time.monotonic()
+    before = read_json(folder / MARKER) or {}
+    write_json(folder / MARKER, before)
     # A part's own command, so that each file names the one that writes it again.
     own = [part, *(["--quick"] if quick else [])]
     command = shlex.join(["python", "scripts/reproduce.py", *own])
-    written = import_module(f"{__package__}.{part}").run(folder, quick, console, command)
-    console.print(f"Wrote {written} ({time.monotonic() - began:.0f} s)", highlight=False)
+    try:
+        written = import_module(f"{__package__}.{part}").run(folder, quick, console, command)
+    finally:  # an interrupted part goes on later
+        seconds = round(time.monotonic() - began, 1)
+        write_json(folder / MARKER, {**before, part: before.get(part, 0.0) + seconds})
+    console.print(f"Wrote {written} ({seconds:.0f} s)", highlight=False)

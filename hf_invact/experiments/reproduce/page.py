@@ -9,7 +9,7 @@ from typing import Any
 from ..files import read_json
 from ..markdown import source_line
 from . import finetune_tables, memory_tables, methods_tables, steps_tables
-from .command import PARTS
+from .command import MARKER, PARTS
 
 Results = Mapping[str, Any]
 
@@ -29,9 +29,10 @@ _INTRODUCTION = """\
 # The published experiments, reproduced
 
 What inverted activations promise is much less activation memory, the same training and almost no time. Here each is
-measured beside what one would pick instead. `make reproduce` measures all of it again on a CPU, in an estimated hour
-(`make reproduce-quick` runs the same code on tiny settings in minutes); remove `results/reproduction` first to keep
-nothing of what is there. This page is written by `scripts/render_results.py` from the files in `results/reproduction`.
+measured beside what one would pick instead. `make reproduce` measures all of it again on a CPU (what is here took
+{minutes:.0f} minutes), and `make reproduce-quick` runs the same code on tiny settings; remove `results/reproduction`
+first to keep nothing of what is there. This page is written by `scripts/render_results.py` from the files in
+`results/reproduction`.
 
 What a sceptical reader should know first:
 
@@ -56,14 +57,21 @@ def read_parts(folder: Path) -> dict[str, Results]:
     return {part: results for part, results in found.items() if results is not None}
 
 
-def page(parts: Mapping[str, Results], figures: Mapping[str, list[str]]) -> str:
+def read_minutes(folder: Path) -> float:
+    """What all parts took together."""
+    seconds: Mapping[str, float] = read_json(folder / MARKER) or {}
+    return sum(seconds.values()) / 60
+
+
+def page(parts: Mapping[str, Results], figures: Mapping[str, list[str]], minutes: float) -> str:
     """The whole page.
 
     Args:
         parts: by name.
         figures: of each part, as the page links to them.
+        minutes: that it took to make them.
     """
-    blocks = [_INTRODUCTION]
+    blocks = [_INTRODUCTION.format(minutes=minutes)]
     for part, results in parts.items():
         images = "\n".join(f"![{Path(path).stem}]({path})" for path in figures[part])
         blocks += [f"## {TITLES[part]}\n", SECTIONS[part](results), f"{images}\n"]

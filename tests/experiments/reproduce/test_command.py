@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.reproduce import command, finetune, memory, methods, steps
+from hf_invact.experiments.reproduce import command, finetune, memory, methods, page, steps
 from hf_invact.experiments.workers import RunFailed
 
 MODULES: dict[str, ModuleType] = {"memory": memory, "methods": methods, "steps": steps, "finetune": finetune}
@@ -42,7 +42,24 @@ def test_every_part_is_there():
 def test_a_part_is_run_alone_and_named_in_its_command(calls, part):
     assert command.main([part]) == 0
     assert calls == [(part, Path("results/reproduction"), False, f"python scripts/reproduce.py {part}")]
-    assert json.loads(Path("results/reproduction/reproduction.json").read_text()) == {"parts": list(MODULES)}
+    assert list(json.loads(Path("results/reproduction/reproduction.json").read_text())) == [part]
+
+
+def test_what_parts_have_taken_is_kept_and_added_up(calls, monkeypatch):
+    clock = iter([100.0, 107.0, 200.0, 201.5, 300.0, 300.25])
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
+    assert command.main(["memory"]) == 0
+
+    def interrupted(*arguments: Any) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            command.main(["memory"])
+    assert command.main(["steps"]) == 0
+    assert page.read_minutes(Path("results/reproduction")) * 60 == pytest.approx(8.75, abs=0.1)
+    assert json.loads(Path("results/reproduction/reproduction.json").read_text()) == {"memory": 8.5, "steps": 0.2}
 
 
 def test_all_are_run_in_turn_and_each_file_names_its_own_command(calls):

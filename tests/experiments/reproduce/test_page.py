@@ -37,7 +37,8 @@ def test_the_page_shows_all_figures_and_they_are_there():
 
 
 def test_figures_follow_their_part():
-    text = page.page({"memory": PARTS_OF["memory"]}, {"memory": ["a/one.png", "a/two.png"]})
+    text = page.page({"memory": PARTS_OF["memory"]}, {"memory": ["a/one.png", "a/two.png"]}, 12.3)
+    assert "took\n12 minutes" in text
     assert text.index("## Memory") < text.index("![one](a/one.png)") < text.index("![two](a/two.png)")
     assert "## Step time" not in text
 
