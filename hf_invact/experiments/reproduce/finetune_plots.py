@@ -11,14 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ...memory.plots import GREY, finish, new_figure
+from ..methods.catalogue import METHODS
 from ..plots import VARIANT_COLOURS
 from .subjects import CONTROL
 
 Model = Mapping[str, Any]
 
 COLOURS = {**VARIANT_COLOURS, CONTROL: GREY}
-# Okabe-Ito, and black.
-METHOD_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999", "#000000", "#B8A200")
+# Okabe-Ito without the colours of inverted and control, then others.
+METHOD_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#B8A200", "#000000", "#8C564B")
 LEAST = 1e-8  # a log scale has no place for zeros: they are drawn here, on the axis
 
 
@@ -61,22 +62,25 @@ _LABELS = {
 
 def methods_figure(model: Model) -> Figure:
     """How far each method's losses are from the plain run's of the same seed, with the control as the yardstick."""
-    figure = new_figure(height=4.2)
+    figure = new_figure(height=4.8)
     axes = figure.subplots()
     seed = model["analysis"]["methods"][0]["seed"]
     by_variant = {run["variant"]: run["losses"] for run in model["runs"] if run["seed"] == seed}
     plain = np.array(by_variant.pop("plain"))
-    colours = iter(METHOD_COLOURS)
+    looks: dict[str, dict[str, Any]] = {
+        "inverted": {"color": COLOURS["inverted"], "linewidth": 2.4, "zorder": 3},
+        CONTROL: {"color": COLOURS[CONTROL], "linewidth": 2.4, "linestyle": ":", "zorder": 4},
+        **{name: {"color": colour, "linewidth": 1.5} for name, colour in zip(METHODS, METHOD_COLOURS, strict=True)},
+    }
     for variant, losses in by_variant.items():
-        look: dict[str, Any] = {"linewidth": 1.5}
-        colour = COLOURS.get(variant) or next(colours)
-        if variant == CONTROL:
-            look |= {"linestyle": ":", "linewidth": 2.4}
-        distance = np.abs(np.array(losses) - plain)
-        axes.plot(_steps(model), np.maximum(distance, LEAST), color=colour, label=variant, **look)
+        distance = np.maximum(np.abs(np.array(losses) - plain), LEAST)
+        label = METHODS[variant].title if variant in METHODS else variant
+        axes.plot(_steps(model), distance, label=label, **looks[variant])
     _finish_distances(axes)
     figure.suptitle(f"{model['title']}, seed {seed}: distance of the loss from the plain run's", fontsize=11)
     finish(axes, grid="both")
+    # Their names are long.
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, fontsize=9, columnspacing=1.4)
     return figure
 
 

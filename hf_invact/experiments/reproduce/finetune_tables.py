@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..markdown import source_line, table
+from ..methods.catalogue import METHODS
 from .finetune_analysis import FINAL_LOSS
 from .subjects import CONTROL
 
@@ -128,7 +129,8 @@ def _methods(results: Results) -> str:
     header = ["final loss - plain, one seed", *(model["title"] for model in models)]
     rows = []
     for name in ("inverted", CONTROL, *names):
-        rows.append([name, *(_method(model, name) for model in models)])
+        title = METHODS[name].title if name in METHODS else name
+        rows.append([title, *(_method(model, name) for model in models)])
     return table(header, rows)
 
 

@@ -13,8 +13,9 @@ from hf_invact.experiments.errors import ConfigError
 from hf_invact.experiments.methods.catalogue import METHODS
 from hf_invact.experiments.reproduce import finetune
 from hf_invact.experiments.reproduce.finetune_analysis import FINAL_LOSS, analyse
+from hf_invact.experiments.reproduce.finetune_plots import methods_figure
 from hf_invact.experiments.reproduce.finetune_tables import section
-from hf_invact.experiments.reproduce.subjects import QUICK_SUBJECTS, SUBJECTS, Subject
+from hf_invact.experiments.reproduce.subjects import CONTROL, QUICK_SUBJECTS, SUBJECTS, Subject
 from tests.experiments.small import contents, write_config
 
 EVERY_SUBJECT = (*SUBJECTS, *QUICK_SUBJECTS)
@@ -135,7 +136,7 @@ def test_the_tables_say_what_was_found(written):
     results = json.loads((written / "finetune.json").read_text())
     text = section(results)
     assert "| Tiny | 2 |" in text
-    assert "| few-bit-2 |" in text
+    assert "| derivative in 2 bits |" in text
     assert "Away was left out: the weights package:no-such-weights" in text
     assert "by `python scripts/reproduce.py finetune --quick`" in text
     assert "not 0" not in text
@@ -148,3 +149,12 @@ def test_the_tables_say_what_was_found(written):
     text = section(results)
     assert "+2.0e+00 [+1.0e+00, +3.0e+00] **(not 0)**" in text
     assert "2.0e-07 **(above the bar)**" in text
+
+
+def test_every_method_has_a_colour_and_a_name_of_its_own() -> None:
+    runs = [run_of(name, 0, [3.0, 2.0]) | {"steps": [1, 2]} for name in ("plain", "inverted", CONTROL, *METHODS)]
+    model = {"title": "Tiny", "runs": runs, "analysis": {"methods": [{"seed": 0}]}}
+    (axes,) = methods_figure(model).axes
+    assert len({line.get_color() for line in axes.lines}) == len(axes.lines) == len(runs) - 1
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["inverted", CONTROL, *(method.title for method in METHODS.values())]
