@@ -14,7 +14,7 @@ from hf_invact.experiments.methods.catalogue import METHODS
 from hf_invact.experiments.reproduce import finetune
 from hf_invact.experiments.reproduce.finetune_analysis import FINAL_LOSS, analyse
 from hf_invact.experiments.reproduce.finetune_plots import methods_figure
-from hf_invact.experiments.reproduce.finetune_tables import section
+from hf_invact.experiments.reproduce.finetune_tables import headline, section
 from hf_invact.experiments.reproduce.subjects import CONTROL, QUICK_SUBJECTS, SUBJECTS, Subject
 from tests.experiments.small import contents, write_config
 
@@ -146,6 +146,7 @@ def test_the_tables_say_what_was_found(written):
         "high": 3.0,
     }
     results["models"][0]["gradients"][0]["cosine_distance"] = 2e-7
+    assert "1 - cosine is at most 2.0e-07 **(above the bar)** in float32 and" in headline(results)
     text = section(results)
     assert "+2.0e+00 [+1.0e+00, +3.0e+00] **(not 0)**" in text
     assert "2.0e-07 **(above the bar)**" in text
