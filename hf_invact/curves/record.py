@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .rounding import output_error, round_up
+from .rounding import Bend, bend_of, output_error, round_up
 
 
 @dataclass(frozen=True)
@@ -120,3 +120,9 @@ class Curve:
         """How far the fit's ``y`` may be from the exact one next to the turning point, for outputs of this dtype."""
         assert isinstance(self.inverse, Fit)
         return self.scale * output_error(self.inverse.y_min / self.scale, dtype)
+
+    def bend(self, dtype: torch.dtype, *, is_between: bool = False) -> Bend:
+        """The one of `rounding.bend_of` for the fit's ``y``."""
+        assert isinstance(self.inverse, Fit)
+        of_output = bend_of(self.inverse.y_min / self.scale, dtype, is_between=is_between)
+        return Bend(*(self.scale * number for number in of_output))

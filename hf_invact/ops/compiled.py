@@ -1,6 +1,10 @@
 """The plain backend's formulas through torch.compile: one pass over memory instead of one for each operation.
 
 The forward pass stays PyTorch's own function, so that the output is the same to the bit.
+
+Side bits lie in planes: a piece of a tensor is taken for eight rows, and byte ``i`` holds those of the eight elements
+in column ``i``, so that vector instructions read and write them. (Eight neighbours to a byte, as in other backends,
+would take a pass of their own.)
 """
 
 from __future__ import annotations
@@ -16,28 +20,32 @@ import torch._inductor.config as inductor
 from torch import Tensor
 
 from ..curves import ClosedForm, Curve, Fit, Ratio
-from ..curves.rounding import mean_root
+from ..curves.rounding import Bend, nearly_mean_root
 from . import eager
 from .formula import dtype_inside, split
 from .layout import flat, flat_like
-from .packing import BITS, empty_bits, packed_size, unpack
-from .quotient import away_from_zero, rebuild, uncertainty
+from .packing import BITS, empty_bits, packed_size
+from .quotient import away_from_zero, is_near, rebuild
 
 # A CPU kernel for tensors of any size would run on one core, so there is one for pieces of each of these sizes: a call
 # costs about 50 microseconds, so there should be few, and what is left at the end is padded.
 CPU_PIECES = tuple(1 << power for power in (21, 20, 19, 18, 17))
+
+# Of the distance between a number and its neighbour, if the number's significand is 1; up to twice as much if it is
+# more. From 1/2 to 3/2 of the distance are rounded to a whole.
+NEARLY_A_STEP = 0.74
 
 exact_backward = eager.exact_backward
 exact_gate_backward = eager.exact_gate_backward
 
 
 def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
-    """As `eager.forward`."""
+    """As `eager.forward`, but for the order of the bits."""
     y = curve.forward(x)
     if curve.x_min is None:
         return y, None
     side = empty_bits(y)
-    _run(_pack_sides, curve, [side], [flat_like(x, y)], elements=BITS)
+    _run(_pack_sides, curve, [side], [flat_like(x, y)])
     return y, side
 
 
@@ -65,51 +73,87 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     return dgate, dup
 
 
-# What is compiled: functions of pieces of flat tensors, shape (size,), and of their side bits as bytes, shape (size,).
+# What is compiled: functions of pieces, shape (8 * columns,), and of their side bits, uint8, shape (columns,). Each
+# writes to its first arguments.
 
 
-def _backward(curve: Curve, dy: Tensor, y: Tensor, is_left: Tensor | None = None) -> tuple[Tensor, ...]:
-    slope = _derivative(curve, y.dtype, y.to(dtype_inside(y)), is_left, None)
-    return ((dy * slope).to(dy.dtype),)
+def _backward(curve: Curve, dx: Tensor, dy: Tensor, y: Tensor, side: Tensor | None = None) -> None:
+    slope = _derivative(curve, y.dtype, y.to(dtype_inside(y)), side, _bend(curve, y.dtype))
+    dx.copy_((dy * slope).to(dy.dtype))
 
 
-def _multiply(curve: Curve, y: Tensor, up: Tensor) -> tuple[Tensor, ...]:
-    return (y * away_from_zero(up),)
+def _multiply(curve: Curve, product: Tensor, y: Tensor, up: Tensor) -> None:
+    product.copy_(y * away_from_zero(up))
 
 
 def _gate_backward(
-    curve: Curve, dy: Tensor, product: Tensor, up: Tensor, is_left: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    y = rebuild(product, up, curve.limits or ())
+    curve: Curve, dgate: Tensor, dup: Tensor, dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None = None
+) -> None:
+    y, bend = _rebuild(curve, product, up)
     gradient = dy.to(y.dtype)
-    slope = _derivative(curve, product.dtype, y, is_left, uncertainty(y, product.dtype))
+    slope = _derivative(curve, product.dtype, y, side, bend)
     # Multiplied in the order of the native gradients, which overflows nowhere else.
-    return (slope * (gradient * up)).to(dy.dtype), (gradient * y).to(dy.dtype)
+    dgate.copy_((slope * (gradient * up)).to(dy.dtype))
+    dup.copy_((gradient * y).to(dy.dtype))
 
 
-def _pack_sides(curve: Curve, x: Tensor) -> tuple[Tensor, ...]:
-    groups = x.view(-1, BITS)
-    is_left = groups < curve.threshold(x.dtype)
+def _pack_sides(curve: Curve, side: Tensor, x: Tensor) -> None:
+    x = x.view(BITS, -1)
+    is_left = x < curve.threshold(x.dtype)
     if isinstance(curve.inverse, Fit):
-        is_left = is_left | (groups == torch.inf)  # see `eager.sides`
-    # Not a sum over the groups: that is slower, since it goes from element to element.
-    packed = is_left[:, 0].to(torch.uint8)
-    for position in range(1, BITS):
-        packed = packed | (is_left[:, position].to(torch.uint8) << position)
-    return (packed,)
+        is_left = is_left | (x == torch.inf)  # see `eager.sides`
+    packed = torch.where(is_left[0], 1.0, 0.0)
+    for row in range(1, BITS):
+        packed = packed + torch.where(is_left[row], 2.0**row, 0.0)
+    side.copy_(packed)
 
 
-def _derivative(curve: Curve, dtype: torch.dtype, y: Tensor, is_left: Tensor | None, error: Tensor | None) -> Tensor:
+def _is_left(side: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bools, shape (8 * columns,)."""
+    bits = 1 << torch.arange(BITS, dtype=torch.uint8, device=side.device)
+    return (side & bits.unsqueeze(1)).view(-1).to(
+        dtype
+    ) > 0.5  # a comparison of numbers: those of integers are slow on a CPU
+
+
+def _rebuild(curve: Curve, product: Tensor, up: Tensor) -> tuple[Tensor, Bend]:
+    """As `quotient.rebuild`, and what the root is to be taken with.
+
+    In half precision the quotient is rounded and its neighbour multiplied back: one division instead of two, and no
+    bits of numbers as integers, which the compiler would move one by one on a CPU.
+    """
+    dtype = product.dtype
+    if dtype.itemsize > 2:
+        return rebuild(product, up, curve.limits or ()), _bend(curve, dtype)
+    exact, divisor = product.float(), away_from_zero(up.float(), dtype)
+    quotient = exact / divisor
+    y = quotient.to(dtype).float()
+    if dtype == torch.float16:  # whose largest number a quotient next to it would be rounded past
+        y = y.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
+    # The neighbour on the quotient's other side: three quarters of its distance are rounded to it.
+    step = (y.abs() * (NEARLY_A_STEP * torch.finfo(dtype).eps)).copysign(quotient - y)
+    neighbour = (y + step).to(dtype).float()
+    either = (neighbour * divisor).to(dtype).float() == exact
+    y = torch.where(either, y + 0.5 * (neighbour - y), y)
+    for value in curve.limits or ():
+        y = torch.where(is_near(y, value, dtype), value, y)
+    bends = zip(_bend(curve, dtype, is_between=True), _bend(curve, dtype), strict=True)
+    return y, Bend(*(torch.where(either, between, at) for between, at in bends))
+
+
+def _bend(curve: Curve, dtype: torch.dtype, *, is_between: bool = False) -> Bend:
+    return curve.bend(dtype, is_between=is_between) if isinstance(curve.inverse, Fit) else Bend(0.0, 0.0)
+
+
+def _derivative(curve: Curve, dtype: torch.dtype, y: Tensor, side: Tensor | None, bend: Bend) -> Tensor:
     """``D(y, side)`` for outputs that were rounded to a dtype; see `formula.Slopes`."""
-    # A comparison of numbers: bools in memory are slow to read on a CPU.
-    left = None if is_left is None else is_left.to(y.dtype) > 0.5
+    left = None if side is None else _is_left(side, y.dtype)
     if isinstance(curve.inverse, ClosedForm):
         return curve.inverse.slope(y, left, dtype)
     fit, formula = curve.inverse, curve.inverse.formula(dtype)
     head, tail = split(fit.y_min, y.dtype)
     scaled = y * curve.scale if curve.scale != 1.0 else y
-    known_to = curve.output_error(dtype) if error is None else error * curve.scale
-    root = mean_root((scaled - head) - tail, known_to)
+    root = nearly_mean_root((scaled - head) - tail, bend)
     numerator, denominator = _ratio(formula.right, root)
     if left is not None:
         assert formula.left is not None
@@ -137,49 +181,69 @@ def _polynomial(coefficients: tuple[float, ...], u: Tensor) -> Tensor:
 
 
 def _run(
-    function: Callable[..., Any],
+    function: Callable[..., None],
     curve: Curve,
     results: list[Tensor],
     tensors: list[Tensor],
     side: Tensor | None = None,
-    elements: int = 1,
 ) -> None:
-    """Write what a function of the tensors, shape (numel,) each, gives to the results, shape (numel / elements,)."""
+    """Call a function with pieces of the results, which it writes, and of the tensors and side bits."""
     on_cpu = tensors[0].device.type == "cpu"
     compiled = _compiled(function, curve, tensors[0].dtype, on_cpu)
-    for start, step in _pieces(tensors[0].numel(), on_cpu):
-        stop = start + step
-        inputs = [_padded(tensor[start:stop], step) for tensor in tensors]
-        if side is not None:
-            inputs.append(unpack(_padded(side[start // BITS : stop // BITS], step // BITS)).view(torch.uint8))
-        targets = [result[start // elements : stop // elements] for result in results]
-        whole = [_padded(target, step // elements) for target in targets]
-        with torch.no_grad():  # of an operator's own tensors nothing is differentiated
-            compiled(whole, inputs)
-        for target, padded in zip(targets, whole, strict=True):
-            if padded is not target:
-                target.copy_(padded[: target.numel()])
+    arguments = [*results, *tensors] if side is None else [*results, *tensors, side]
+    with torch.no_grad():  # of an operator's own tensors nothing is differentiated
+        for start, stop, columns in _pieces(tensors[0].numel(), on_cpu):
+            pieces = [_piece(argument, start, stop) for argument in arguments]
+            whole = [_fill(piece, columns) for piece in pieces]
+            compiled(whole)
+            for piece, filled in zip(pieces[: len(results)], whole, strict=False):
+                if filled is not piece:
+                    _copy_back(filled, piece)
 
 
-def _pieces(size: int, on_cpu: bool) -> Iterator[tuple[int, int]]:
-    """Starts and sizes, which are multiples of eight; the last piece may reach beyond the end."""
+def _pieces(size: int, on_cpu: bool) -> Iterator[tuple[int, int, int]]:
+    """Start and end of each piece, and the columns it is padded to; all but the last one fill them."""
     start = 0
     while start < size:
         whole = (piece for piece in CPU_PIECES if piece <= size - start)
         step = next(whole, CPU_PIECES[-1]) if on_cpu else packed_size(size) * BITS
-        yield start, step
+        yield start, min(start + step, size), step // BITS
         start += step
 
 
-def _padded(piece: Tensor, size: int) -> Tensor:
-    return piece if piece.numel() == size else torch.nn.functional.pad(piece, (0, size - piece.numel()))
+def _piece(argument: Tensor, start: int, stop: int) -> Tensor:
+    """Of elements, or of side bits, which alone are bytes."""
+    return argument[start // BITS : packed_size(stop)] if argument.dtype == torch.uint8 else argument[start:stop]
+
+
+def _rows(piece: Tensor) -> int:
+    return 1 if piece.dtype == torch.uint8 else BITS
+
+
+def _fill(piece: Tensor, columns: int) -> Tensor:
+    """Shape (rows * columns,), padded at the end of each row; the piece itself where there is nothing to pad."""
+    rows = _rows(piece)
+    if piece.numel() == rows * columns:
+        return piece
+    filled = -(-piece.numel() // rows)
+    return _padded(_padded(piece, rows * filled).view(rows, filled), columns).view(-1)
+
+
+def _copy_back(filled: Tensor, piece: Tensor) -> None:
+    rows = _rows(piece)
+    written = filled.view(rows, -1)[:, : -(-piece.numel() // rows)]
+    piece.copy_(written.reshape(-1)[: piece.numel()])
+
+
+def _padded(tensor: Tensor, size: int) -> Tensor:
+    missing = size - tensor.size(-1)
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
 
 
 @cache
-def _compiled(function: Callable[..., Any], curve: Curve, dtype: torch.dtype, on_cpu: bool) -> Callable[..., None]:
-    def of_tensors(results: list[Tensor], tensors: list[Tensor]) -> None:
-        for result, value in zip(results, function(curve, *tensors), strict=True):
-            result.copy_(value)
+def _compiled(function: Callable[..., None], curve: Curve, dtype: torch.dtype, on_cpu: bool) -> Callable[..., None]:
+    def of_tensors(tensors: list[Tensor]) -> None:
+        function(curve, *tensors)
 
     # torch.compile counts what it has compiled by code object, and gives up at 8: hence one for each curve and dtype.
     code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")

@@ -17,9 +17,13 @@ DEFAULT_TINY = 2.0**-60
 SIGN_AND_EXPONENT = -1 << 23  # of a float32 number's bits
 
 
-def away_from_zero(factor: Tensor) -> Tensor:
-    """The factor, or the smallest that keeps what it is multiplied with, with its sign; new memory only for that."""
-    tiny = TINY.get(factor.dtype, DEFAULT_TINY)
+def away_from_zero(factor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The factor, or the smallest that keeps what it is multiplied with, with its sign; new memory only for that.
+
+    Args:
+        dtype: the product's; None for that of the factor.
+    """
+    tiny = TINY.get(dtype or factor.dtype, DEFAULT_TINY)
     if _costs_little_to_ask(factor) and factor.abs().min().item() >= tiny:
         return factor
     return factor.abs().clamp_(min=tiny).copysign_(factor)
@@ -47,9 +51,13 @@ def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = ()) -> Te
     divisor = away_from_zero(factor).to(wide)
     y = product / divisor if product.dtype == wide else _middle(product, divisor)
     for value in likely:
-        is_near = (y - value).abs_() <= abs(value) * torch.finfo(product.dtype).eps
-        y.masked_fill_(is_near, value)
+        y.masked_fill_(is_near(y, value, product.dtype), value)
     return y
+
+
+def is_near(y: Tensor, value: float, dtype: torch.dtype) -> Tensor:
+    """Whether an output that was rebuilt from numbers of this dtype can have been the value; bools."""
+    return (y - value).abs_() <= abs(value) * torch.finfo(dtype).eps
 
 
 def uncertainty(rebuilt: Tensor, dtype: torch.dtype) -> Tensor | None:
