@@ -128,8 +128,6 @@ def _rebuild(curve: Curve, product: Tensor, up: Tensor) -> tuple[Tensor, Bend]:
     exact, divisor = product.float(), away_from_zero(up.float(), dtype)
     quotient = exact / divisor
     y = quotient.to(dtype).float()
-    if dtype == torch.float16:  # whose largest number a quotient next to it would be rounded past
-        y = y.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
     # The neighbour on the quotient's other side: three quarters of its distance are rounded to it.
     step = (y.abs() * (NEARLY_A_STEP * torch.finfo(dtype).eps)).copysign(quotient - y)
     neighbour = (y + step).to(dtype).float()

@@ -147,7 +147,7 @@ def packed_in_planes(flags: Tensor) -> Tensor:
 def test_rebuilt_outputs_are_within_a_step_and_mostly_exact(dtype: torch.dtype) -> None:
     y, up, product = pairs(dtype)
     rebuilt, bend = compiled._rebuild(GELU, product, up)
-    assert (rebuilt.isfinite() | (y.abs() > 3e38)).all()
+    assert rebuilt.isfinite().all()
     smallest = torch.finfo(dtype).smallest_normal
     told = (product.abs() > smallest) & (y.abs() >= smallest)
     distance = (rebuilt.double() - y.double()).abs()[told]
@@ -158,11 +158,13 @@ def test_rebuilt_outputs_are_within_a_step_and_mostly_exact(dtype: torch.dtype) 
     assert torch.equal(torch.as_tensor(bend.start)[told], expected[told])
 
 
-def test_the_largest_output_is_rebuilt_as_a_number() -> None:
-    up = torch.linspace(0.5, 1, 1000, dtype=torch.float16)
-    largest = torch.full_like(up, torch.finfo(torch.float16).max)
+@each_half_dtype
+def test_the_largest_output_is_rebuilt_as_a_number(dtype: torch.dtype) -> None:
+    up = all_numbers(dtype)
+    up = up[(up.abs() > 1e-3) & (up.abs() < 1)]
+    largest = torch.full_like(up, torch.finfo(dtype).max)
     rebuilt, _ = compiled._rebuild(GELU, largest * up, up)
-    assert torch.allclose(rebuilt, largest.float(), rtol=1e-3)
+    assert torch.allclose(rebuilt, largest.float(), rtol=torch.finfo(dtype).eps)
 
 
 @each_half_dtype
