@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..curves import Curve, Fit
+from .formula import dtype_inside
 from .layout import flat, flat_like
 from .packing import BITS, empty_bits, pack, packed_size, unpack
 from .quotient import away_from_zero, rebuild
@@ -120,14 +121,15 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     gradients, products, ups = (flat_like(tensor, product) for tensor in (dy, product, up))
     dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
     dgates, dups = flat(dgate), flat(dup)
-    slopes = slopes_of_rebuilt(curve, product)
+    wide, slopes = dtype_inside(product), slopes_of_rebuilt(curve, product)
     for start, stop in pieces(products):
-        y = rebuild(products[start:stop], ups[start:stop], curve.limits or ())
-        gradient = gradients[start:stop].to(y.dtype)
+        factor = ups[start:stop].to(wide)
+        y = rebuild(products[start:stop], factor, curve.limits or ())
+        gradient = gradients[start:stop].to(wide)
         torch.mul(gradient, y, out=dups[start:stop])
         # Multiplied in the order of the native gradients, which overflows nowhere else.
         slope = slopes(y, _left_of(side, start, stop))
-        torch.mul(slope, gradient * ups[start:stop], out=dgates[start:stop])
+        torch.mul(slope, torch.mul(gradient, factor, out=y), out=dgates[start:stop])
     return dgate, dup
 
 

@@ -42,13 +42,14 @@ def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = ()) -> Te
     have had it, and is found; else two neighbours can, and the middle between them is taken.
 
     Args:
+        factor: of the product's dtype, or the same numbers in a wider one.
         likely: outputs of whole ranges of inputs, which are taken where they can have been it.
 
     Returns:
         In float32 (float64 for float64).
     """
     wide = dtype_inside(product)
-    divisor = away_from_zero(factor).to(wide)
+    divisor = away_from_zero(factor, product.dtype).to(wide)
     y = product / divisor if product.dtype == wide else _middle(product, divisor)
     for value in likely:
         y.masked_fill_(is_near(y, value, product.dtype), value)
