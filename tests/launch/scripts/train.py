@@ -58,6 +58,7 @@ def main():
     rank = os.environ.get("RANK", "0")
     (Path(args.output_dir) / f"seen-{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
     if torch.distributed.is_initialized():  # without this PyTorch sometimes aborts at the end (pytorch#190489)
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
