@@ -152,7 +152,7 @@ def test_rebuilt_outputs_are_within_a_step_and_mostly_exact(dtype: torch.dtype) 
     told = (product.abs() > smallest) & (y.abs() >= smallest)
     distance = (rebuilt.double() - y.double()).abs()[told]
     assert (distance <= last_place(y.double(), dtype)[told] / 2).all()
-    assert (distance == 0).double().mean() > 0.78  # measured: 0.783 in bfloat16, 0.795 in float16
+    assert (distance == 0).double().mean() > 0.779  # measured: 0.7803 in bfloat16, 0.7821 in float16
     is_between = rebuilt.to(dtype).float() != rebuilt
     expected = torch.where(is_between, GELU.bend(dtype, is_between=True).start, GELU.bend(dtype).start)
     assert torch.equal(torch.as_tensor(bend.start)[told], expected[told])
