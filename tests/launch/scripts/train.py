@@ -3,6 +3,7 @@
 `kept` counts what the second training step kept for its backward pass, in its own way.
 """
 
+import gc
 import json
 import os
 import sys
@@ -41,23 +42,24 @@ class CountingTrainer(Trainer):
         return loss
 
 
-def main():
-    (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+def train(args):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
     rows = torch.randint(3, 64, (8, 16))
     trainer = CountingTrainer(model, args, train_dataset=[{"input_ids": row, "labels": row} for row in rows])
     trainer.train()
-    seen = {
-        "argv": sys.argv,
-        "path": sys.path[0],
-        "world_size": args.world_size,
-        "kept": trainer.kept,
-        "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
-    }
+    return {"kept": trainer.kept, "logs": [entry for entry in trainer.state.log_history if "loss" in entry]}
+
+
+def main():
+    (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+    seen = {"argv": sys.argv, "path": sys.path[0], "world_size": args.world_size, **train(args)}
     rank = os.environ.get("RANK", "0")
     (Path(args.output_dir) / f"seen-{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
-    if torch.distributed.is_initialized():  # without this PyTorch sometimes aborts at the end (pytorch#190489)
+    if torch.distributed.is_initialized():
+        # Without this PyTorch sometimes aborts at the end (pytorch#190489). The wrapped model has to be gone before:
+        # a group that it owns alone joins its threads without releasing the interpreter, which they may wait for.
+        gc.collect()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
