@@ -36,17 +36,16 @@ def mean_root(rise: Tensor, error: float | Tensor) -> Tensor:
 class Bend(NamedTuple):
     """The shape of the square of `nearly_mean_root`; numbers or tensors, in units of the rise.
 
-    It is ``start - length / 2`` up to ``start``, then has slope 1.5 for ``length``, and then is the rise itself.
+    It is ``floor``, then on the line ``1.5 * rise + offset``, and from where that meets it the rise itself.
     """
 
-    start: float | Tensor
-    length: float | Tensor
+    floor: float | Tensor
+    offset: float | Tensor
 
 
 def nearly_mean_root(rise: Tensor, bend: Bend) -> Tensor:
     """`mean_root` with one root in place of two, for where roots take the time."""
-    above = (rise - bend.start).relu()
-    return (above + bend.start - 0.5 * (bend.length - above).relu()).sqrt()
+    return torch.minimum(1.5 * rise + bend.offset, rise).clamp(min=bend.floor).sqrt()
 
 
 def bend_of(y_min: float, dtype: torch.dtype, *, is_between: bool = False) -> Bend:
@@ -60,13 +59,12 @@ def bend_of(y_min: float, dtype: torch.dtype, *, is_between: bool = False) -> Be
     """
     error = output_error(y_min, dtype)
     if error == 0 or dtype.itemsize > 2:
-        return Bend(start=0.9 * error, length=error)
+        return Bend(floor=0.4 * error, offset=-0.95 * error)
     step, first = 2 * error, round_up(y_min - error, dtype) - y_min
     if is_between:
         first, error = first + error, step
     lowest, second = (_mean_root(rise, error) ** 2 for rise in (first, first + step))
-    start = first + step - (second - lowest) / 1.5
-    return Bend(start, length=2 * (start - lowest))
+    return Bend(floor=lowest, offset=second - 1.5 * (first + step))
 
 
 def _mean_root(rise: float, error: float) -> float:

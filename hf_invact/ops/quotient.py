@@ -20,13 +20,15 @@ SIGN_AND_EXPONENT = -1 << 23  # of a float32 number's bits
 def away_from_zero(factor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The factor, or the smallest that keeps what it is multiplied with, with its sign; new memory only for that.
 
+    The sign of 0 does not count.
+
     Args:
         dtype: the product's; None for that of the factor.
     """
     tiny = TINY.get(dtype or factor.dtype, DEFAULT_TINY)
     if _costs_little_to_ask(factor) and factor.abs().min().item() >= tiny:
         return factor
-    return factor.abs().clamp_(min=tiny).copysign_(factor)
+    return factor.abs().clamp_(min=tiny).copysign_(factor + 0.0)  # -0 + 0 is 0
 
 
 def _costs_little_to_ask(tensor: Tensor) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..curves import Curve, Fit
-from .formula import evaluator, select, split
+from .formula import evaluator, split
 from .quotient import missing_digits, uncertainty
 
 # Of a float32 number, the sign, the exponent and nine digits of the significand choose the line that it lies on.
@@ -33,8 +35,25 @@ def lookup(curve: Curve, dtype: torch.dtype, *, rebuilt: bool = False) -> Callab
     """
     in_half_precision = _Middles if rebuilt else _Numbers
     table_of = _Lines if dtype == torch.float32 else in_half_precision
-    table = lru_cache(maxsize=1)(lambda size: table_of(curve, dtype, size))
-    return lambda y, is_left: table(y.numel()).derivative(y, is_left)
+    return lambda y, is_left: _kept(table_of, curve, dtype, y.numel()).derivative(y, is_left)
+
+
+class _Kept(threading.local):
+    """What a thread used last: its buffers are some MiB, which as new memory would cost a sixth of a look-up's time."""
+
+    key: tuple[Any, ...] = ()
+    buffers: _Numbers | _Lines
+
+
+_last = _Kept()
+
+
+def _kept(kind: type[_Numbers] | type[_Lines], *arguments: Any) -> _Numbers | _Lines:
+    if _last.key != (kind, *arguments):
+        with _plain_cpu():
+            _last.buffers = kind(*arguments)
+        _last.key = (kind, *arguments)
+    return _last.buffers
 
 
 class _Numbers:
@@ -80,18 +99,21 @@ class _Lines:
         self.size = size
         self.limits = curve.limits
         self.start, self.table = _start(curve), _lines(curve)
-        self.variable, self.left = torch.empty(size), torch.empty(size)
-        self.mask, self.index = (torch.empty(size, dtype=torch.int32) for _ in range(2))
+        self.variable, self.left, self.share = (torch.empty(size) for _ in range(3))
+        self.one = torch.ones(size)
+        self.bits, self.index = self.variable.view(torch.int32), torch.empty(size, dtype=torch.int32)
         self.line = torch.empty(size, dtype=torch.complex64)
+        self.intercept, self.slope = torch.view_as_real(self.line).unbind(-1)
 
     def derivative(self, y: Tensor, is_left: Tensor | None) -> Tensor:
         variable = torch.sub(y, self.start, out=self.variable)
         if is_left is not None:
-            torch.clamp(y, max=-VANISHED, out=self.left)
-            select(self.mask.copy_(is_left).neg_(), torch.div(variable, self.left, out=self.left), variable)
-        torch.bitwise_right_shift(variable.view(torch.int32), LOW_BITS, out=self.index).add_(LINES // 2)
-        intercept, slope = torch.view_as_real(torch.index_select(self.table, 0, self.index, out=self.line)).unbind(-1)
-        derivative = torch.addcmul(intercept, slope, variable, out=variable)
+            divisor = torch.clamp(y, max=-VANISHED, out=self.left)
+            # The divisor itself on the left, and 1 on the right: one pass, where selecting the quotient takes three.
+            variable.div_(torch.lerp(self.one, divisor, self.share.copy_(is_left), out=divisor))
+        torch.bitwise_right_shift(self.bits, LOW_BITS, out=self.index).add_(LINES // 2)
+        torch.index_select(self.table, 0, self.index, out=self.line)
+        derivative = torch.addcmul(self.intercept, self.slope, variable, out=variable)
         if self.limits is not None:
             low, high = self.limits
             derivative.masked_fill_((y <= low) | (y >= high), 0.0)
@@ -100,8 +122,8 @@ class _Lines:
 
 @contextmanager
 def _plain_cpu() -> Iterator[None]:
-    """Whatever the caller's modes, the tables are plain tensors on the CPU."""
-    with torch.no_grad(), torch.device("cpu"):
+    """Whatever the caller's modes, what is kept are plain tensors on the CPU."""
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         yield
 
 

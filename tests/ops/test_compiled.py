@@ -10,8 +10,7 @@ import torch._dynamo.utils
 from torch import Tensor
 
 from hf_invact.curves import CURVES, GELU, SILU, Curve, Fit, elu
-from hf_invact.ops import BACKENDS, compiled, gate, invert
-from hf_invact.ops.packing import unpack
+from hf_invact.ops import BACKENDS, compiled, compiling, gate, invert
 from tests.helpers import (
     LAYOUTS,
     all_numbers,
@@ -44,7 +43,7 @@ each_curve_and_dtype = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "CPU_PIECES", (LARGE_PIECE, PIECE))
+    monkeypatch.setattr(compiling, "CPU_PIECES", (LARGE_PIECE, PIECE))
 
 
 def assert_close(result: Tensor, expected: Tensor, curve: Curve, dy: Tensor) -> None:
@@ -56,13 +55,11 @@ def assert_close(result: Tensor, expected: Tensor, curve: Curve, dy: Tensor) -> 
     assert (close | (result.isnan() & expected.isnan())).all()
 
 
-def assert_as_many(side: Tensor | None, expected: Tensor | None) -> None:
-    """Side bits lie in another order, but there are as many of each."""
+def assert_same_bits(side: Tensor | None, expected: Tensor | None) -> None:
     if side is None or expected is None:
         assert side is expected
     else:
-        assert side.shape == expected.shape
-        assert unpack(side).sum() == unpack(expected).sum()
+        assert torch.equal(side, expected)
 
 
 @pytest.mark.parametrize("size", [0, 9, PIECE, LARGE_PIECE + PIECE + 3])
@@ -71,11 +68,11 @@ def test_as_the_plain_backend(curve: Curve, dtype: torch.dtype, size: int) -> No
     x, up, dy = (normal(size, dtype=dtype, seed=seed) for seed in range(3))
     (y, side), (expected, expected_side) = (backend.forward(x, curve) for backend in (COMPILE, EAGER))
     assert torch.equal(y, expected)
-    assert_as_many(side, expected_side)
+    assert_same_bits(side, expected_side)
     assert_close(COMPILE.backward(dy, y, side, curve), EAGER.backward(dy, y, expected_side, curve), curve, dy)
     (product, side), (expected, expected_side) = (backend.gate_forward(x, up, curve) for backend in (COMPILE, EAGER))
     assert torch.equal(product, expected)
-    assert_as_many(side, expected_side)
+    assert_same_bits(side, expected_side)
     before = [tensor.clone() for tensor in (dy, product, up)]
     gradients = COMPILE.gate_backward(dy, product, up, side, curve)
     for result, of_eager in zip(gradients, EAGER.gate_backward(dy, product, up, expected_side, curve), strict=True):
@@ -92,7 +89,7 @@ def test_all_numbers() -> None:
     expected, expected_side = EAGER.forward(x, GELU)
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.nan_to_num(), expected.nan_to_num())
-    assert_as_many(side, expected_side)
+    assert_same_bits(side, expected_side)
     dy = torch.ones_like(y)
     assert_close(COMPILE.backward(dy, y, side, GELU), EAGER.backward(dy, y, expected_side, GELU), GELU, dy)
 
@@ -129,33 +126,54 @@ def test_nothing_is_compiled_again_for_another_size(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_kernel_for_any_size_as_other_devices_have_it() -> None:
-    kernel = compiled._compiled(compiled._backward, GELU, torch.float32, False)
+    kernel = compiling._compiled(compiled._backward, GELU, torch.float32, False, compiling.WRITTEN_ANEW)
     for size in (64, 96, 160):
         x, dy = normal(size), normal(size, seed=1)
         y, side = EAGER.forward(x, GELU)
+        assert side is not None
         dx = torch.empty(size)
-        kernel([dx, dy, y, packed_in_planes(x < GELU.threshold(torch.float32))])
+        kernel(compiling.lanes_of(x.device), compiling.words_of(side), [dx, dy, y])
         assert_close(dx, EAGER.backward(dy, y, side, GELU), GELU, dy)
 
 
-def packed_in_planes(flags: Tensor) -> Tensor:
-    weights = 2 ** torch.arange(8)
-    return (flags.view(8, -1) * weights.unsqueeze(1)).sum(dim=0).to(torch.uint8)
+def test_bits_that_begin_at_an_odd_byte() -> None:
+    x, dy = normal(LARGE_PIECE), normal(LARGE_PIECE, seed=1)
+    y, side = COMPILE.forward(x, GELU)
+    assert side is not None
+    moved = torch.cat([side[:1], side])[1:]
+    assert torch.equal(COMPILE.backward(dy, y, moved, GELU), COMPILE.backward(dy, y, side, GELU))
+
+
+def test_a_gradient_of_another_dtype_is_rounded_once() -> None:
+    x, up = (normal(PIECE, dtype=torch.bfloat16, seed=seed) for seed in range(2))
+    dy = normal(PIECE, seed=2)
+    product, side = COMPILE.gate_forward(x, up, GELU)
+    gradients = COMPILE.gate_backward(dy, product, up, side, GELU)
+    for result, expected in zip(gradients, EAGER.gate_backward(dy, product, up, side, GELU), strict=True):
+        assert result.dtype == torch.float32
+        # Not both backends take the same output where a product is between two; elsewhere they agree in float32.
+        assert ((result - expected).abs() < 1e-5).float().mean() > 0.9
+
+
+def rebuilt_ends(curve: Curve, product: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = torch.empty_like(product), torch.empty_like(product)
+    compiled._rebuild_ends(curve, compiling.lanes_of(product.device), None, low, high, product, up)
+    return low.double(), high.double()
 
 
 @each_half_dtype
 def test_rebuilt_outputs_are_within_a_step_and_mostly_exact(dtype: torch.dtype) -> None:
     y, up, product = pairs(dtype)
-    rebuilt, bend = compiled._rebuild(GELU, product, up)
-    assert rebuilt.isfinite().all()
+    low, high = rebuilt_ends(GELU, product, up)
+    assert low.isfinite().all()
+    assert high.isfinite().all()
     smallest = torch.finfo(dtype).smallest_normal
     told = (product.abs() > smallest) & (y.abs() >= smallest)
-    distance = (rebuilt.double() - y.double()).abs()[told]
-    assert (distance <= last_place(y.double(), dtype)[told] / 2).all()
+    step, distance = last_place(y.double(), dtype)[told], ((low + high) / 2 - y.double()).abs()[told]
+    is_usual = torch.maximum(y.abs(), product.abs())[told] < 2.0**100  # larger ones are not multiplied back
+    assert (distance <= torch.where(is_usual, step / 2, step)).all()
+    assert ((high - low).abs()[told] <= step).all()
     assert (distance == 0).double().mean() > 0.779  # measured: 0.7803 in bfloat16, 0.7821 in float16
-    is_between = rebuilt.to(dtype).float() != rebuilt
-    expected = torch.where(is_between, GELU.bend(dtype, is_between=True).start, GELU.bend(dtype).start)
-    assert torch.equal(torch.as_tensor(bend.start)[told], expected[told])
 
 
 @each_half_dtype
@@ -163,13 +181,12 @@ def test_the_largest_output_is_rebuilt_as_a_number(dtype: torch.dtype) -> None:
     up = all_numbers(dtype)
     up = up[(up.abs() > 1e-3) & (up.abs() < 1)]
     largest = torch.full_like(up, torch.finfo(dtype).max)
-    rebuilt, _ = compiled._rebuild(GELU, largest * up, up)
-    assert torch.allclose(rebuilt, largest.float(), rtol=torch.finfo(dtype).eps)
+    for end in rebuilt_ends(GELU, largest * up, up):
+        assert torch.allclose(end, largest.double(), rtol=torch.finfo(dtype).eps)
 
 
 @each_half_dtype
 def test_outputs_of_whole_ranges_of_inputs_are_taken_where_they_can_have_been_it(dtype: torch.dtype) -> None:
     curve, up = CURVES["clipped_gelu"], torch.linspace(0.1, 3, 10_000, dtype=dtype)
     ten = torch.full_like(up, 10.0)
-    rebuilt, _ = compiled._rebuild(curve, ten * up, up)
-    assert (rebuilt == 10).all()
+    assert all((end == 10).all() for end in rebuilt_ends(curve, ten * up, up))

