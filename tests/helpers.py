@@ -73,7 +73,8 @@ def error_bar(curve: Curve, dtype: torch.dtype) -> ErrorBar:
     if isinstance(curve.inverse, ClosedForm):
         return CLOSED_BARS[dtype]
     bar = replace(ERROR_BARS[dtype], **HIGHER_BARS.get((curve.name, dtype), {}))
-    return replace(bar, max=bar.max * native_slack(curve, dtype))
+    slack = native_slack(curve, dtype)
+    return replace(bar, max=bar.max * slack, rms=bar.rms * slack)
 
 
 @cache
