@@ -25,7 +25,7 @@ VANISHED = 1e-30  # outputs that are smaller on the left have no derivative eith
 def lookup(curve: Curve, dtype: torch.dtype, *, rebuilt: bool = False) -> Callable[[Tensor, Tensor | None], Tensor]:
     """What finds ``D(y, is_left)`` for pieces, shape (size,), of an output of this dtype.
 
-    The result is float32, and valid until the next call.
+    The result is float32, and valid until the next look-up in the same thread, of whatever tensor.
 
     Half precision: the formula's value for each number, so equal to it in every bit. float32: on straight lines between
     the formula's values, at most 5e-7 away from it. float32 needs a fitted curve.
