@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from hf_invact import InvertedActivationsCallback, PatchReport
+from hf_invact.curves import GELU
 from tests.compatibility import Matrix
+from tests.helpers import native_slack
 from tests.trainer.helpers import arguments, records
 
 STEPS = 3
@@ -178,7 +180,8 @@ def check_losses_and_gradients(plain: Run, patched: Run, name: str, dtype: torch
     first_loss = allowed.first_loss if name == "gpt2" else 0.0
     for step, (loss, expected) in enumerate(zip(patched.losses, plain.losses, strict=True)):
         assert abs(loss / expected - 1) <= (allowed.loss if step else first_loss), f"step {step}: {loss}, {expected}"
-    assert difference(patched.gradients, plain.gradients) <= allowed.gradient
+    slack = native_slack(GELU, dtype) if name == "bert" else 1.0
+    assert difference(patched.gradients, plain.gradients) <= allowed.gradient * slack
 
 
 def check_precision(plain: Run, patched: Run, exact: Run) -> None:

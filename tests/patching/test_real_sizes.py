@@ -76,9 +76,11 @@ def test_patching_a_7b_block_takes_seconds() -> None:
     model = model.to_empty(device="cpu")
     for weight in model.parameters():
         torch.nn.init.constant_(weight, 0.001)
-    start = time.perf_counter()
+    start = time.process_time()  # of all threads; other processes do not count
     report = patch_model(model)
-    assert time.perf_counter() - start < 20  # 0.2 to 1 s when quiet
+    # 0.4 to 2 s; 21 s where PyTorch has no fast product of bfloat16 matrices.
+    allowed = 20 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 60
+    assert time.process_time() - start < allowed
     assert [site.plan for site in report.sites] == ["gate-output"] * 2
 
 
