@@ -21,7 +21,7 @@ from hf_invact.curves.coefficients import FITS
 from hf_invact.curves.record import Fit, Ratio
 
 TARGET = Path(__file__).parents[1] / "hf_invact" / "curves" / "coefficients.py"
-SIGNIFICANT_DIGITS = 10  # float32 holds 7.2; fewer digits than float64's keep the file the same on every machine
+SIGNIFICANT_DIGITS = 10  # float32 holds 7.2
 SAME_SHARE = 0.5  # of a ratio's error: one that differs by less is the same
 WORKING_DIGITS = 40  # decimal; y - y_min keeps its digits next to the turning point
 
