@@ -43,9 +43,16 @@ class Bend(NamedTuple):
     offset: float | Tensor
 
 
-def nearly_mean_root(rise: Tensor, bend: Bend) -> Tensor:
-    """`mean_root` with one root in place of two, for where roots take the time."""
-    return torch.minimum(1.5 * rise + bend.offset, rise).clamp(min=bend.floor).sqrt()
+def nearly_mean_root(rise: Tensor, bend: Bend, missing: float = 0.0) -> Tensor:
+    """`mean_root` with one root in place of two, for where roots take the time.
+
+    A minimum that minds NaN takes four vector instructions on a CPU, and ``relu`` takes one.
+
+    Args:
+        missing: what is still to be subtracted from the rise, too little for its digits.
+    """
+    above_line = torch.relu(-0.5 * rise + (0.5 * missing - bend.offset))
+    return (torch.relu(rise - (bend.floor + missing) - above_line) + bend.floor).sqrt()
 
 
 def bend_of(y_min: float, dtype: torch.dtype, *, is_between: bool = False) -> Bend:

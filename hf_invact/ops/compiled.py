@@ -6,6 +6,7 @@ The forward pass stays PyTorch's own function, so that the output is the same to
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from . import eager
 from .compiling import Lanes, run
 from .formula import dtype_inside, split
 from .layout import flat, flat_like
-from .packing import BITS, empty_bits
+from .packing import empty_bits
 from .quotient import DEFAULT_TINY, TINY, is_near
 
 # Of the distance between a number and its neighbour, if the number's significand is 1; up to twice as much if it is
@@ -54,21 +55,19 @@ def gate_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor
 
 def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, curve: Curve) -> tuple[Tensor, Tensor]:
     """As `eager.gate_backward`."""
-    size, stride, dtype = product.size(), product.stride(), torch.promote_types(dy.dtype, product.dtype)
-    dgate, dup = (torch.empty_strided(size, stride, dtype=dtype, device=dy.device) for _ in range(2))
-    results = [flat(dgate), flat(dup)]
-    dys, products, ups = (flat_like(tensor, product) for tensor in (dy.to(dtype), product, up))
+    size, stride = product.size(), product.stride()
+    dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
+    results, tensors = [flat(dgate), flat(dup)], [flat_like(tensor, product) for tensor in (dy, up, product)]
     if product.dtype.itemsize > 2:
-        run(_gate_backward, curve, results, [dys, ups, products], side)
+        run(_gate_backward, curve, results, tensors, side)
     else:
         # In two goes: for all in one the compiler takes minutes.
-        run(_rebuild_ends, curve, results, [products, ups])
-        run(_gate_backward_of_ends, curve, results, [dys, ups], side, written_anew=50)
-    return dgate.to(dy.dtype), dup.to(dy.dtype)
+        run(_gate_backward_rebuilt, curve, results, tensors, side, first=_rebuild, written_anew=200)
+    return dgate, dup
 
 
-# What is compiled: functions of pieces, shape (size,), and of their side bits (`compiling.words_of`). Each writes to
-# its first tensors.
+# What is compiled: functions of pieces, shape (size,), and of their side bits (`compiling.words_of`). Each but
+# `_rebuild` writes to its first tensors.
 
 
 def _backward(curve: Curve, lanes: Lanes, words: Tensor | None, dx: Tensor, dy: Tensor, y: Tensor) -> None:
@@ -97,14 +96,23 @@ def _gate_backward(
     _write_gradients(dgate, dup, dy, up, y, slope)
 
 
-def _gate_backward_of_ends(
-    curve: Curve, lanes: Lanes, words: Tensor | None, low: Tensor, high: Tensor, dy: Tensor, up: Tensor
+def _gate_backward_rebuilt(
+    curve: Curve,
+    lanes: Lanes,
+    words: Tensor | None,
+    dgate: Tensor,
+    dup: Tensor,
+    dy: Tensor,
+    up: Tensor,
+    product: Tensor,
+    y: Tensor,
 ) -> None:
-    """The same from `_rebuild_ends`, which the gradients overwrite."""
-    y, dtype = 0.5 * low.float() + 0.5 * high.float(), up.dtype
+    """The same from what `_rebuild` returned."""
+    dtype = up.dtype
     bends = zip(_bend(curve, dtype, is_between=True), _bend(curve, dtype), strict=True)
-    bend = Bend(*(torch.where(low == high, at, between) for between, at in bends))
-    _write_gradients(low, high, dy, up, y, _derivative(curve, dtype, y, _is_left(words, lanes), bend))
+    is_number = _round(y, dtype) == y
+    bend = Bend(*(torch.where(is_number, at, between) for between, at in bends))
+    _write_gradients(dgate, dup, dy, up, y, _derivative(curve, dtype, y, _is_left(words, lanes), bend))
 
 
 def _write_gradients(dgate: Tensor, dup: Tensor, dy: Tensor, up: Tensor, y: Tensor, slope: Tensor) -> None:
@@ -114,10 +122,8 @@ def _write_gradients(dgate: Tensor, dup: Tensor, dy: Tensor, up: Tensor, y: Tens
     dup.copy_((gradient * y).to(dy.dtype))
 
 
-def _rebuild_ends(
-    curve: Curve, lanes: Lanes, words: None, low: Tensor, high: Tensor, product: Tensor, up: Tensor
-) -> None:
-    """As `quotient.rebuild` in half precision, but the two numbers whose middle that is; mostly the same one.
+def _rebuild(curve: Curve, dy: Tensor, up: Tensor, product: Tensor) -> Tensor:
+    """As `quotient.rebuild` in half precision. (Written to an argument, it would be computed in half-filled vectors.)
 
     The quotient is rounded and its neighbour multiplied back: one division instead of two, and no bits of numbers as
     integers, which the compiler would move one by one on a CPU.
@@ -125,24 +131,27 @@ def _rebuild_ends(
     dtype = product.dtype
     exact, divisor = product.float(), _away_from_zero(up.float(), dtype)
     quotient = exact / divisor
-    y = _round(quotient, dtype)
+    usual = torch.where(quotient.abs() < 2.0**100, quotient, 0.0)
+    y = _round(quotient, dtype, usual)
     # The neighbour on the quotient's other side: three quarters of its distance are rounded to it.
     step = y.abs() * (NEARLY_A_STEP * torch.finfo(dtype).eps)
-    neighbour = _round(torch.where(quotient < y, y - step, y + step), dtype)
-    other = torch.where(_round(neighbour * divisor, dtype) == exact, neighbour, y)
+    neighbour = _round(torch.where(quotient < y, y - step, y + step), dtype, usual)
+    is_possible = _round(neighbour * divisor, dtype) == exact
+    y = torch.where(is_possible, 0.5 * y + 0.5 * neighbour, y)
     for value in curve.limits or ():
-        is_value = is_near(0.5 * y + 0.5 * other, value, dtype)
-        y, other = torch.where(is_value, value, y), torch.where(is_value, value, other)
-    low.copy_(y)
-    high.copy_(other)
+        y = torch.where(is_near(y, value, dtype), value, y)
+    return y
 
 
 def _pack_sides(curve: Curve, lanes: Lanes, words: None, side: Tensor, x: Tensor) -> None:
-    x = x.view(-1, BITS)
+    """To integers, as `compiling.words_of` takes them from bits."""
+    x = x.view(-1, lanes.bits.size(1))
     is_left = x < curve.threshold(x.dtype)
     if isinstance(curve.inverse, Fit):
         is_left = is_left | (x == torch.inf)  # see `eager.sides`
-    side.copy_(torch.where(is_left, lanes.bits, 0.0).sum(-1))
+    groups = side.view(-1, lanes.bits.size(0))
+    for i, bits in enumerate(lanes.bits):
+        groups[:, i] = torch.where(is_left, bits, 0.0).sum(-1)
 
 
 def _is_left(words: Tensor | None, lanes: Lanes) -> Tensor | None:
@@ -153,8 +162,10 @@ def _is_left(words: Tensor | None, lanes: Lanes) -> Tensor | None:
     """
     if words is None:
         return None
-    shifted = words.unsqueeze(1) * lanes.halves
-    return (shifted - shifted.floor() >= 0.5).view(-1)
+    groups = words.view(-1, lanes.halves.size(0))
+    shifted = reduce(torch.add, [groups[:, i, None] * halves for i, halves in enumerate(lanes.halves)])
+    is_left: Tensor = shifted - shifted.floor() >= 0.5
+    return is_left.view(-1)
 
 
 def _away_from_zero(factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -163,16 +174,19 @@ def _away_from_zero(factor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(factor.abs() < tiny, torch.where(factor < 0, -tiny, tiny), factor)
 
 
-def _round(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _round(x: Tensor, dtype: torch.dtype, like: Tensor | None = None) -> Tensor:
     """To half precision, and back to float32.
 
     For bfloat16 by additions, of which there are three where a conversion takes twelve instructions on a CPU: a sum
-    with the 2^16-fold has lost the 16 digits. Numbers from 2^100 on stay as they are, and none becomes subnormal.
+    with the 2^16-fold has lost the 16 digits. No number becomes subnormal, and from 2^111 on it is NaN.
+
+    Args:
+        like: a number of the same size, or 0 to leave ``x`` as it is; None for ``x`` itself.
     """
     if dtype != torch.bfloat16:
         return x.to(dtype).float()
-    large = x * 2.0**16
-    return torch.where(x.abs() < 2.0**100, (x + large) - large, x)
+    large = (x if like is None else like) * 2.0**16
+    return (x + large) - large
 
 
 def _bend(curve: Curve, dtype: torch.dtype, *, is_between: bool = False) -> Bend:
@@ -186,7 +200,7 @@ def _derivative(curve: Curve, dtype: torch.dtype, y: Tensor, is_left: Tensor | N
     fit, formula = curve.inverse, curve.inverse.formula(dtype)
     head, tail = split(fit.y_min, y.dtype)
     scaled = y * curve.scale if curve.scale != 1.0 else y
-    root = nearly_mean_root((scaled - head) - tail, bend)
+    root = nearly_mean_root(scaled - head, bend, tail)
     numerator, denominator = _ratio(formula.right, root)
     if is_left is not None:
         assert formula.left is not None
@@ -201,17 +215,12 @@ def _derivative(curve: Curve, dtype: torch.dtype, y: Tensor, is_left: Tensor | N
 
 
 def _ratio(ratio: Ratio, root: Tensor) -> tuple[Tensor, Tensor]:
-    u = (root if math.isinf(ratio.end) else root.clamp(max=ratio.end)) - ratio.center
+    # Not further than the end; see `nearly_mean_root`.
+    u = root - ratio.center if math.isinf(ratio.end) else (ratio.end - ratio.center) - torch.relu(ratio.end - root)
     return _polynomial(ratio.numerator, u), _polynomial(ratio.denominator, u)
 
 
 def _polynomial(coefficients: tuple[float, ...], u: Tensor) -> Tensor:
-    """Even and odd powers apart, so that half as many operations have to wait for one another."""
-    square = u * u
-    return _horner(coefficients[1::2], square) * u + _horner(coefficients[::2], square)
-
-
-def _horner(coefficients: tuple[float, ...], u: Tensor) -> Tensor:
     *others, highest = coefficients
     if not others:
         return torch.full_like(u, highest)

@@ -19,8 +19,11 @@ from .packing import BITS, packed_size
 # costs about 50 microseconds, so there should be few, and what is left at the end is padded.
 CPU_PIECES = tuple(1 << power for power in (21, 20, 19, 18, 17))
 
-# Numbers whose side bits are read together: as many as vectors hold of 16-bit numbers (AVX2) or of float32 (AVX-512).
-LANES = 16
+# On other devices a piece bounds the memory of what is kept between two kernels.
+DEVICE_PIECE = 1 << 25
+
+# Side bits that are read together, as one integer that float32 can hold.
+WORD = 16
 
 # Results of up to so many operations are computed anew wherever they are used. With more of them, compiling takes up to
 # minutes; with fewer, parts of a kernel know no half precision, and the kernel then fills half of its vectors.
@@ -30,9 +33,11 @@ WRITTEN_ANEW = 22
 class Lanes(NamedTuple):
     """Constants of a device that the compiler would else compute again for each vector; float32.
 
+    Of as many numbers as the widest vectors hold (AVX-512): one word's in float32, two words' in half precision.
+
     Attributes:
-        bits: of the eight numbers of a byte, shape (8,).
-        halves: what moves each bit of a word to the first place behind the point; shape (LANES,).
+        bits: what each number adds to each word, shape (words, lanes).
+        halves: what moves each number's bit of each word to the first place behind the point; 0 in other words.
     """
 
     bits: Tensor
@@ -40,16 +45,17 @@ class Lanes(NamedTuple):
 
 
 @cache
-def lanes_of(device: torch.device) -> Lanes:
-    place = torch.arange(LANES, device=device)
-    bits = 2.0 ** place[:BITS].float()
+def lanes_of(device: torch.device, dtype: torch.dtype) -> Lanes:
+    words = 2 if dtype.itemsize == 2 else 1
+    place = torch.arange(WORD, device=device)
     if sys.byteorder == "big":  # the first byte of a word holds its upper bits
         place = place ^ BITS
-    return Lanes(bits, 0.5 ** (place + 1).float())
+    bits = torch.where(place == WORD - 1, -1.0, 1.0) * 2.0**place
+    return Lanes(*(torch.block_diag(*[values.float()] * words) for values in (bits, 0.5 ** (place + 1))))
 
 
 def words_of(side: Tensor) -> Tensor:
-    """The bits of LANES numbers as one; float32, shape (size / LANES,)."""
+    """The side bits as signed integers of WORD bits; float32, shape (size / WORD,)."""
     aligned = side if side.storage_offset() % 2 == 0 else side.clone()
     return aligned.view(torch.int16).float()
 
@@ -60,57 +66,73 @@ def run(
     results: list[Tensor],
     tensors: list[Tensor],
     side: Tensor | None = None,
+    *,
+    first: Callable[..., Tensor] | None = None,
     written_anew: int = WRITTEN_ANEW,
 ) -> None:
     """Call a compiled function with pieces of the results, which it writes, and of the tensors and side bits.
 
     Args:
         function: of the curve, the device's `Lanes`, the side bits as `words_of`, and pieces of results and tensors,
-            shape (size,) each.
+            shape (size,) each; of side bits as a result, int16 words, shape (size / WORD,).
         results, tensors: shape (numel,); side: as `eager.forward` returned it.
-        written_anew: on a CPU, see `WRITTEN_ANEW`.
+        first: of the curve and pieces of the tensors; what it returns the function is given as one more tensor.
+        written_anew: on a CPU, by the function; see `WRITTEN_ANEW`.
     """
-    on_cpu = tensors[0].device.type == "cpu"
-    compiled = _compiled(function, curve, tensors[0].dtype, on_cpu, written_anew)
-    lanes = lanes_of(tensors[0].device)
+    device, dtype = tensors[0].device, min((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.itemsize)
+    on_cpu = device.type == "cpu"
+    compiled = _compiled(function, curve, dtype, on_cpu, written_anew)
+    compiled_first = first and _compiled(first, curve, dtype, on_cpu, WRITTEN_ANEW)
+    lanes = lanes_of(device, dtype)
     with torch.no_grad():  # of an operator's own tensors nothing is differentiated
         for start, stop, size in _pieces(tensors[0].numel(), on_cpu):
             pieces = [_piece(tensor, start, stop) for tensor in (*results, *tensors)]
-            filled = [_fill(piece, size) for piece in pieces]
+            arguments = [_empty_words(piece, size) if _is_bits(piece) else _fill(piece, size) for piece in pieces]
             words = None if side is None else words_of(_fill(_piece(side, start, stop), size))
-            compiled(lanes, words, filled)
-            for piece, written in zip(pieces[: len(results)], filled, strict=False):
+            if compiled_first:
+                arguments.append(compiled_first(*arguments[len(results) :]))
+            compiled(lanes, words, *arguments)
+            for piece, written in zip(pieces[: len(results)], arguments, strict=False):
                 if written is not piece:
-                    piece.copy_(written[: piece.numel()])
+                    piece.copy_(written.view(piece.dtype)[: piece.numel()])
 
 
 def _pieces(size: int, on_cpu: bool) -> Iterator[tuple[int, int, int]]:
     """Start and end of each piece, and the size that it is padded to; all but the last one have it."""
     start = 0
     while start < size:
-        whole = (piece for piece in CPU_PIECES if piece <= size - start)
-        step = next(whole, CPU_PIECES[-1]) if on_cpu else -(-size // LANES) * LANES
+        left = size - start
+        whole = (piece for piece in CPU_PIECES if piece <= left)
+        step = next(whole, CPU_PIECES[-1]) if on_cpu else min(DEVICE_PIECE, -(-left // (2 * WORD)) * 2 * WORD)
         yield start, min(start + step, size), step
         start += step
 
 
+def _is_bits(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.uint8
+
+
 def _piece(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Of elements, or of side bits, which alone are bytes."""
-    return tensor[start // BITS : packed_size(stop)] if tensor.dtype == torch.uint8 else tensor[start:stop]
+    """Of elements, or of side bits."""
+    return tensor[start // BITS : packed_size(stop)] if _is_bits(tensor) else tensor[start:stop]
+
+
+def _empty_words(like: Tensor, size: int) -> Tensor:
+    return torch.empty(size // WORD, dtype=torch.int16, device=like.device)
 
 
 def _fill(piece: Tensor, size: int) -> Tensor:
     """The piece padded to so many elements, or side bits to those of so many; itself where nothing is missing."""
-    missing = (packed_size(size) if piece.dtype == torch.uint8 else size) - piece.numel()
+    missing = (packed_size(size) if _is_bits(piece) else size) - piece.numel()
     return torch.nn.functional.pad(piece, (0, missing)) if missing else piece
 
 
 @cache
 def _compiled(
-    function: Callable[..., None], curve: Curve, dtype: torch.dtype, on_cpu: bool, written_anew: int
-) -> Callable[..., None]:
-    def of_tensors(lanes: Lanes, words: Tensor | None, tensors: list[Tensor]) -> None:
-        function(curve, lanes, words, *tensors)
+    function: Callable[..., Any], curve: Curve, dtype: torch.dtype, on_cpu: bool, written_anew: int
+) -> Callable[..., Any]:
+    def of_tensors(*arguments: Any) -> Any:
+        return function(curve, *arguments)
 
     # torch.compile counts what it has compiled by code object, and gives up at 8: hence one for each curve and dtype.
     code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_invact.curves import CURVES, Curve, Fit
-from hf_invact.curves.rounding import bend_of, mean_root, nearly_mean_root, output_error
+from hf_invact.curves.rounding import Bend, bend_of, mean_root, nearly_mean_root, output_error
 from tests.helpers import HALF_DTYPES, dtype_name
 
 TURNING = [curve for curve in CURVES.values() if isinstance(curve.inverse, Fit) and curve.x_min is not None]
@@ -62,6 +62,11 @@ def test_one_root_is_nearly_as_good_for_the_outputs_of_half_precision(
 def test_without_an_error_it_is_the_root() -> None:
     rise = torch.tensor([-1.0, 0.0, 0.5, 7.0, torch.inf])
     assert torch.equal(nearly_mean_root(rise, bend_of(0.0, torch.bfloat16)), rise.clamp(min=0).sqrt())
+
+
+def test_what_is_missing_of_the_rise_is_subtracted() -> None:
+    rise, bend = torch.linspace(-1, 100, 1001, dtype=torch.float64), Bend(floor=0.4, offset=-0.95)
+    assert torch.allclose(nearly_mean_root(rise + 0.25, bend, missing=0.25), nearly_mean_root(rise, bend), rtol=1e-12)
 
 
 @each_curve

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_invact.curves import CURVES, GELU, SILU, Curve, Fit, elu
 from hf_invact.ops import BACKENDS, compiled, compiling, gate, invert
+from hf_invact.ops.slopes import slopes_of_rebuilt
 from tests.helpers import (
     LAYOUTS,
     all_numbers,
@@ -132,7 +133,7 @@ def test_a_kernel_for_any_size_as_other_devices_have_it() -> None:
         y, side = EAGER.forward(x, GELU)
         assert side is not None
         dx = torch.empty(size)
-        kernel(compiling.lanes_of(x.device), compiling.words_of(side), [dx, dy, y])
+        kernel(compiling.lanes_of(x.device, x.dtype), compiling.words_of(side), dx, dy, y)
         assert_close(dx, EAGER.backward(dy, y, side, GELU), GELU, dy)
 
 
@@ -155,25 +156,38 @@ def test_a_gradient_of_another_dtype_is_rounded_once() -> None:
         assert ((result - expected).abs() < 1e-5).float().mean() > 0.9
 
 
-def rebuilt_ends(curve: Curve, product: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = torch.empty_like(product), torch.empty_like(product)
-    compiled._rebuild_ends(curve, compiling.lanes_of(product.device), None, low, high, product, up)
-    return low.double(), high.double()
+def rebuilt(curve: Curve, product: Tensor, up: Tensor) -> Tensor:
+    return compiled._rebuild(curve, torch.ones_like(product), up, product)
 
 
 @each_half_dtype
 def test_rebuilt_outputs_are_within_a_step_and_mostly_exact(dtype: torch.dtype) -> None:
     y, up, product = pairs(dtype)
-    low, high = rebuilt_ends(GELU, product, up)
-    assert low.isfinite().all()
-    assert high.isfinite().all()
+    found = rebuilt(GELU, product, up)
+    assert found.dtype == torch.float32
+    assert found.isfinite().all()
     smallest = torch.finfo(dtype).smallest_normal
     told = (product.abs() > smallest) & (y.abs() >= smallest)
-    step, distance = last_place(y.double(), dtype)[told], ((low + high) / 2 - y.double()).abs()[told]
-    is_usual = torch.maximum(y.abs(), product.abs())[told] < 2.0**100  # larger ones are not multiplied back
+    step, distance = last_place(y.double(), dtype)[told], (found.double() - y.double()).abs()[told]
+    is_usual = (y.abs() < 2.0**100) & (product.abs() < 2.0**110)  # larger ones are not multiplied back
+    is_usual = is_usual[told]
     assert (distance <= torch.where(is_usual, step / 2, step)).all()
-    assert ((high - low).abs()[told] <= step).all()
-    assert (distance == 0).double().mean() > 0.779  # measured: 0.7803 in bfloat16, 0.7821 in float16
+    # Where two outputs can have been it, their middle is taken. Measured: 0.7800 in bfloat16, 0.7821 in float16.
+    assert (distance == 0)[is_usual & (product.abs() < 2.0**100)[told]].double().mean() > 0.779
+
+
+@each_half_dtype
+@pytest.mark.parametrize("curve", [GELU, SILU], ids=lambda curve: curve.name)
+def test_next_to_the_turning_point_middles_have_derivatives_of_their_own(curve: Curve, dtype: torch.dtype) -> None:
+    assert isinstance(curve.inverse, Fit)
+    numbers = all_numbers(dtype).float()
+    lowest = numbers[numbers > curve.inverse.y_min - curve.output_error(dtype)].sort().values[:3]
+    y = torch.stack([lowest[:2], (lowest[:2] + lowest[1:]) / 2]).flatten()
+    y, words = y.repeat(8), torch.zeros(2)
+    dgate, dup, dy, up = torch.empty(32), torch.empty(32), torch.ones(32), torch.ones(32, dtype=dtype)
+    compiled._gate_backward_rebuilt(curve, compiling.lanes_of(y.device, dtype), words, dgate, dup, dy, up, up, y)
+    expected = slopes_of_rebuilt(curve, up)(y, torch.zeros(32, dtype=torch.bool))
+    torch.testing.assert_close(dgate, expected, rtol=0, atol=1e-4)
 
 
 @each_half_dtype
@@ -181,12 +195,11 @@ def test_the_largest_output_is_rebuilt_as_a_number(dtype: torch.dtype) -> None:
     up = all_numbers(dtype)
     up = up[(up.abs() > 1e-3) & (up.abs() < 1)]
     largest = torch.full_like(up, torch.finfo(dtype).max)
-    for end in rebuilt_ends(GELU, largest * up, up):
-        assert torch.allclose(end, largest.double(), rtol=torch.finfo(dtype).eps)
+    assert torch.allclose(rebuilt(GELU, largest * up, up), largest.float(), rtol=torch.finfo(dtype).eps)
 
 
 @each_half_dtype
 def test_outputs_of_whole_ranges_of_inputs_are_taken_where_they_can_have_been_it(dtype: torch.dtype) -> None:
     curve, up = CURVES["clipped_gelu"], torch.linspace(0.1, 3, 10_000, dtype=dtype)
     ten = torch.full_like(up, 10.0)
-    assert all((end == 10).all() for end in rebuilt_ends(curve, ten * up, up))
+    assert (rebuilt(curve, ten * up, up) == 10).all()
