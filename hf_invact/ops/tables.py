@@ -110,7 +110,8 @@ class _Lines:
         if is_left is not None:
             divisor = torch.clamp(y, max=-VANISHED, out=self.left)
             # The divisor itself on the left, and 1 on the right: one pass, where selecting the quotient takes three.
-            variable.div_(torch.lerp(self.one, divisor, self.share.copy_(is_left), out=divisor))
+            share = self.share.copy_(is_left.view(torch.uint8))  # bools would be copied one by one
+            variable.div_(torch.lerp(self.one, divisor, share, out=divisor))
         torch.bitwise_right_shift(self.bits, LOW_BITS, out=self.index).add_(LINES // 2)
         torch.index_select(self.table, 0, self.index, out=self.line)
         derivative = torch.addcmul(self.intercept, self.slope, variable, out=variable)
