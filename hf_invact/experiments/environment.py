@@ -19,7 +19,8 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: found for name in PACKAGES if (found := installed_version(name))},
         "platform": platform.platform(),
-        "processor": processor_name(),
+        # With the vector instructions that PyTorch uses: speed depends on them, and the last digits of activations.
+        "processor": f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})",
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
