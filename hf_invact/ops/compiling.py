@@ -17,7 +17,7 @@ from .packing import BITS, packed_size
 
 # A CPU kernel for tensors of any size would run on one core, so there is one for pieces of each of these sizes: a call
 # costs about 50 microseconds, so there should be few, and what is left at the end is padded.
-CPU_PIECES = tuple(1 << power for power in (21, 20, 19, 18, 17))
+CPU_PIECES = tuple(1 << power for power in (22, 21, 20, 19, 18, 17))
 
 # On other devices a piece bounds the memory of what is kept between two kernels.
 DEVICE_PIECE = 1 << 25
@@ -85,7 +85,7 @@ def run(
     compiled_first = first and _compiled(first, curve, dtype, on_cpu, WRITTEN_ANEW)
     lanes = lanes_of(device, dtype)
     with torch.no_grad():  # of an operator's own tensors nothing is differentiated
-        for start, stop, size in _pieces(tensors[0].numel(), on_cpu):
+        for start, stop, size in _pieces(tensors[0].numel(), on_cpu, is_bounded=first is not None):
             pieces = [_piece(tensor, start, stop) for tensor in (*results, *tensors)]
             arguments = [_empty_words(piece, size) if _is_bits(piece) else _fill(piece, size) for piece in pieces]
             words = None if side is None else words_of(_fill(_piece(side, start, stop), size))
@@ -97,12 +97,16 @@ def run(
                     piece.copy_(written.view(piece.dtype)[: piece.numel()])
 
 
-def _pieces(size: int, on_cpu: bool) -> Iterator[tuple[int, int, int]]:
-    """Start and end of each piece, and the size that it is padded to; all but the last one have it."""
+def _pieces(size: int, on_cpu: bool, *, is_bounded: bool) -> Iterator[tuple[int, int, int]]:
+    """Start and end of each piece, and the size that it is padded to; all but the last one have it.
+
+    Args:
+        is_bounded: none is of the largest size, because something is kept for each piece.
+    """
     start = 0
     while start < size:
         left = size - start
-        whole = (piece for piece in CPU_PIECES if piece <= left)
+        whole = (piece for piece in CPU_PIECES[is_bounded:] if piece <= left)
         step = next(whole, CPU_PIECES[-1]) if on_cpu else min(DEVICE_PIECE, -(-left // (2 * WORD)) * 2 * WORD)
         yield start, min(start + step, size), step
         start += step
@@ -113,8 +117,10 @@ def _is_bits(tensor: Tensor) -> bool:
 
 
 def _piece(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Of elements, or of side bits."""
-    return tensor[start // BITS : packed_size(stop)] if _is_bits(tensor) else tensor[start:stop]
+    """Of elements, or of side bits; the tensor itself where it is all of it, for a slice costs microseconds."""
+    if _is_bits(tensor):
+        start, stop = start // BITS, packed_size(stop)
+    return tensor if stop - start == tensor.numel() else tensor[start:stop]
 
 
 def _empty_words(like: Tensor, size: int) -> Tensor:
