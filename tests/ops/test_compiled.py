@@ -137,6 +137,13 @@ def test_a_kernel_for_any_size_as_other_devices_have_it() -> None:
         assert_close(dx, EAGER.backward(dy, y, side, GELU), GELU, dy)
 
 
+def test_what_is_kept_for_a_piece_is_bounded() -> None:
+    size = LARGE_PIECE + PIECE + 3
+    whole, rest = (0, LARGE_PIECE, LARGE_PIECE), (LARGE_PIECE + PIECE, size, PIECE)
+    assert list(compiling._pieces(size, True, is_bounded=False)) == [whole, (LARGE_PIECE, rest[0], PIECE), rest]
+    assert {padded for *_, padded in compiling._pieces(size, True, is_bounded=True)} == {PIECE}
+
+
 def test_bits_that_begin_at_an_odd_byte() -> None:
     x, dy = normal(LARGE_PIECE), normal(LARGE_PIECE, seed=1)
     y, side = COMPILE.forward(x, GELU)
