@@ -109,8 +109,8 @@ def _without_avx512(curves: dict[str, Any]) -> str:
     ]
     text = (
         "On a CPU without AVX-512 instructions PyTorch's own float32 output is less exact for some activations, and "
-        "so is the derivative that is computed from it; the rms error of all others is within "
-        f"{DIFFERS - 1:.0%} of that in the table:"
+        "so is the derivative that is computed from it; the rms error of all others is at most "
+        f"{DIFFERS - 1:.0%} above that in the table:"
     )
     return "\n".join([text, "", *lines, "", f"Measured with PyTorch limited to the others, by `{results['command']}`."])
 

@@ -62,7 +62,7 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
         run(_gate_backward, curve, results, tensors, side)
     else:
         # In two goes: for all in one the compiler takes minutes.
-        run(_gate_backward_rebuilt, curve, results, tensors, side, first=_rebuild, written_anew=200)
+        run(_gate_backward, curve, results, tensors, side, first=_rebuild, written_anew=200)
     return dgate, dup
 
 
@@ -88,30 +88,16 @@ def _gate_backward(
     dy: Tensor,
     up: Tensor,
     product: Tensor,
+    y: Tensor | None = None,
 ) -> None:
-    y = product / _away_from_zero(up, product.dtype)
-    for value in curve.limits or ():
-        y = torch.where(is_near(y, value, product.dtype), value, y)
-    slope = _derivative(curve, product.dtype, y, _is_left(words, lanes), _bend(curve, product.dtype))
-    _write_gradients(dgate, dup, dy, up, y, slope)
-
-
-def _gate_backward_rebuilt(
-    curve: Curve,
-    lanes: Lanes,
-    words: Tensor | None,
-    dgate: Tensor,
-    dup: Tensor,
-    dy: Tensor,
-    up: Tensor,
-    product: Tensor,
-    y: Tensor,
-) -> None:
-    """The same from what `_rebuild` returned."""
-    dtype = up.dtype
-    bends = zip(_bend(curve, dtype, is_between=True), _bend(curve, dtype), strict=True)
-    is_number = _round(y, dtype) == y
-    bend = Bend(*(torch.where(is_number, at, between) for between, at in bends))
+    """In half precision with what `_rebuild` returned."""
+    dtype, bend = product.dtype, _bend(curve, product.dtype)
+    if y is None:
+        y = _or_limit(product / _away_from_zero(up, dtype), curve, dtype)
+    else:
+        is_number = _round(y, dtype) == y
+        bends = zip(bend, _bend(curve, dtype, is_between=True), strict=True)
+        bend = Bend(*(torch.where(is_number, at, between) for at, between in bends))
     _write_gradients(dgate, dup, dy, up, y, _derivative(curve, dtype, y, _is_left(words, lanes), bend))
 
 
@@ -137,7 +123,11 @@ def _rebuild(curve: Curve, dy: Tensor, up: Tensor, product: Tensor) -> Tensor:
     step = y.abs() * (NEARLY_A_STEP * torch.finfo(dtype).eps)
     neighbour = _round(torch.where(quotient < y, y - step, y + step), dtype, usual)
     is_possible = _round(neighbour * divisor, dtype) == exact
-    y = torch.where(is_possible, 0.5 * y + 0.5 * neighbour, y)
+    return _or_limit(torch.where(is_possible, 0.5 * y + 0.5 * neighbour, y), curve, dtype)
+
+
+def _or_limit(y: Tensor, curve: Curve, dtype: torch.dtype) -> Tensor:
+    """A rebuilt output, or the limit that it can have been."""
     for value in curve.limits or ():
         y = torch.where(is_near(y, value, dtype), value, y)
     return y
