@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..curves import Curve
+from .eager import forward
 from .slopes import slopes_of
 
 
@@ -62,8 +63,8 @@ def measure(curve: Curve, draws: Tensor, largest: float = math.inf) -> Derivativ
 
 def error_of(curve: Curve, x: Tensor) -> Tensor:
     """The derivative that the backward pass multiplies with, before any rounding to the dtype, less the exact one."""
-    y = curve.forward(x)
-    slope = slopes_of(curve, y)(y, None if curve.x_min is None else _is_left(curve, x))
+    y, side = forward(x, curve)
+    slope = slopes_of(curve, y)(y, side)
     return slope.double() - curve.derivative(x.double())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..curves import Curve, Fit
 from .formula import dtype_inside
 from .layout import flat, flat_like
-from .packing import BITS, empty_bits, pack, packed_size, unpack
+from .packing import BITS, empty_bits, pack, packed_size
 from .quotient import away_from_zero, rebuild
 from .slopes import slopes_of, slopes_of_rebuilt
 
@@ -82,7 +82,7 @@ def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor
     gradients, outputs, results = flat_like(dy, y), flat(y), flat(dx)
     slopes = slopes_of(curve, y)
     for start, stop in pieces(outputs):
-        slope = slopes(outputs[start:stop], _left_of(side, start, stop))
+        slope = slopes(outputs[start:stop], _bits_of(side, start, stop))
         torch.mul(gradients[start:stop], slope, out=results[start:stop])
     return dx
 
@@ -128,7 +128,7 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
         gradient = gradients[start:stop].to(wide)
         torch.mul(gradient, y, out=dups[start:stop])
         # Multiplied in the order of the native gradients, which overflows nowhere else.
-        slope = slopes(y, _left_of(side, start, stop))
+        slope = slopes(y, _bits_of(side, start, stop))
         torch.mul(slope, torch.mul(gradient, factor, out=y), out=dgates[start:stop])
     return dgate, dup
 
@@ -172,8 +172,8 @@ def _recomputed(dy: Tensor, inputs: list[Tensor], function: Callable[..., Tensor
     return results
 
 
-def _left_of(side: Tensor | None, start: int, stop: int) -> Tensor | None:
-    return None if side is None else unpack(side[start // BITS : packed_size(stop)])[: stop - start]
+def _bits_of(side: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if side is None else side[start // BITS : packed_size(stop)]
 
 
 def pieces(rows: Tensor) -> Iterator[tuple[int, int]]:

@@ -9,19 +9,24 @@ from torch import Tensor
 
 from ..curves import Curve, Fit
 from .formula import evaluator
+from .lookup import lookup
+from .packing import unpack
 from .quotient import uncertainty
-from .tables import lookup
 
 # From so many elements on, making a table (which is kept) costs less than it saves.
 TABLE_FROM = 1 << 18
 
-# ``D(y, is_left)`` for pieces of a tensor. The result, as of `formula.Slopes`, is valid until the next call.
+# ``D(y, side)`` for pieces of a tensor, shape (size,), and their side bits, uint8, shape (ceil(size / 8),). The result,
+# as of `formula.Slopes`, is valid until the next call.
 SlopesOf = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def slopes_of(curve: Curve, like: Tensor) -> SlopesOf:
     """What computes a curve's derivative for pieces of a tensor such as this one."""
-    return lookup(curve, like.dtype) if _is_worth_a_table(curve, like) else evaluator(curve, like)
+    if _is_worth_a_table(curve, like):
+        return lookup(curve, like.dtype)
+    evaluate = evaluator(curve, like)
+    return lambda y, side: evaluate(y, _is_left(side, y))
 
 
 def slopes_of_rebuilt(curve: Curve, product: Tensor) -> SlopesOf:
@@ -30,8 +35,12 @@ def slopes_of_rebuilt(curve: Curve, product: Tensor) -> SlopesOf:
         return slopes_of(curve, product)
     if _is_worth_a_table(curve, product):
         return lookup(curve, product.dtype, rebuilt=True)
-    evaluated = evaluator(curve, product)
-    return lambda y, is_left: evaluated(y, is_left, uncertainty(y, product.dtype))
+    evaluate = evaluator(curve, product)
+    return lambda y, side: evaluate(y, _is_left(side, y), uncertainty(y, product.dtype))
+
+
+def _is_left(side: Tensor | None, y: Tensor) -> Tensor | None:
+    return None if side is None else unpack(side)[: y.numel()]
 
 
 def _is_worth_a_table(curve: Curve, like: Tensor) -> bool:

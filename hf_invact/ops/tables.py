@@ -1,191 +1,179 @@
-"""Looks the derivative up in tables of the formula's values, which on a CPU costs less than evaluating it."""
+"""Tables of a curve's derivative for `lookup`, which are made once: float32 tensors on the CPU."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..curves import Curve, Fit
 from .formula import evaluator, split
+from .packing import BITS, unpack
 from .quotient import missing_digits, uncertainty
 
-# Of a float32 number, the sign, the exponent and nine digits of the significand choose the line that it lies on.
-LOW_BITS = 14
-LINES = 1 << (32 - LOW_BITS)
-VANISHED = 1e-30  # outputs that are smaller on the left have no derivative either
+# Cells of a side in float32. Fewer of them stay in the cache, so there are only as many as the error needs.
+FEWEST_CELLS, MOST_CELLS = 1 << 13, 1 << 18
+LINE_ERROR = 4e-7  # of the steepest slope
+# A float32 number's bits without the last two are, as a number, about its fourth root times a constant. In that, equal
+# cells bound the error of lines where the derivative is as the square root of the rise.
+SHIFT = 2
+SIGN = torch.iinfo(torch.int32).min
 
 
-def lookup(curve: Curve, dtype: torch.dtype, *, rebuilt: bool = False) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """What finds ``D(y, is_left)`` for pieces, shape (size,), of an output of this dtype.
+class Table(NamedTuple):
+    """Cells of equal size between -1 and 1, the left side's below 0. An output's integer leads to a position there.
 
-    The result is float32, and valid until the next look-up in the same thread, of whatever tensor.
-
-    Half precision: the formula's value for each number, so equal to it in every bit. float32: on straight lines between
-    the formula's values, at most 5e-7 away from it. float32 needs a fitted curve.
-
-    Args:
-        rebuilt: the pieces come from `quotient.rebuild`.
-    """
-    in_half_precision = _Middles if rebuilt else _Numbers
-    table_of = _Lines if dtype == torch.float32 else in_half_precision
-    return lambda y, is_left: _kept(table_of, curve, dtype, y.numel()).derivative(y, is_left)
-
-
-class _Kept(threading.local):
-    """What a thread used last: its buffers are some MiB, which as new memory would cost a sixth of a look-up's time."""
-
-    key: tuple[Any, ...] = ()
-    buffers: _Numbers | _Lines
-
-
-_last = _Kept()
-
-
-def _kept(kind: type[_Numbers] | type[_Lines], *arguments: Any) -> _Numbers | _Lines:
-    if _last.key != (kind, *arguments):
-        with _plain_cpu():
-            _last.buffers = kind(*arguments)
-        _last.key = (kind, *arguments)
-    return _last.buffers
-
-
-class _Numbers:
-    """Looks up pieces of one size in half precision, in buffers that all of them share."""
-
-    def __init__(self, curve: Curve, dtype: torch.dtype, size: int) -> None:
-        self.size = size
-        self.table, self.per_side = _numbers(curve, dtype), 1 << 16
-        self.index = torch.empty(size, dtype=torch.int32)
-        self.result = torch.empty(size)
-
-    def derivative(self, y: Tensor, is_left: Tensor | None) -> Tensor:
-        index = self.bits(y)
-        if is_left is not None:
-            index.add_(is_left, alpha=self.per_side)
-        return torch.index_select(self.table, 0, index.add_(self.per_side // 2), out=self.result)
-
-    def bits(self, y: Tensor) -> Tensor:
-        """As integers, in a buffer."""
-        return self.index.copy_(y.view(torch.int16))
-
-
-class _Middles(_Numbers):
-    """The same for rebuilt outputs: float32, but of the dtype's digits and one more, which tells middles."""
-
-    def __init__(self, curve: Curve, dtype: torch.dtype, size: int) -> None:
-        super().__init__(curve, dtype, size)
-        self.shift = missing_digits(dtype) - 1
-        self.table, self.per_side = _middles(curve, dtype), 1 << (32 - self.shift)
-
-    def bits(self, y: Tensor) -> Tensor:
-        return torch.bitwise_right_shift(y.view(torch.int32), self.shift, out=self.index)
-
-
-class _Lines:
-    """Looks up pieces of one size in float32, in buffers that all of them share.
-
-    The variable is near 0 where the derivative bends, so that lines of equal relative width follow it: right of the
-    turning point it is the rise ``y - y_min``, left of it ``(y - y_min) / y``, which is negative.
+    Attributes:
+        values: float32, shape (channels, cells).
+        start: int32, shape (256, 8), for each bit of a byte of side bits: ``start + step * integer`` are the bits of
+            the position as a float32 number.
+        step: see there.
     """
 
-    def __init__(self, curve: Curve, dtype: torch.dtype, size: int) -> None:
-        self.size = size
-        self.limits = curve.limits
-        self.start, self.table = _start(curve), _lines(curve)
-        self.variable, self.left, self.share = (torch.empty(size) for _ in range(3))
-        self.one = torch.ones(size)
-        self.bits, self.index = self.variable.view(torch.int32), torch.empty(size, dtype=torch.int32)
-        self.line = torch.empty(size, dtype=torch.complex64)
-        self.intercept, self.slope = torch.view_as_real(self.line).unbind(-1)
+    values: Tensor
+    start: Tensor
+    step: int
 
-    def derivative(self, y: Tensor, is_left: Tensor | None) -> Tensor:
-        variable = torch.sub(y, self.start, out=self.variable)
-        if is_left is not None:
-            divisor = torch.clamp(y, max=-VANISHED, out=self.left)
-            # The divisor itself on the left, and 1 on the right: one pass, where selecting the quotient takes three.
-            share = self.share.copy_(is_left.view(torch.uint8))  # bools would be copied one by one
-            variable.div_(torch.lerp(self.one, divisor, share, out=divisor))
-        torch.bitwise_right_shift(self.bits, LOW_BITS, out=self.index).add_(LINES // 2)
-        torch.index_select(self.table, 0, self.index, out=self.line)
-        derivative = torch.addcmul(self.intercept, self.slope, variable, out=variable)
-        if self.limits is not None:
-            low, high = self.limits
-            derivative.masked_fill_((y <= low) | (y >= high), 0.0)
-        return derivative
+
+class _Side(NamedTuple):
+    """One side's values, shape (channels, cells), from 0 outwards, and the start of its positions without the sign."""
+
+    values: Tensor
+    start: int
 
 
 @contextmanager
-def _plain_cpu() -> Iterator[None]:
+def plain_cpu() -> Iterator[None]:
     """Whatever the caller's modes, what is kept are plain tensors on the CPU."""
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         yield
 
 
 @cache
-def _numbers(curve: Curve, dtype: torch.dtype) -> Tensor:
-    """The derivative at every number of a half-precision dtype, in the order of their bits as integers.
-
-    Returns:
-        float32, shape (65536,), and for a curve with a turning point (131072,): right of it, then left.
-    """
-    with _plain_cpu():
+def number_table(curve: Curve, dtype: torch.dtype) -> Table:
+    """The derivative at every number of a half-precision dtype. An output's integer are its bits."""
+    with plain_cpu():
         y = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
-        return _values(curve, dtype, y, None)
+        return _numbers(curve, dtype, y, None)
 
 
 @cache
-def _middles(curve: Curve, dtype: torch.dtype) -> Tensor:
-    """The derivative at every float32 number of a half-precision dtype's digits and one more, ordered in the same way.
+def middle_table(curve: Curve, dtype: torch.dtype) -> Table:
+    """The same at every float32 number of the dtype's digits and one more, such as `quotient.rebuild` returns.
 
-    Returns:
-        float32, shape (131072,) in bfloat16 and (1048576,) in float16, or twice that: see `_numbers`.
+    The integer are the bits without those that are always 0.
     """
     shift = missing_digits(dtype) - 1
     half = 1 << (31 - shift)
-    with _plain_cpu():
+    with plain_cpu():
         y = torch.arange(-half, half, dtype=torch.int32).bitwise_left_shift(shift).view(torch.float32)
-        return _values(curve, dtype, y, uncertainty(y, dtype))
+        return _numbers(curve, dtype, y, uncertainty(y, dtype))
 
 
-def _values(curve: Curve, dtype: torch.dtype, y: Tensor, error: Tensor | None) -> Tensor:
+def _numbers(curve: Curve, dtype: torch.dtype, y: Tensor, error: Tensor | None) -> Table:
+    """A cell for each output; they are in the order of their integers, of which half are negative."""
     evaluate = evaluator(curve, torch.empty(0, dtype=dtype))
-    if curve.x_min is None:
-        return evaluate(y, None, error).clone()
-    return torch.cat([evaluate(y, torch.full(y.shape, is_left), error).clone() for is_left in (False, True)])
+    # Between 1/2 and 1 float32 numbers are equally far apart. A position is the middle of its cell.
+    half, ones = _bits(0.5), _bits(1.0)
+    step = (ones - half) // y.numel()
+    start = (half + ones) // 2 + step // 2
+    sides = []
+    for is_left in _sides(curve):
+        values = evaluate(y, _flags(curve, y, is_left), error)
+        sides.append(_Side(torch.cat([torch.zeros_like(values), values])[None], start))
+    return _table(sides, step)
 
 
-def _start(curve: Curve) -> float:
-    """A float32 number below all outputs, however they were rounded: the variable never changes its sign."""
+def lowest(curve: Curve) -> float:
+    """A float32 number below all float32 outputs of a fitted curve, however they were rounded."""
     assert isinstance(curve.inverse, Fit)
     y_min, error = curve.inverse.y_min / curve.scale, curve.output_error(torch.float32) / curve.scale
     return split(y_min - 2 * error, torch.float32)[0]
 
 
 @cache
-def _lines(curve: Curve) -> Tensor:
-    """For each line its value at 0 and its slope, as the parts of complex numbers: one look-up finds both.
+def line_table(curve: Curve) -> Table:
+    """A fitted curve's derivative as lines in the rise ``y - lowest(curve)``: the channels are intercept and slope.
 
-    Returns:
-        complex64, shape (LINES,).
+    The integer are the bits of the rise without the last `SHIFT`.
     """
-    with _plain_cpu():
-        bits = torch.arange(-(LINES // 2), LINES // 2, dtype=torch.int32).bitwise_left_shift(LOW_BITS)
-        start, end = (each.view(torch.float32).double() for each in (bits, bits + (1 << LOW_BITS) - 1))
-        points = torch.stack([start, (start + end) / 2, end])
-        is_left = points.signbit()
-        y = torch.where(is_left, 1 / (1 - points), 1 + points / _start(curve)) * _start(curve)
-        error = torch.tensor(curve.output_error(torch.float32) / curve.scale, dtype=torch.float64)
-        evaluate = evaluator(replace(curve, limits=None), y)
-        values = evaluate(y.flatten(), None if curve.x_min is None else is_left.flatten(), error)
-        first, middle, last = values.view(3, LINES)
-        slope = torch.where(end == start, 0.0, (last - first) / (end - start))
-        # Between the chord and the arc where the line errs by nothing in the mean (Simpson's rule for the arc).
-        intercept = ((first + last) / 2 + 2 * middle) / 3 - slope * (start + end) / 2
-        return torch.complex(intercept.float(), slope.float())
+    with plain_cpu():
+        needed = [_cells_needed(curve, is_left) for is_left in _sides(curve)]
+        sides = [_lines(curve, is_left, needed[is_left], max(needed))[0] for is_left in _sides(curve)]
+        return _table(sides, step=1)
+
+
+def _cells_needed(curve: Curve, is_left: bool) -> int:
+    rises = torch.linspace(0, _end(curve, is_left=False), 1000, dtype=torch.float64)
+    steepest = _exact(curve, lowest(curve) + rises, is_left=False).abs().max().item()
+    cells = FEWEST_CELLS
+    while cells < MOST_CELLS and _lines(curve, is_left, cells, cells)[1] > LINE_ERROR * steepest:
+        cells *= 2
+    return cells
+
+
+def _lines(curve: Curve, is_left: bool, cells: int, places: int) -> tuple[_Side, float]:
+    """The lines in so many cells, and by how much they err. The end's cell is the last that differs from those behind.
+
+    Args:
+        places: how many cells there are up to position 1, as many or 2, 4, ... times as many.
+    """
+    end = _end(curve, is_left)
+    start = _bits((cells - 1) / places) - (_bits(end) >> SHIFT)
+    positions = torch.arange(places + 1) / places
+    bits = (positions.view(torch.int32) - start).clamp_(min=0).bitwise_left_shift_(SHIFT)
+    edges = bits.view(torch.float32).double().clamp_(max=end)
+    low, high = edges[:-1], edges[1:]
+    rises = torch.lerp(low, high, torch.linspace(0, 1, 5, dtype=torch.float64)[:, None])
+    values = _exact(curve, rises.flatten() + lowest(curve), is_left).view(rises.shape)
+    slope = torch.where(high == low, 0.0, (values[-1] - values[0]) / (high - low))
+    # Between the chord and the arc where the line errs by nothing in the mean (Simpson's rule for the arc).
+    intercept = (values[0] + 4 * values[2] + values[-1]) / 6 - slope * (low + high) / 2
+    errors = (intercept + slope * rises - values).abs().max(dim=0).values
+    # Next to the turning point a cell has one number or none.
+    distance = math.ulp(lowest(curve)) * 2.0 ** (53 - 24)
+    number, is_wide = (rises[2] / distance).round() * distance, high - low > distance
+    number[cells - 1 :], is_wide[cells - 1 :] = end, False
+    constant = _exact(curve, number + lowest(curve), is_left)
+    lines = torch.stack([torch.where(is_wide, intercept, constant), torch.where(is_wide, slope, 0.0)])
+    return _Side(lines.float(), start), errors[is_wide].max().item()
+
+
+def _end(curve: Curve, is_left: bool) -> float:
+    """The rise from which on the derivative is constant; on the left, that of output 0."""
+    assert isinstance(curve.inverse, Fit)
+    return -lowest(curve) if is_left else curve.inverse.fine.right.end**2 / curve.scale
+
+
+def _exact(curve: Curve, y: Tensor, is_left: bool) -> Tensor:
+    """The formula's values in float64, for outputs that were rounded to float32."""
+    error = torch.tensor(curve.output_error(torch.float32) / curve.scale, dtype=torch.float64)
+    evaluate = evaluator(replace(curve, limits=None), y)
+    return evaluate(y, _flags(curve, y, is_left), error)
+
+
+def _sides(curve: Curve) -> list[bool]:
+    """Whether it is the left one, for each side."""
+    return [False] if curve.x_min is None else [False, True]
+
+
+def _flags(curve: Curve, y: Tensor, is_left: bool) -> Tensor | None:
+    return None if curve.x_min is None else torch.full(y.shape, is_left)
+
+
+def _table(sides: list[_Side], step: int) -> Table:
+    """Of the right side and the left one, if there is one (else nothing leads there)."""
+    right, left = sides[0], sides[-1]
+    is_left = unpack(torch.arange(1 << BITS).to(torch.uint8)).view(-1, BITS)
+    start = torch.where(is_left, left.start + SIGN, right.start).int()
+    return Table(torch.cat([left.values.flip(1), right.values], dim=1), start, step)
+
+
+def _bits(value: float) -> int:
+    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_invact.curves import GELU, Curve, clipped_gelu, softplus
-from hf_invact.ops import BACKENDS, slopes, tables
+from hf_invact.ops import BACKENDS, lookup, slopes
 from hf_invact.ops.slopes import slopes_of
 from tests.helpers import all_numbers, each_curve, each_fitted, each_half_dtype, normal
 
@@ -82,7 +82,7 @@ def test_for_rebuilt_outputs_of_gates_too(curve: Curve, dtype: torch.dtype, monk
 
 def test_only_real_and_large_tensors_of_up_to_32_bits_are_looked_up() -> None:
     def is_looked_up(y: torch.Tensor, curve: Curve = GELU) -> bool:
-        return slopes_of(curve, y).__module__ == tables.__name__
+        return slopes_of(curve, y).__module__ == lookup.__name__
 
     large = torch.empty(slopes.TABLE_FROM, dtype=torch.bfloat16)
     assert is_looked_up(large)
@@ -95,10 +95,10 @@ def test_only_real_and_large_tensors_of_up_to_32_bits_are_looked_up() -> None:
 
 
 def test_each_thread_looks_up_in_buffers_of_its_own() -> None:
-    y, is_left = torch.linspace(0, 1, 1000), torch.zeros(1000, dtype=torch.bool)
-    look_up = tables.lookup(GELU, torch.float32)
+    y, side = torch.linspace(0, 1, 1000), torch.zeros(125, dtype=torch.uint8)
+    look_up = lookup.lookup(GELU, torch.float32)
     with ThreadPoolExecutor(max_workers=1) as other:
-        mine = look_up(y, is_left)
-        theirs = other.submit(look_up, -0.1 * y, is_left).result()
+        mine = look_up(y, side)
+        theirs = other.submit(look_up, -0.1 * y, side).result()
         assert mine.data_ptr() != theirs.data_ptr()
-        assert look_up(y, is_left).data_ptr() == mine.data_ptr()
+        assert look_up(y, side).data_ptr() == mine.data_ptr()
