@@ -9,7 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_invact.curves import GELU, Curve, clipped_gelu, softplus
-from hf_invact.ops import BACKENDS, lookup, slopes
+from hf_invact.ops import BACKENDS, lookup, slopes, tables
+from hf_invact.ops.formula import evaluator
 from hf_invact.ops.slopes import slopes_of
 from tests.helpers import all_numbers, each_curve, each_fitted, each_half_dtype, normal
 
@@ -47,6 +48,24 @@ def test_lines_follow_the_formula(curve: Curve, monkeypatch: pytest.MonkeyPatch)
     else:  # the formula of a scaled curve rounds once more, which shows next to its turning point
         assert distance.max() < 4e-5
         assert distance[(x - curve.x_min).abs() > 0.01].max() < 1.5e-6
+
+
+@each_fitted
+def test_lines_give_each_number_next_to_the_turning_point_its_own_value(curve: Curve) -> None:
+    start = torch.tensor(tables.lowest(curve))
+    y = (start.view(torch.int32) - torch.arange(1, 201, dtype=torch.int32)).view(torch.float32)
+    error = torch.tensor(curve.output_error(torch.float32) / curve.scale, dtype=torch.float64)
+    evaluate, look_up = evaluator(curve, y.double()), lookup.lookup(curve, torch.float32)
+    for is_left in (False, True):
+        exact = evaluate(y.double(), torch.full(y.shape, is_left), error)
+        looked_up = look_up(y, torch.full([25], 255 * is_left, dtype=torch.uint8))
+        assert (looked_up - exact).abs().max() < 1e-7
+
+
+@each_fitted
+def test_there_is_no_slope_left_of_where_the_output_vanishes(curve: Curve) -> None:
+    y, left = torch.tensor([-0.0, -1e-30]), torch.tensor([255], dtype=torch.uint8)
+    assert lookup.lookup(curve, torch.float32)(y, left).tolist() == [0.0, 0.0]
 
 
 def test_lines_end_at_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
