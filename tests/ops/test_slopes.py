@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_invact.curves import GELU, Curve, clipped_gelu, softplus
+from hf_invact.curves import GELU, SILU, Curve, clipped_gelu, softplus
 from hf_invact.ops import BACKENDS, lookup, slopes, tables
 from hf_invact.ops.formula import evaluator
 from hf_invact.ops.slopes import slopes_of
@@ -121,3 +121,7 @@ def test_each_thread_looks_up_in_buffers_of_its_own() -> None:
         theirs = other.submit(look_up, -0.1 * y, side).result()
         assert mine.data_ptr() != theirs.data_ptr()
         assert look_up(y, side).data_ptr() == mine.data_ptr()
+
+
+def test_few_lines_suffice_for_silu() -> None:
+    assert tables.line_table(SILU).values.shape == (2, 2 * tables.FEWEST_CELLS)
