@@ -27,7 +27,7 @@ def lookup(curve: Curve, dtype: torch.dtype, *, rebuilt: bool = False) -> Callab
     The result is float32, and valid until the next look-up in the same thread, of whatever tensor.
 
     Half precision: the formula's value for each number, so equal to it in every bit. float32: on straight lines between
-    the formula's values, at most 5e-7 away from it. float32 needs a fitted curve.
+    the formula's values, at most 5e-7 of the steepest slope away from it. float32 needs a fitted curve.
 
     Args:
         rebuilt: the pieces come from `quotient.rebuild`.

@@ -119,7 +119,7 @@ def _cells_needed(curve: Curve, is_left: bool) -> int:
 
 
 def _lines(curve: Curve, is_left: bool, cells: int, places: int) -> tuple[_Side, float]:
-    """The lines in so many cells, and by how much they err. The end's cell is the last that differs from those behind.
+    """The lines in so many cells, from the last of which on the derivative is constant, and by how much they err.
 
     Args:
         places: how many cells there are up to position 1, as many or 2, 4, ... times as many.
