@@ -17,7 +17,7 @@ from .packing import BITS, packed_size
 from .quotient import missing_digits
 from .tables import SHIFT, Table, line_table, lowest, middle_table, number_table, plain_cpu
 
-SLICES = 16  # of a piece, which the threads share
+SLICES = 16  # of a piece, which the threads share; a multiple of `BITS`, so that a padded piece ends with a byte
 NEAREST, BORDER = 1, 1  # `torch.grid_sampler`'s names for the nearest point, and for the last one where there is none
 
 
@@ -27,7 +27,7 @@ def lookup(curve: Curve, dtype: torch.dtype, *, rebuilt: bool = False) -> Callab
     The result is float32, and valid until the next look-up in the same thread, of whatever tensor.
 
     Half precision: the formula's value for each number, so equal to it in every bit. float32: on straight lines between
-    the formula's values, at most 5e-7 of the steepest slope away from it. float32 needs a fitted curve.
+    the formula's values, at most 5e-7 of the steepest slope away from it, if `tables.lines_suffice` for the curve.
 
     Args:
         rebuilt: the pieces come from `quotient.rebuild`.
@@ -62,11 +62,11 @@ def _kept(kind: Callable[..., _Buffers], *arguments: Any) -> _Buffers:
 class _Sampler:
     """Samples a table for pieces of one size, in buffers that all of them share.
 
-    They are as long as `SLICES` of whole bytes of side bits; what is behind the piece's end is sampled anywhere.
+    They are padded to `SLICES` of one size; what is behind the piece's end is sampled anywhere.
     """
 
     def __init__(self, table: Table, size: int) -> None:
-        padded = -(-size // (SLICES * BITS)) * SLICES * BITS
+        padded = -(-size // SLICES) * SLICES
         self.table, self.values = table, table.values[None, :, None].expand(SLICES, -1, -1, -1)
         self.padded_integers = torch.zeros(padded, dtype=torch.int32)
         self.integers = self.padded_integers[:size]

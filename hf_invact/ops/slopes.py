@@ -12,6 +12,7 @@ from .formula import evaluator
 from .lookup import lookup
 from .packing import unpack
 from .quotient import uncertainty
+from .tables import lines_suffice
 
 # From so many elements on, making a table (which is kept) costs less than it saves.
 TABLE_FROM = 1 << 18
@@ -47,4 +48,6 @@ def _is_worth_a_table(curve: Curve, like: Tensor) -> bool:
     is_real_cpu_tensor = type(like) is Tensor and like.device.type == "cpu" and not torch.compiler.is_compiling()
     if not is_real_cpu_tensor or like.numel() < TABLE_FROM:
         return False
-    return like.dtype.itemsize == 2 or (like.dtype == torch.float32 and isinstance(curve.inverse, Fit))
+    if like.dtype == torch.float32:
+        return isinstance(curve.inverse, Fit) and lines_suffice(curve)
+    return like.dtype.itemsize == 2

@@ -97,25 +97,37 @@ def lowest(curve: Curve) -> float:
     return split(y_min - 2 * error, torch.float32)[0]
 
 
+def lines_suffice(curve: Curve) -> bool:
+    """Whether a fitted curve's `line_table` is exact enough, with up to `MOST_CELLS`."""
+    return max(_cells_needed(curve)) <= MOST_CELLS
+
+
 @cache
 def line_table(curve: Curve) -> Table:
     """A fitted curve's derivative as lines in the rise ``y - lowest(curve)``: the channels are intercept and slope.
 
     The integer are the bits of the rise without the last `SHIFT`.
     """
+    needed = _cells_needed(curve)
     with plain_cpu():
-        needed = [_cells_needed(curve, is_left) for is_left in _sides(curve)]
         sides = [_lines(curve, is_left, needed[is_left], max(needed))[0] for is_left in _sides(curve)]
         return _table(sides, step=1)
 
 
-def _cells_needed(curve: Curve, is_left: bool) -> int:
-    rises = torch.linspace(0, _end(curve, is_left=False), 1000, dtype=torch.float64)
-    steepest = _exact(curve, lowest(curve) + rises, is_left=False).abs().max().item()
-    cells = FEWEST_CELLS
-    while cells < MOST_CELLS and _lines(curve, is_left, cells, cells)[1] > LINE_ERROR * steepest:
-        cells *= 2
-    return cells
+@cache
+def _cells_needed(curve: Curve) -> tuple[int, ...]:
+    """By each side's lines; twice `MOST_CELLS` if these are too few."""
+    with plain_cpu():
+        rises = torch.linspace(0, _end(curve, is_left=False), 1000, dtype=torch.float64)
+        steepest = _exact(curve, lowest(curve) + rises, is_left=False).abs().max().item()
+
+        def needed(is_left: bool) -> int:
+            cells = FEWEST_CELLS
+            while cells <= MOST_CELLS and _lines(curve, is_left, cells, cells)[1] > LINE_ERROR * steepest:
+                cells *= 2
+            return cells
+
+        return tuple(needed(is_left) for is_left in _sides(curve))
 
 
 def _lines(curve: Curve, is_left: bool, cells: int, places: int) -> tuple[_Side, float]:

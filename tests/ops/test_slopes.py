@@ -125,3 +125,11 @@ def test_each_thread_looks_up_in_buffers_of_its_own() -> None:
 
 def test_few_lines_suffice_for_silu() -> None:
     assert tables.line_table(SILU).values.shape == (2, 2 * tables.FEWEST_CELLS)
+
+
+def test_a_curve_that_lines_do_not_follow_closely_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    y = torch.empty(slopes.TABLE_FROM)
+    assert slopes_of(GELU, y).__module__ == lookup.__name__
+    monkeypatch.setattr(tables, "MOST_CELLS", tables.FEWEST_CELLS)
+    assert slopes_of(SILU, y).__module__ == lookup.__name__
+    assert slopes_of(GELU, y).__module__ != lookup.__name__
