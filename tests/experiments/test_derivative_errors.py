@@ -39,6 +39,20 @@ def test_committed_errors_are_what_is_measured() -> None:
             assert again[dtype]["max"] == pytest.approx(committed[dtype]["max"], rel=0.02)
 
 
+def test_readme_rounds_the_measured_errors() -> None:
+    sentence = re.search(
+        r"about (\S+) in bfloat16, .*? (\S+) in float16, (\S+) in float32 \(GELU on a CPU without AVX-512: (\S+);",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    assert sentence is not None
+    narrow = json.loads((ROOT / "results" / "derivative-errors-avx2.json").read_text(encoding="utf-8"))
+    curves = RESULTS["curves"]
+    measured = [max(curves[name][dtype]["rms"] for name in ("gelu", "silu")) for dtype in ("bf16", "fp16", "fp32")]
+    measured.append(narrow["curves"]["gelu"]["fp32"]["rms"])
+    assert [float(number) for number in sentence.groups()] == pytest.approx(measured, rel=0.25)
+
+
 def test_figures_are_drawn_for_the_fitted_curves_and_small() -> None:
     content = png(figure(GELU, "gelu"))
     assert content.startswith(b"\x89PNG")
