@@ -75,7 +75,7 @@ class ClosedForm:
 
     Attributes:
         slope: ``D(y, is_left, dtype)`` in PyTorch operations, for float32 or float64 ``y`` that was rounded to
-            ``dtype``; ``is_left`` holds bools of the same shape. It may write to neither.
+            ``dtype``; ``is_left`` holds bools of the same shape. It may write to neither, and returns new memory.
         x_min: the turning point; None for an activation that only rises, whose output says it all.
     """
 

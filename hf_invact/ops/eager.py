@@ -13,6 +13,7 @@ from .formula import dtype_inside
 from .layout import flat, flat_like
 from .packing import BITS, empty_bits, pack, packed_size
 from .quotient import away_from_zero, rebuild
+from .scratch import Scratch, multiply
 from .slopes import slopes_of, slopes_of_rebuilt
 
 # Elements in a piece, a multiple of 8. On a CPU its buffers should stay in the cache, and every operation pays for
@@ -80,10 +81,10 @@ def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor
     """
     dx = torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=y.device)
     gradients, outputs, results = flat_like(dy, y), flat(y), flat(dx)
-    slopes = slopes_of(curve, y)
+    slopes, scratch = slopes_of(curve, y), Scratch(dtype_inside(y), y.device)
     for start, stop in pieces(outputs):
         slope = slopes(outputs[start:stop], _bits_of(side, start, stop))
-        torch.mul(gradients[start:stop], slope, out=results[start:stop])
+        multiply(scratch.wide("gradient", gradients[start:stop]), slope, out=results[start:stop])
     return dx
 
 
@@ -121,15 +122,15 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     gradients, products, ups = (flat_like(tensor, product) for tensor in (dy, product, up))
     dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
     dgates, dups = flat(dgate), flat(dup)
-    wide, slopes = dtype_inside(product), slopes_of_rebuilt(curve, product)
+    slopes, scratch = slopes_of_rebuilt(curve, product), Scratch(dtype_inside(product), product.device)
     for start, stop in pieces(products):
-        factor = ups[start:stop].to(wide)
-        y = rebuild(products[start:stop], factor, curve.limits or ())
-        gradient = gradients[start:stop].to(wide)
-        torch.mul(gradient, y, out=dups[start:stop])
-        # Multiplied in the order of the native gradients, which overflows nowhere else.
+        factor = scratch.wide("factor", ups[start:stop])
+        y = rebuild(products[start:stop], factor, curve.limits or (), scratch)
         slope = slopes(y, _bits_of(side, start, stop))
-        torch.mul(slope, torch.mul(gradient, factor, out=y), out=dgates[start:stop])
+        gradient = scratch.wide("gradient", gradients[start:stop])
+        multiply(gradient, y, out=dups[start:stop])
+        # Multiplied in the order of the native gradients, which overflows nowhere else.
+        multiply(slope, torch.mul(gradient, factor, out=y), out=dgates[start:stop])
     return dgate, dup
 
 

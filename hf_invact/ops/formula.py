@@ -21,7 +21,7 @@ class Slopes(Protocol):
     """``D(y, is_left)`` for pieces of a tensor, in float32 (float64 for float64)."""
 
     def __call__(self, y: Tensor, is_left: Tensor | None, error: Tensor | None = None) -> Tensor:
-        """The result, shaped as the piece, is valid until the next call.
+        """The result, shaped as the piece, is valid until the next call, and may be overwritten.
 
         Args:
             y: outputs, shape (size,).

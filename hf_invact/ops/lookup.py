@@ -24,7 +24,7 @@ NEAREST, BORDER = 1, 1  # `torch.grid_sampler`'s names for the nearest point, an
 def lookup(curve: Curve, dtype: torch.dtype, *, rebuilt: bool = False) -> Callable[[Tensor, Tensor | None], Tensor]:
     """What finds ``D(y, side)`` for pieces of an output of this dtype, shape (size,), and their side bits.
 
-    The result is float32, and valid until the next look-up in the same thread, of whatever tensor.
+    The result is float32, valid until the next look-up in the same thread, of whatever tensor, and may be overwritten.
 
     Half precision: the formula's value for each number, so equal to it in every bit. float32: on straight lines between
     the formula's values, at most 5e-7 of the steepest slope away from it, if `tables.lines_suffice` for the curve.

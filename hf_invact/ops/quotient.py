@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .formula import dtype_inside
+from .scratch import Scratch
 
 # A factor smaller than this would take what it is multiplied with along to 0. The exponents of bfloat16 and float32
 # have room; in float16 the product of the smallest factor and an output of 1/4 is just not subnormal.
@@ -37,7 +38,7 @@ def _costs_little_to_ask(tensor: Tensor) -> bool:
     return is_real and tensor.device.type == "cpu" and tensor.numel() > 0
 
 
-def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = ()) -> Tensor:
+def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = (), scratch: Scratch | None = None) -> Tensor:
     """The output ``y`` whose product with ``away_from_zero(factor)`` was rounded to ``product``; shape (size,) each.
 
     In half precision ``y`` was rounded too. Unless the product is subnormal, mostly only one number of the dtype can
@@ -46,13 +47,18 @@ def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = ()) -> Te
     Args:
         factor: of the product's dtype, or the same numbers in a wider one.
         likely: outputs of whole ranges of inputs, which are taken where they can have been it.
+        scratch: where the result is, in float32 (float64 for float64). None takes new memory.
 
     Returns:
         In float32 (float64 for float64).
     """
     wide = dtype_inside(product)
+    scratch = scratch or Scratch(wide, product.device)
     divisor = away_from_zero(factor, product.dtype).to(wide)
-    y = product / divisor if product.dtype == wide else _middle(product, divisor)
+    if product.dtype == wide:
+        y = torch.div(product, divisor, out=scratch.empty("y", product.numel()))
+    else:
+        y = _middle(product, divisor, scratch)
     for value in likely:
         y.masked_fill_(is_near(y, value, product.dtype), value)
     return y
@@ -85,14 +91,17 @@ def missing_digits(dtype: torch.dtype) -> int:
     return round(math.log2(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps))
 
 
-def _middle(product: Tensor, divisor: Tensor) -> Tensor:
+def _middle(product: Tensor, divisor: Tensor, scratch: Scratch) -> Tensor:
     """The middle of the half-precision numbers whose product with the divisor can have been rounded to ``product``."""
     info, digit = torch.finfo(product.dtype), 1 << missing_digits(product.dtype)
-    exact = product.float()
-    power = (exact.view(torch.int32) & SIGN_AND_EXPONENT).view(torch.float32)
-    # Both ends of what is rounded to the product, divided, and then rounded inwards.
-    far = torch.add(exact, power, alpha=info.eps / 2).div_(divisor)
-    near = exact.sub_(power, alpha=info.eps / 2).div_(divisor)
+    near, far = (scratch.empty(name, product.numel()) for name in ("y", "far"))
+    exact, power = near.copy_(product), far
+    torch.bitwise_and(exact.view(torch.int32), SIGN_AND_EXPONENT, out=power.view(torch.int32))
+    # Both ends of what is rounded to the product, as far from it, divided, and then rounded inwards.
+    torch.add(exact, power, alpha=info.eps / 2, out=far)
+    torch.lerp(far, exact, 2.0, out=near)
+    far.div_(divisor)
+    near.div_(divisor)
     far.view(torch.int32).bitwise_and_(-digit)
     near.view(torch.int32).add_(digit - 1).bitwise_and_(-digit)
     return near.lerp_(far, 0.5)

@@ -48,6 +48,7 @@ def test_slope_inverts_the_output(curve: Curve) -> None:
     before = y.clone()
     slope = curve.inverse.slope(y, None if curve.x_min is None else x < curve.x_min, y.dtype)
     assert torch.equal(y, before)
+    assert slope.data_ptr() != y.data_ptr()
     # laplace loses its digits on both sides of its mean; the others none here.
     rtol, atol = (1e-3, 1e-9) if curve.name == "laplace" else (1e-10, 0.0)
     torch.testing.assert_close(slope, exact_derivative(curve, x), rtol=rtol, atol=atol)
