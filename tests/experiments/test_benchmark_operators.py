@@ -78,6 +78,13 @@ def test_bytes(kind: traffic.Traffic, forward: float, backward: float) -> None:
     assert kind.bytes("autograd", elements, itemsize=2) == (forward + backward) * elements
 
 
+def test_on_a_cpu_everything_is_measured_at_every_size() -> None:
+    cpu, cuda = (settings_for(kind, None, 0, quick=False) for kind in ("cpu", "cuda"))
+    assert all(cpu.compares(dtype, size) for dtype in cpu.dtypes for size in cpu.sizes)
+    assert [cuda.compares("bf16", size) for size in cuda.sizes] == [size == cuda.compared_size for size in cuda.sizes]
+    assert not cuda.compares("fp16", cuda.compared_size)
+
+
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_every_operator_is_measured_in_every_dtype_and_size(kind: str) -> None:
     settings = settings_for(kind, None, 0, quick=False)
@@ -122,6 +129,8 @@ def test_the_other_backends_are_measured_at_the_compared_size_only(monkeypatch: 
         ["native", "inverted-eager"],
     ]
     assert "autograd" not in measured(QUICK, "gelu", 1 << 12)
+    everywhere = measured(replace(twice, compares_all_sizes=True), "gelu", 1 << 12)
+    assert list(everywhere["autograd"]["implementations"]) == ["native", "inverted-eager", "inverted-other"]
     assert "autograd" not in measured(replace(QUICK, compared_dtypes=("fp32",)), "gelu")
 
 

@@ -56,9 +56,9 @@ def operator_cases(settings: Settings) -> list[OperatorCase]:
 
 
 def measure_operator(case: OperatorCase, settings: Settings, device: torch.device) -> dict[str, Any]:
-    """The entry of the results: forward, backward, and at the compared size both through autograd."""
+    """The entry of the results: forward, backward, and where everything is measured both through autograd."""
     operator, dtype = OPERATORS[case.operator], DTYPES[case.dtype]
-    is_compared = case.elements == settings.compared_size and case.dtype in settings.compared_dtypes
+    is_compared = settings.compares(case.dtype, case.elements)
     if is_compared and (settings.compiles or len(settings.backends) > 1):
         torch.compiler.reset()  # else the graphs of the cases before count against the compiler's limit
     generator = torch.Generator(device).manual_seed(settings.seed)

@@ -27,6 +27,7 @@ class Settings:
         sizes: elements of the operators' tensors.
         compared_dtypes, compared_size: of them, where everything is measured: elsewhere it is PyTorch, Liger and the
             first backend, for nothing has to be compiled for them.
+        compares_all_sizes: whether everything is measured at all sizes.
         backends: for the operators.
         step_backends: for the training steps; "auto" is what a user gets.
         compiles: whether `torch.compile` of the native formulas is measured.
@@ -46,6 +47,11 @@ class Settings:
     rounds: int
     seed: int = 0
     quick: bool = False
+    compares_all_sizes: bool = False
+
+    def compares(self, dtype: str, elements: int) -> bool:
+        """Whether everything is measured there."""
+        return dtype in self.compared_dtypes and (self.compares_all_sizes or elements == self.compared_size)
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -70,7 +76,9 @@ def settings_for(kind: str, backends: Sequence[str] | None, seed: int, quick: bo
         return Settings(dtypes, (1 << 12, 1 << 14), dtypes, 1 << 14, chosen, steps, False, effort, 2, seed, quick)
     if kind == "cpu":
         dtypes, effort = ("fp32", "bf16"), Effort(seconds=1.5, least=9, most=50)
-        return Settings(dtypes, (1 << 22, 1 << 20), dtypes, 1 << 22, chosen, steps, True, effort, 9, seed)
+        return Settings(
+            dtypes, (1 << 22, 1 << 20), dtypes, 1 << 22, chosen, steps, True, effort, 9, seed, compares_all_sizes=True
+        )
     compared, effort = ("bf16", "fp32"), Effort(seconds=0.3, least=10, most=100)
     sizes = (1 << 26, 1 << 24, 1 << 28, 1 << 20)
     return Settings((*compared, "fp16"), sizes, compared, 1 << 26, chosen, steps, True, effort, 12, seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ..markdown import table
@@ -14,6 +14,7 @@ MEASURE = (
     "accelerate only)."
 )
 ABSENT = "-"
+NOTHING = f"{ABSENT} / {ABSENT}"
 DIRECTIONS = ("forward", "backward")
 MEMORY = {"cuda": ("peak_bytes", 2**30, "peak memory, GiB"), "cpu": ("kept_bytes", 2**20, "kept for backward, MiB")}
 LABELS = {
@@ -45,14 +46,14 @@ def section(files: Mapping[str, Content]) -> str:
         files: name of a file below ``results`` -> its content. Those of ``--quick`` are left out.
     """
     real = _real(files)
-    parts = [_device(name, content, all_dtypes=False) for name, content in real.items()]
+    parts = [_device(name, content, everything=False) for name, content in real.items()]
     if not any(content["device"]["kind"] == "cuda" for content in real.values()):
         parts.append(f"Operators and training steps are not yet measured on a GPU: {MEASURE}")
     return "\n\n".join(parts) + "\n"
 
 
 def page(files: Mapping[str, Content]) -> str:
-    """docs/benchmark.md: how it is measured, and all dtypes."""
+    """docs/benchmark.md: how it is measured, and all dtypes and sizes."""
     real = _real(files)
     parts = [METHOD]
     for name, content in real.items():
@@ -61,7 +62,7 @@ def page(files: Mapping[str, Content]) -> str:
             for kind, alt in (("operators", "Share of a copy's bandwidth by size"), ("steps", "Memory and step time"))
         ]
         parts.append(
-            "\n\n".join([f"## {content['device']['name']}", _device(name, content, all_dtypes=True), *figures])
+            "\n\n".join([f"## {content['device']['name']}", _device(name, content, everything=True), *figures])
         )
     if not any(content["device"]["kind"] == "cuda" for content in real.values()):
         parts.append(f"Not yet measured on a GPU: {MEASURE}")
@@ -77,15 +78,16 @@ number to `results/benchmark-<device>.json`.
 
 - **Operators** are called without autograd around them: the activation or gate itself, and its gradient from what was
   kept. All implementations take turns, and the time is the median. On a GPU it is the time between two events, with the
-  L2 cache overwritten before each call; on a CPU it is wall-clock time. What has to be compiled, and the backends that
-  are not the first choice, are measured at the size of the tables alone, on a GPU in bf16 and fp32. There the file has
-  the times through autograd as well.
+  L2 cache overwritten before each call; on a CPU it is wall-clock time. On a GPU, what has to be compiled, and the
+  backends that are not the first choice, are measured at the README's size in bf16 and fp32 alone. Where everything is
+  measured, the file has the times through autograd as well.
 - **Share of copy**: the bytes that a perfect kernel of that kind moves, per second, against a plain copy that moves as
   many bytes as a perfect inverted one, measured in the same turns. In tensors of the operator's size an activation
   moves 2 forward and 3 backward, a gate 3 and 5; an inverted one moves an eighth of a byte per element beside.
   PyTorch's own gate, which is not fused, moves 5 and 9.
 - **x PyTorch**: the time over that of PyTorch's kernels for the same formula; **x compiled**: over that of
-  `torch.compile` of the formula, forward and backward; **x Liger**: over Liger's fused gate, where it is installed.
+  `torch.compile` of the formula, forward and backward; **x Liger**: over Liger's fused gate, where it is installed. All
+  are of the implementation that the table's head names; the other backends' times follow, over PyTorch's.
 - **Training steps** are forward, backward and AdamW on one batch of random tokens, in all variants in turn on the same
   model with the same random weights. The learning rate is 0, so that all begin with the same weights at every step; the
   first losses are in the file. A ratio is the median of those of each turn. *Kept* counts the bytes that autograd keeps
@@ -98,10 +100,13 @@ def _real(files: Mapping[str, Content]) -> dict[str, Content]:
     return dict(sorted(chosen.items(), key=lambda item: (item[1]["device"]["kind"] != "cuda", item[0])))
 
 
-def _device(name: str, content: Content, *, all_dtypes: bool) -> str:
-    dtypes = content["settings"]["dtypes"] if all_dtypes else content["settings"]["dtypes"][:1]
-    tables = [_operators(content, dtype) for dtype in dtypes] + [_steps(content)]
-    return "\n\n".join([table for table in tables if table] + [_source(name, content, with_page=not all_dtypes)])
+def _device(name: str, content: Content, *, everything: bool) -> str:
+    settings = content["settings"]
+    dtypes, sizes = settings["dtypes"], settings["sizes"]
+    places = [(dtype, size) for dtype in dtypes for size in sizes]
+    chosen = places if everything else [(dtypes[0], settings["compared_size"])]
+    tables = [_operators(content, *place) for place in chosen] + [_steps(content)]
+    return "\n\n".join([table for table in tables if table] + [_source(name, content, with_page=not everything)])
 
 
 def _source(name: str, content: Content, *, with_page: bool) -> str:
@@ -130,8 +135,8 @@ def _losses(content: Content) -> str:
     )
 
 
-def _operators(content: Content, dtype: str) -> str:
-    size, backends = content["settings"]["compared_size"], content["settings"]["backends"]
+def _operators(content: Content, dtype: str, size: int) -> str:
+    first, *others = [f"inverted-{name}" for name in content["settings"]["backends"]]
     entries = [
         entry
         for entry in content["operators"]
@@ -139,17 +144,19 @@ def _operators(content: Content, dtype: str) -> str:
     ]
     if not entries:
         return ""
-    with_liger = any(_ratio(_main(entry, "forward", backends), "liger") != ABSENT for entry in entries)
-    others = [("native", "x PyTorch"), ("compiled", "x compiled")] + [("liger", "x Liger")] * with_liger
-    head = f"{content['device']['name']}: {dtype}, {size:,} elements, {label('inverted-' + backends[0])}"
-    rows = []
-    for entry in entries:
-        found = [_main(entry, direction, backends) for direction in DIRECTIONS]
-        cells = [_both(_cell(figures, "ms", "{:.3g}") for figures in found)]
-        cells.append(_both(_cell(figures, "copy_share", "{:.0%}") for figures in found))
-        cells += [_both(_ratio(figures, other) for figures in found) for other, _ in others]
-        rows.append([entry["operator"].replace("gate_", "gate of "), *cells])
-    return table([head, "forward / backward, ms", "share of copy", *(title for _, title in others)], rows)
+    columns = {
+        "forward / backward, ms": [_both(entry, first, "ms", "{:.3g}") for entry in entries],
+        "share of copy": [_both(entry, first, "copy_share", "{:.0%}") for entry in entries],
+        "x PyTorch": [_both(entry, first, "ratio_to_native", "{:.2f}") for entry in entries],
+        "x compiled": [_both(entry, first, "ratio_to_compiled", "{:.2f}") for entry in entries],
+        "x Liger": [_both(entry, first, "ratio_to_liger", "{:.2f}") for entry in entries],
+    }
+    for name in others:
+        columns[f"{label(name)} x PyTorch"] = [_both(entry, name, "ratio_to_native", "{:.2f}") for entry in entries]
+    shown = {title: cells for title, cells in columns.items() if set(cells) != {NOTHING}}
+    names = [entry["operator"].replace("gate_", "gate of ") for entry in entries]
+    head = f"{content['device']['name']}: {dtype}, {size:,} elements, {label(first)}"
+    return table([head, *shown], [list(row) for row in zip(names, *shown.values(), strict=True)])
 
 
 def _steps(content: Content) -> str:
@@ -175,19 +182,7 @@ def _step(variants: Mapping[str, Mapping[str, Any]], name: str, key: str, unit: 
     return f"{time}, {facts[key] / unit:.1f}{change}"
 
 
-def _main(entry: Content, direction: str, backends: Sequence[str]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = entry[direction]["implementations"]["inverted-" + backends[0]]
-    return found
-
-
-def _ratio(figures: Mapping[str, Any], other: str) -> str:
-    return _cell(figures, f"ratio_to_{other}", "{:.2f}")
-
-
-def _cell(figures: Mapping[str, Any], key: str, spec: str) -> str:
-    value = figures.get(key)
-    return ABSENT if value is None else spec.format(value)
-
-
-def _both(cells: Any) -> str:
-    return " / ".join(cells)
+def _both(entry: Content, name: str, key: str, spec: str) -> str:
+    """Forward and backward of an implementation."""
+    found = [entry[direction]["implementations"].get(name, {}).get(key) for direction in DIRECTIONS]
+    return " / ".join(ABSENT if value is None else spec.format(value) for value in found)
