@@ -20,6 +20,7 @@ from .slopes import slopes_of, slopes_of_rebuilt
 # starting the threads; on other devices an operation costs a launch, so pieces only bound the temporary memory.
 CPU_PIECE = 1 << 18
 DEVICE_PIECE = 1 << 24
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
 
 
 def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
@@ -46,18 +47,20 @@ def sides(x: Tensor, y: Tensor, threshold: float | Tensor, *, with_infinity: boo
         with_infinity: count an infinite input as left.
     """
     side = empty_bits(y)
-    inputs = flat_like(x, y)
+    inputs, scratch = flat_like(x, y), Scratch(x.dtype, x.device)
     flags: Tensor | None = None
     for start, stop in pieces(inputs):
         padded = packed_size(stop - start) * BITS
         if flags is None or flags.numel() != padded:
             flags = torch.zeros(padded, dtype=torch.bool, device=x.device)
-        piece = inputs[start:stop]
-        torch.lt(piece, threshold, out=flags[: stop - start])
+        piece, is_left = inputs[start:stop], flags[: stop - start]
+        # Written as numbers, and then as bools, a comparison takes less than half of the time on a CPU.
+        ones = torch.lt(piece, threshold, out=scratch.empty("ones", stop - start))
+        is_left.copy_(ones.view(INTEGERS[x.dtype.itemsize]))
         if with_infinity and _may_be_infinite(piece):
             # An infinite input has no gradient (the formula in x gives NaN), but a finite one may overflow to the same
             # output; on the left side an infinite output gives NaN.
-            flags[: stop - start].logical_or_(piece == math.inf)
+            is_left.logical_or_(piece == math.inf)
         pack(flags, out=side[start // BITS : packed_size(stop)])
     return side
 
