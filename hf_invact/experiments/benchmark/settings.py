@@ -77,7 +77,7 @@ def settings_for(kind: str, backends: Sequence[str] | None, seed: int, quick: bo
     if kind == "cpu":
         dtypes, effort = ("fp32", "bf16"), Effort(seconds=1.5, least=9, most=50)
         return Settings(
-            dtypes, (1 << 22, 1 << 20), dtypes, 1 << 22, chosen, steps, True, effort, 9, seed, compares_all_sizes=True
+            dtypes, (1 << 22, 1 << 20), dtypes, 1 << 22, chosen, steps, True, effort, 25, seed, compares_all_sizes=True
         )
     compared, effort = ("bf16", "fp32"), Effort(seconds=0.3, least=10, most=100)
     sizes = (1 << 26, 1 << 24, 1 << 28, 1 << 20)
