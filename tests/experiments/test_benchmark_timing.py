@@ -22,9 +22,11 @@ def test_repetitions(seconds_of_one: float, repetitions: int) -> None:
 def test_calls_take_turns_and_each_has_its_own_times() -> None:
     order: list[str] = []
     calls = {"short": lambda: order.append("short"), "long": lambda: (order.append("long"), time.sleep(0.01))}
-    times = alternate(calls, CPU, Effort(seconds=0.0, least=4, most=4))
-    assert order == ["short", "long"] * 5
-    assert {name: len(of_call) for name, of_call in times.items()} == {"short": 4, "long": 4}
+    times = alternate(calls, CPU, Effort(seconds=0.0, least=9, most=9))
+    turns = list(zip(order[::2], order[1::2], strict=True))
+    assert len(turns) == 1 + 9
+    assert set(turns) == {("short", "long"), ("long", "short")}
+    assert {name: len(of_call) for name, of_call in times.items()} == {"short": 9, "long": 9}
     assert min(times["long"]) >= 0.01 > max(times["short"])
 
 

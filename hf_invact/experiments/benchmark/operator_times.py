@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -106,9 +107,11 @@ def _measure(
     calls = {name: implementation.calls[direction] for name, implementation in implementations.items()}
     moved = operator.inverted_traffic.bytes(direction, *size)
     calls = {COPY: _copy(moved, device), **calls}
-    failures = {**failures, **warm_up(calls, device)}
-    calls = {name: call for name, call in calls.items() if name not in failures}
-    times = alternate(calls, device, settings.operator_effort) if calls else {}
+    # As within autograd's functions, where these calls are made otherwise.
+    with nullcontext() if direction == "autograd" else torch.no_grad():
+        failures = {**failures, **warm_up(calls, device)}
+        calls = {name: call for name, call in calls.items() if name not in failures}
+        times = alternate(calls, device, settings.operator_effort) if calls else {}
     medians = {name: statistics.median(of_call) for name, of_call in times.items()}
     found: dict[str, Any] = {
         name: _figures(medians[name], implementation.traffic.bytes(direction, *size), moved, medians)

@@ -78,10 +78,10 @@ number to `results/benchmark-<device>.json`. A file is of the code at its last c
 differ from device to device.
 
 - **Operators** are called without autograd around them: the activation or gate itself, and its gradient from what was
-  kept. All implementations take turns, and the time is the median. On a GPU it is the time between two events, with the
-  L2 cache overwritten before each call; on a CPU it is wall-clock time. On a GPU, what has to be compiled, and the
-  backends that are not the first choice, are measured at the README's size in bf16 and fp32 alone. Where everything is
-  measured, the file has the times through autograd as well.
+  kept. All implementations take turns, each time in another order, and the time is the median. On a GPU it is the time
+  between two events, with the L2 cache overwritten before each call; on a CPU it is wall-clock time. On a GPU, what has
+  to be compiled, and the backends that are not the first choice, are measured at the README's size in bf16 and fp32
+  alone. Where everything is measured, the file has the times through autograd as well.
 - **Share of copy**: the bytes that a perfect kernel of that kind moves, per second, against a plain copy that moves as
   many bytes as a perfect inverted one, measured in the same turns. In tensors of the operator's size an activation
   moves 2 forward and 3 backward, a gate 3 and 5; an inverted one moves an eighth of a byte per element beside.

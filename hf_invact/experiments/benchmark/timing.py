@@ -1,10 +1,14 @@
-"""Times calls in turn, so that what else the machine does meets all of them alike."""
+"""Times calls in turn, so that what else the machine does meets all of them alike.
+
+Each turn has another order: no call always finds the memory and the caches as the same other one has left them.
+"""
 
 from __future__ import annotations
 
 import gc
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +75,7 @@ def warm_up(calls: Mapping[str, Call], device: torch.device, times: int = 2) -> 
 
 
 def alternate(calls: Mapping[str, Call], device: torch.device, effort: Effort) -> dict[str, list[float]]:
-    """Seconds of each call, by name: one repetition of each in turn.
+    """Seconds of each call, by name: one repetition of each in turn, in an order that is drawn for each turn.
 
     On a CUDA device the times are those between two events, and the L2 cache is overwritten before each call (which
     also hides the launch of a first kernel). On a CPU they are wall-clock times.
@@ -97,10 +101,16 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def _turns(calls: Mapping[str, Call], count: int) -> Iterator[list[tuple[str, Call]]]:
+    shuffled = random.Random(0)
+    for _ in range(count):
+        yield shuffled.sample(list(calls.items()), len(calls))
+
+
 def _cpu_times(calls: Mapping[str, Call], device: torch.device, count: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(count):
-        for name, call in calls.items():
+    for turn in _turns(calls, count):
+        for name, call in turn:
             began = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - began)
@@ -110,8 +120,8 @@ def _cpu_times(calls: Mapping[str, Call], device: torch.device, count: int) -> d
 def _cuda_times(calls: Mapping[str, Call], device: torch.device, count: int) -> dict[str, list[float]]:
     flushed = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=device)
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
-    for _ in range(count):
-        for name, call in calls.items():
+    for turn in _turns(calls, count):
+        for name, call in turn:
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             flushed.zero_()
             start.record()
