@@ -103,6 +103,10 @@ class Curve:
     scale: float = 1.0
     limits: tuple[float, float] | None = None
 
+    def __hash__(self) -> int:
+        """Of the name alone: of all coefficients it would take longer than the rest of a look-up."""
+        return hash(self.name)
+
     @property
     def x_min(self) -> float | None:
         """The input at which ``f`` turns; None where it only rises, so that no side bit is needed."""

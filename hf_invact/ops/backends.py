@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torch
@@ -35,12 +35,17 @@ class Backend:
     exact_gate_backward: Callable[[Tensor, Tensor, Tensor, Curve], tuple[Tensor, Tensor]]
 
 
+@cache
+def _imported(module: str) -> ModuleType:
+    return importlib.import_module(f".{module}", __package__)
+
+
 def _backend(name: str, module: str) -> Backend:
     """The functions of a module of this package, which is imported when the first of them is called."""
 
     def operation(attribute: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            return getattr(importlib.import_module(f".{module}", __package__), attribute)(*arguments)
+            return getattr(_imported(module), attribute)(*arguments)
 
         return call
 

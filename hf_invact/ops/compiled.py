@@ -1,4 +1,4 @@
-"""The plain backend's formulas through torch.compile: one pass over memory instead of one for each operation.
+"""The plain backend's formulas through PyTorch's compiler: one pass over memory instead of one for each operation.
 
 The forward pass stays PyTorch's own function, so that the output is the same to the bit.
 """
@@ -108,7 +108,7 @@ def _write_gradients(dgate: Tensor, dup: Tensor, dy: Tensor, up: Tensor, y: Tens
     dup.copy_((gradient * y).to(dy.dtype))
 
 
-def _rebuild(curve: Curve, dy: Tensor, up: Tensor, product: Tensor) -> Tensor:
+def _rebuild(curve: Curve, lanes: Lanes, words: None, dy: Tensor, up: Tensor, product: Tensor) -> Tensor:
     """As `quotient.rebuild` in half precision. (Written to an argument, it would be computed in half-filled vectors.)
 
     The quotient is rounded and its neighbour multiplied back: one division instead of two, and no bits of numbers as

@@ -1,19 +1,24 @@
-"""Runs functions of flat tensors through torch.compile, piece by piece."""
+"""Runs functions of flat tensors through PyTorch's compiler, piece by piece."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
+import torch._inductor
 import torch._inductor.config as inductor
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..curves import Curve
 from .packing import BITS, packed_size
+from .plain import plain_cpu
 
 # A CPU kernel for tensors of any size would run on one core, so there is one for pieces of each of these sizes: a call
 # costs about 50 microseconds, so there should be few, and what is left at the end is padded.
@@ -45,8 +50,9 @@ class Lanes(NamedTuple):
 
 
 @cache
-def lanes_of(device: torch.device, dtype: torch.dtype) -> Lanes:
-    words = 2 if dtype.itemsize == 2 else 1
+def lanes_of(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Lanes:
+    """For tensors of these dtypes."""
+    words = 2 if any(dtype.itemsize == 2 for dtype in dtypes) else 1
     place = torch.arange(WORD, device=device)
     if sys.byteorder == "big":  # the first byte of a word holds its upper bits
         place = place ^ BITS
@@ -76,22 +82,24 @@ def run(
         function: of the curve, the device's `Lanes`, the side bits as `words_of`, and pieces of results and tensors,
             shape (size,) each; of side bits as a result, int16 words, shape (size / WORD,).
         results, tensors: shape (numel,); side: as `eager.forward` returned it.
-        first: of the curve and pieces of the tensors; what it returns the function is given as one more tensor.
+        first: the same of the tensors alone, without bits; what it returns the function is given as one more tensor.
         written_anew: on a CPU, by the function; see `WRITTEN_ANEW`.
     """
-    device, dtype = tensors[0].device, min((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.itemsize)
+    device, has_words = tensors[0].device, side is not None
     on_cpu = device.type == "cpu"
-    compiled = _compiled(function, curve, dtype, on_cpu, written_anew)
-    compiled_first = first and _compiled(first, curve, dtype, on_cpu, WRITTEN_ANEW)
-    lanes = lanes_of(device, dtype)
-    with torch.no_grad():  # of an operator's own tensors nothing is differentiated
+    dtypes = tuple([tensor.dtype for tensor in tensors])
+    compiled = _compiled(function, curve, dtypes, on_cpu, has_words, written_anew)
+    compiled_first = first and _compiled(first, curve, dtypes, on_cpu, False, WRITTEN_ANEW)
+    lanes = lanes_of(device, dtypes)
+    # Of an operator's own tensors nothing is differentiated. Within autograd's functions that is so already.
+    with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
         for start, stop, size in _pieces(tensors[0].numel(), on_cpu, is_bounded=first is not None):
             pieces = [_piece(tensor, start, stop) for tensor in (*results, *tensors)]
             arguments = [_empty_words(piece, size) if _is_bits(piece) else _fill(piece, size) for piece in pieces]
-            words = None if side is None else words_of(_fill(_piece(side, start, stop), size))
+            words = [] if side is None else [words_of(_fill(_piece(side, start, stop), size))]
             if compiled_first:
-                arguments.append(compiled_first(*arguments[len(results) :]))
-            compiled(lanes, words, *arguments)
+                arguments.append(compiled_first(*lanes, *arguments[len(results) :]))
+            compiled(*lanes, *words, *arguments)
             for piece, written in zip(pieces[: len(results)], arguments, strict=False):
                 if written is not piece:
                     piece.copy_(written.view(piece.dtype)[: piece.numel()])
@@ -135,14 +143,19 @@ def _fill(piece: Tensor, size: int) -> Tensor:
 
 @cache
 def _compiled(
-    function: Callable[..., Any], curve: Curve, dtype: torch.dtype, on_cpu: bool, written_anew: int
+    function: Callable[..., Any],
+    curve: Curve,
+    dtypes: tuple[torch.dtype, ...],
+    on_cpu: bool,
+    has_words: bool,
+    written_anew: int,
 ) -> Callable[..., Any]:
-    def of_tensors(*arguments: Any) -> Any:
-        return function(curve, *arguments)
+    """A function of the numbers of `Lanes`, the words if it has them, and pieces; tensors of these dtypes."""
 
-    # torch.compile counts what it has compiled by code object, and gives up at 8: hence one for each curve and dtype.
-    code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")
-    copied = FunctionType(code, globals(), closure=of_tensors.__closure__)
+    def of_tensors(bits: Tensor, halves: Tensor, *tensors: Tensor) -> Any:
+        words = () if has_words else (None,)
+        return function(curve, Lanes(bits, halves), *words, *tensors)
+
     # With roundings to half precision as they are written: gates are rebuilt from them.
     options: dict[str, Any] = {"emulate_precision_casts": True}
     if on_cpu:
@@ -150,5 +163,40 @@ def _compiled(
         flag = inductor.cpp.enable_floating_point_contract_flag  # a bool in older versions
         options["cpp.enable_floating_point_contract_flag"] = "fast" if isinstance(flag, str) else True
         options["realize_opcount_threshold"] = written_anew
+        return CpuKernels(of_tensors, options)
+    # torch.compile counts what it has compiled by code object, and gives up at 8: hence one for each curve and dtypes.
+    code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")
+    copied = FunctionType(code, globals(), closure=of_tensors.__closure__)
     # None: for any size from the second one on. (True would take the coefficients for variables too.)
-    return torch.compile(copied, dynamic=False if on_cpu else None, fullgraph=True, options=options)
+    return torch.compile(copied, dynamic=None, fullgraph=True, options=options)
+
+
+class CpuKernels:
+    """A function that is compiled for each size and dtypes that it is called with, and number of threads.
+
+    It is handed to the compiler itself. What `torch.compile` returns asks on each call whether what it once compiled
+    still holds, which takes as long as a kernel for half a million elements.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        self.function, self.options = function, options
+        self.kernels: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        """Call the kernel.
+
+        Args:
+            tensors: on the CPU, contiguous; the sizes of all of them follow from that of the last one.
+        """
+        key = (torch.get_num_threads(), tensors[-1].numel(), *[tensor.dtype for tensor in tensors])
+        kernel = self.kernels.get(key)
+        if kernel is None:
+            kernel = self.kernels[key] = self._compile(tensors)
+        return kernel(*tensors)
+
+    def _compile(self, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
+        with plain_cpu(), FakeTensorMode():
+            examples: list[Any] = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
+            graph = make_fx(self.function)(*examples)
+            compiled: Callable[..., Any] = torch._inductor.compile(graph, examples, options=self.options)
+            return compiled

@@ -13,6 +13,8 @@ def flat(tensor: Tensor) -> Tensor:
 
 def with_layout(tensor: Tensor, size: torch.Size, stride: tuple[int, ...]) -> Tensor:
     """The tensor with these strides: itself where it has them, else a copy."""
+    if tensor.stride() == stride:
+        return tensor
     if all(n == 1 or have == want for n, have, want in zip(size, tensor.stride(), stride, strict=True)):
         return tensor
     return torch.empty_strided(size, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..curves import Curve
 from .packing import BITS, packed_size
+from .plain import plain_cpu
 from .quotient import missing_digits
-from .tables import SHIFT, Table, line_table, lowest, middle_table, number_table, plain_cpu
+from .tables import SHIFT, Table, line_table, lowest, middle_table, number_table
 
 SLICES = 16  # of a piece, which the threads share; a multiple of `BITS`, so that a padded piece ends with a byte
 NEAREST, BORDER = 1, 1  # `torch.grid_sampler`'s names for the nearest point, and for the last one where there is none

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
@@ -15,6 +13,7 @@ from torch import Tensor
 from ..curves import Curve, Fit
 from .formula import evaluator, split
 from .packing import BITS, unpack
+from .plain import plain_cpu
 from .quotient import missing_digits, uncertainty
 
 # Cells of a side in float32. Fewer of them stay in the cache, so there are only as many as the error needs.
@@ -46,13 +45,6 @@ class _Side(NamedTuple):
 
     values: Tensor
     start: int
-
-
-@contextmanager
-def plain_cpu() -> Iterator[None]:
-    """Whatever the caller's modes, what is kept are plain tensors on the CPU."""
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        yield
 
 
 @cache

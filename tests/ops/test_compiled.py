@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
-import torch._dynamo.utils
 from torch import Tensor
 
 from hf_invact.curves import CURVES, GELU, SILU, Curve, Fit, elu
@@ -20,6 +20,7 @@ from tests.helpers import (
     last_place,
     normal,
     output_and_gradients,
+    threads,
 )
 from tests.ops.test_quotient import pairs
 
@@ -118,22 +119,50 @@ def test_nothing_is_compiled_again_for_another_size(monkeypatch: pytest.MonkeyPa
         x = normal(size).requires_grad_()
         invert(x, GELU, backend="compile").sum().backward()
 
+    compiled_anew = Mock(side_effect=torch._inductor.compile)
+    monkeypatch.setattr(torch._inductor, "compile", compiled_anew)
+    compiling._compiled.cache_clear()
     step(100)
     step(LARGE_PIECE)
-    before = len(torch._dynamo.utils.compilation_time_metrics.get("compile_inner", []))
+    assert compiled_anew.call_count == 2 * 2  # sizes, and directions
     for size in (1, 99, PIECE, 2 * LARGE_PIECE + 200):
         step(size)
-    assert len(torch._dynamo.utils.compilation_time_metrics.get("compile_inner", [])) == before
+    assert compiled_anew.call_count == 2 * 2
+
+
+def test_another_number_of_threads_has_kernels_of_its_own() -> None:
+    x, dy = normal(PIECE), normal(PIECE, seed=1)
+    results = []
+    for count in (1, 2):
+        with threads(count):
+            y, side = COMPILE.forward(x, GELU)
+            results.append(COMPILE.backward(dy, y, side, GELU))
+    kernels = compiling._compiled(compiled._backward, GELU, (x.dtype,) * 2, True, True, compiling.WRITTEN_ANEW).kernels
+    assert {1, 2} <= {threads for threads, *_ in kernels}
+    assert torch.equal(*results)
+
+
+def test_in_whatever_mode_a_kernel_was_compiled_it_serves_the_others() -> None:
+    x, dy = normal(PIECE, dtype=torch.bfloat16), normal(PIECE, dtype=torch.bfloat16, seed=1)
+    results = []
+    for first in (torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu"), lambda: torch.device("meta")):
+        compiling._compiled.cache_clear()
+        for mode in (first, torch.inference_mode, torch.enable_grad):
+            with mode():
+                y, side = COMPILE.forward(x, SILU)
+                results.append(COMPILE.backward(dy, y, side, SILU))
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert results[0].device.type == "cpu"
 
 
 def test_a_kernel_for_any_size_as_other_devices_have_it() -> None:
-    kernel = compiling._compiled(compiled._backward, GELU, torch.float32, False, compiling.WRITTEN_ANEW)
+    kernel = compiling._compiled(compiled._backward, GELU, (torch.float32,) * 2, False, True, compiling.WRITTEN_ANEW)
     for size in (64, 96, 160):
         x, dy = normal(size), normal(size, seed=1)
         y, side = EAGER.forward(x, GELU)
         assert side is not None
         dx = torch.empty(size)
-        kernel(compiling.lanes_of(x.device, x.dtype), compiling.words_of(side), dx, dy, y)
+        kernel(*compiling.lanes_of(x.device, (x.dtype,)), compiling.words_of(side), dx, dy, y)
         assert_close(dx, EAGER.backward(dy, y, side, GELU), GELU, dy)
 
 
@@ -164,7 +193,8 @@ def test_a_gradient_of_another_dtype_is_rounded_once() -> None:
 
 
 def rebuilt(curve: Curve, product: Tensor, up: Tensor) -> Tensor:
-    return compiled._rebuild(curve, torch.ones_like(product), up, product)
+    lanes = compiling.lanes_of(product.device, (product.dtype,))
+    return compiled._rebuild(curve, lanes, None, torch.ones_like(product), up, product)
 
 
 @each_half_dtype
@@ -192,7 +222,7 @@ def test_next_to_the_turning_point_middles_have_derivatives_of_their_own(curve: 
     y = torch.stack([lowest[:2], (lowest[:2] + lowest[1:]) / 2]).flatten()
     y, words = y.repeat(8), torch.zeros(2)
     dgate, dup, dy, up = torch.empty(32), torch.empty(32), torch.ones(32), torch.ones(32, dtype=dtype)
-    compiled._gate_backward(curve, compiling.lanes_of(y.device, dtype), words, dgate, dup, dy, up, up, y)
+    compiled._gate_backward(curve, compiling.lanes_of(y.device, (dtype,)), words, dgate, dup, dy, up, up, y)
     expected = slopes_of_rebuilt(curve, up)(y, torch.zeros(4, dtype=torch.uint8))
     torch.testing.assert_close(dgate, expected, rtol=0, atol=1e-4)
 
