@@ -172,7 +172,7 @@ def _compiled(
 
 
 class CpuKernels:
-    """A function that is compiled for each size and dtypes that it is called with, and number of threads.
+    """A function of tensors of certain dtypes that is compiled for each size and number of threads it is called with.
 
     It is handed to the compiler itself. What `torch.compile` returns asks on each call whether what it once compiled
     still holds, which takes as long as a kernel for half a million elements.
@@ -180,15 +180,15 @@ class CpuKernels:
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self.function, self.options = function, options
-        self.kernels: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self.kernels: dict[tuple[int, int], Callable[..., Any]] = {}
 
     def __call__(self, *tensors: Tensor) -> Any:
         """Call the kernel.
 
         Args:
-            tensors: on the CPU, contiguous; the sizes of all of them follow from that of the last one.
+            tensors: on the CPU, contiguous, always of the same dtypes; all sizes follow from that of the last one.
         """
-        key = (torch.get_num_threads(), tensors[-1].numel(), *[tensor.dtype for tensor in tensors])
+        key = torch.get_num_threads(), tensors[-1].numel()
         kernel = self.kernels.get(key)
         if kernel is None:
             kernel = self.kernels[key] = self._compile(tensors)
