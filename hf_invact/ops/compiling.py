@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -85,24 +85,27 @@ def run(
         first: the same of the tensors alone, without bits; what it returns the function is given as one more tensor.
         written_anew: on a CPU, by the function; see `WRITTEN_ANEW`.
     """
-    device, has_words = tensors[0].device, side is not None
+    device, size = tensors[0].device, tensors[0].numel()
     on_cpu = device.type == "cpu"
     dtypes = tuple([tensor.dtype for tensor in tensors])
-    compiled = _compiled(function, curve, dtypes, on_cpu, has_words, written_anew)
-    compiled_first = first and _compiled(first, curve, dtypes, on_cpu, False, WRITTEN_ANEW)
-    lanes = lanes_of(device, dtypes)
+    compiled = _compiled(function, curve, dtypes, device, on_cpu, side is not None, written_anew)
+    compiled_first = first and _compiled(first, curve, dtypes, device, on_cpu, False, WRITTEN_ANEW)
     # Of an operator's own tensors nothing is differentiated. Within autograd's functions that is so already.
     with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
-        for start, stop, size in _pieces(tensors[0].numel(), on_cpu, is_bounded=first is not None):
-            pieces = [_piece(tensor, start, stop) for tensor in (*results, *tensors)]
-            arguments = [_empty_words(piece, size) if _is_bits(piece) else _fill(piece, size) for piece in pieces]
-            words = [] if side is None else [words_of(_fill(_piece(side, start, stop), size))]
+        for start, stop, padded in _pieces(size, on_cpu, is_bounded=first is not None):
+            pieces, bits = [*results, *tensors], side
+            if padded != size:
+                pieces = [_piece(tensor, start, stop, padded) for tensor in pieces]
+                bits = None if side is None else _piece(side, start, stop, padded)
+            written, read = pieces[: len(results)], pieces[len(results) :]
+            words = [] if bits is None else [words_of(bits)]
             if compiled_first:
-                arguments.append(compiled_first(*lanes, *arguments[len(results) :]))
-            compiled(*lanes, *words, *arguments)
-            for piece, written in zip(pieces[: len(results)], arguments, strict=False):
-                if written is not piece:
-                    piece.copy_(written.view(piece.dtype)[: piece.numel()])
+                read.append(compiled_first(*read))
+            compiled(*words, *[_as_words(piece) for piece in written], *read)
+            if stop - start < padded:
+                for result, piece in zip(results, written, strict=True):
+                    rest = _piece(result, start, stop, stop - start)
+                    rest.copy_(piece[: rest.numel()])
 
 
 def _pieces(size: int, on_cpu: bool, *, is_bounded: bool) -> Iterator[tuple[int, int, int]]:
@@ -120,24 +123,16 @@ def _pieces(size: int, on_cpu: bool, *, is_bounded: bool) -> Iterator[tuple[int,
         start += step
 
 
-def _is_bits(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.uint8
+def _as_words(piece: Tensor) -> Tensor:
+    """Side bits as the integers that are written; others as they are."""
+    return piece.view(torch.int16) if piece.dtype == torch.uint8 else piece
 
 
-def _piece(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Of elements, or of side bits; the tensor itself where it is all of it, for a slice costs microseconds."""
-    if _is_bits(tensor):
-        start, stop = start // BITS, packed_size(stop)
-    return tensor if stop - start == tensor.numel() else tensor[start:stop]
-
-
-def _empty_words(like: Tensor, size: int) -> Tensor:
-    return torch.empty(size // WORD, dtype=torch.int16, device=like.device)
-
-
-def _fill(piece: Tensor, size: int) -> Tensor:
-    """The piece padded to so many elements, or side bits to those of so many; itself where nothing is missing."""
-    missing = (packed_size(size) if _is_bits(piece) else size) - piece.numel()
+def _piece(tensor: Tensor, start: int, stop: int, padded: int) -> Tensor:
+    """Of elements, or of side bits, padded to those of so many elements."""
+    if tensor.dtype == torch.uint8:
+        start, stop, padded = start // BITS, packed_size(stop), packed_size(padded)
+    piece, missing = tensor[start:stop], padded - (stop - start)
     return torch.nn.functional.pad(piece, (0, missing)) if missing else piece
 
 
@@ -146,16 +141,18 @@ def _compiled(
     function: Callable[..., Any],
     curve: Curve,
     dtypes: tuple[torch.dtype, ...],
+    device: torch.device,
     on_cpu: bool,
     has_words: bool,
     written_anew: int,
 ) -> Callable[..., Any]:
-    """A function of the numbers of `Lanes`, the words if it has them, and pieces; tensors of these dtypes."""
+    """A function of the words, if it has them, and pieces of a device's tensors of these dtypes."""
 
     def of_tensors(bits: Tensor, halves: Tensor, *tensors: Tensor) -> Any:
         words = () if has_words else (None,)
         return function(curve, Lanes(bits, halves), *words, *tensors)
 
+    lanes = lanes_of(device, dtypes)
     # With roundings to half precision as they are written: gates are rebuilt from them.
     options: dict[str, Any] = {"emulate_precision_casts": True}
     if on_cpu:
@@ -163,12 +160,13 @@ def _compiled(
         flag = inductor.cpp.enable_floating_point_contract_flag  # a bool in older versions
         options["cpp.enable_floating_point_contract_flag"] = "fast" if isinstance(flag, str) else True
         options["realize_opcount_threshold"] = written_anew
-        return CpuKernels(of_tensors, options)
+        options["size_asserts"] = False
+        return CpuKernels(of_tensors, lanes, options)
     # torch.compile counts what it has compiled by code object, and gives up at 8: hence one for each curve and dtypes.
     code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")
     copied = FunctionType(code, globals(), closure=of_tensors.__closure__)
     # None: for any size from the second one on. (True would take the coefficients for variables too.)
-    return torch.compile(copied, dynamic=None, fullgraph=True, options=options)
+    return partial(torch.compile(copied, dynamic=None, fullgraph=True, options=options), *lanes)
 
 
 class CpuKernels:
@@ -178,8 +176,13 @@ class CpuKernels:
     still holds, which takes as long as a kernel for half a million elements.
     """
 
-    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
-        self.function, self.options = function, options
+    def __init__(self, function: Callable[..., Any], first: Sequence[Tensor], options: dict[str, Any]) -> None:
+        """Take what to compile.
+
+        Args:
+            first: tensors that are given to the function before those of each call.
+        """
+        self.function, self.first, self.options = function, first, options
         self.kernels: dict[tuple[int, int], Callable[..., Any]] = {}
 
     def __call__(self, *tensors: Tensor) -> Any:
@@ -191,10 +194,10 @@ class CpuKernels:
         key = torch.get_num_threads(), tensors[-1].numel()
         kernel = self.kernels.get(key)
         if kernel is None:
-            kernel = self.kernels[key] = self._compile(tensors)
-        return kernel(*tensors)
+            kernel = self.kernels[key] = self._compile([*self.first, *tensors])
+        return kernel(*self.first, *tensors)
 
-    def _compile(self, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
+    def _compile(self, tensors: Sequence[Tensor]) -> Callable[..., Any]:
         with plain_cpu(), FakeTensorMode():
             examples: list[Any] = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
             graph = make_fx(self.function)(*examples)

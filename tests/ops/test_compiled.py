@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -130,6 +131,11 @@ def test_nothing_is_compiled_again_for_another_size(monkeypatch: pytest.MonkeyPa
     assert compiled_anew.call_count == 2 * 2
 
 
+def compiled_backward(like: Tensor, *, on_cpu: bool) -> Any:
+    dtypes = (like.dtype,) * 2
+    return compiling._compiled(compiled._backward, GELU, dtypes, like.device, on_cpu, True, compiling.WRITTEN_ANEW)
+
+
 def test_another_number_of_threads_has_kernels_of_its_own() -> None:
     x, dy = normal(PIECE), normal(PIECE, seed=1)
     results = []
@@ -137,7 +143,7 @@ def test_another_number_of_threads_has_kernels_of_its_own() -> None:
         with threads(count):
             y, side = COMPILE.forward(x, GELU)
             results.append(COMPILE.backward(dy, y, side, GELU))
-    kernels = compiling._compiled(compiled._backward, GELU, (x.dtype,) * 2, True, True, compiling.WRITTEN_ANEW).kernels
+    kernels = compiled_backward(x, on_cpu=True).kernels
     assert {1, 2} <= {threads for threads, *_ in kernels}
     assert torch.equal(*results)
 
@@ -156,13 +162,13 @@ def test_in_whatever_mode_a_kernel_was_compiled_it_serves_the_others() -> None:
 
 
 def test_a_kernel_for_any_size_as_other_devices_have_it() -> None:
-    kernel = compiling._compiled(compiled._backward, GELU, (torch.float32,) * 2, False, True, compiling.WRITTEN_ANEW)
+    kernel = compiled_backward(torch.empty(0), on_cpu=False)
     for size in (64, 96, 160):
         x, dy = normal(size), normal(size, seed=1)
         y, side = EAGER.forward(x, GELU)
         assert side is not None
         dx = torch.empty(size)
-        kernel(*compiling.lanes_of(x.device, (x.dtype,)), compiling.words_of(side), dx, dy, y)
+        kernel(compiling.words_of(side), dx, dy, y)
         assert_close(dx, EAGER.backward(dy, y, side, GELU), GELU, dy)
 
 
