@@ -66,23 +66,23 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     return dgate, dup
 
 
-# What is compiled: functions of pieces, shape (size,), and of their side bits (`compiling.words_of`). Each but
+# What is compiled: functions of pieces, shape (size,), and of their side bits as `eager.forward` returns them. Each but
 # `_rebuild` writes to its first tensors.
 
 
-def _backward(curve: Curve, lanes: Lanes, words: Tensor | None, dx: Tensor, dy: Tensor, y: Tensor) -> None:
-    slope = _derivative(curve, y.dtype, y.to(dtype_inside(y)), _is_left(words, lanes), _bend(curve, y.dtype))
+def _backward(curve: Curve, lanes: Lanes, side: Tensor | None, dx: Tensor, dy: Tensor, y: Tensor) -> None:
+    slope = _derivative(curve, y.dtype, y.to(dtype_inside(y)), _is_left(side, lanes), _bend(curve, y.dtype))
     dx.copy_((dy * slope).to(dy.dtype))
 
 
-def _multiply(curve: Curve, lanes: Lanes, words: None, product: Tensor, y: Tensor, up: Tensor) -> None:
+def _multiply(curve: Curve, lanes: Lanes, side: None, product: Tensor, y: Tensor, up: Tensor) -> None:
     product.copy_(y * _away_from_zero(up, up.dtype))
 
 
 def _gate_backward(
     curve: Curve,
     lanes: Lanes,
-    words: Tensor | None,
+    side: Tensor | None,
     dgate: Tensor,
     dup: Tensor,
     dy: Tensor,
@@ -98,7 +98,7 @@ def _gate_backward(
         is_number = _round(y, dtype) == y
         bends = zip(bend, _bend(curve, dtype, is_between=True), strict=True)
         bend = Bend(*(torch.where(is_number, at, between) for at, between in bends))
-    _write_gradients(dgate, dup, dy, up, y, _derivative(curve, dtype, y, _is_left(words, lanes), bend))
+    _write_gradients(dgate, dup, dy, up, y, _derivative(curve, dtype, y, _is_left(side, lanes), bend))
 
 
 def _write_gradients(dgate: Tensor, dup: Tensor, dy: Tensor, up: Tensor, y: Tensor, slope: Tensor) -> None:
@@ -108,7 +108,7 @@ def _write_gradients(dgate: Tensor, dup: Tensor, dy: Tensor, up: Tensor, y: Tens
     dup.copy_((gradient * y).to(dy.dtype))
 
 
-def _rebuild(curve: Curve, lanes: Lanes, words: None, dy: Tensor, up: Tensor, product: Tensor) -> Tensor:
+def _rebuild(curve: Curve, lanes: Lanes, side: None, dy: Tensor, up: Tensor, product: Tensor) -> Tensor:
     """As `quotient.rebuild` in half precision. (Written to an argument, it would be computed in half-filled vectors.)
 
     The quotient is rounded and its neighbour multiplied back: one division instead of two, and no bits of numbers as
@@ -133,27 +133,29 @@ def _or_limit(y: Tensor, curve: Curve, dtype: torch.dtype) -> Tensor:
     return y
 
 
-def _pack_sides(curve: Curve, lanes: Lanes, words: None, side: Tensor, x: Tensor) -> None:
-    """To integers, as `compiling.words_of` takes them from bits."""
+def _pack_sides(curve: Curve, lanes: Lanes, side: None, words: Tensor, x: Tensor) -> None:
+    """To integers whose bytes, as they lie in memory, are the side bits."""
     x = x.view(-1, lanes.bits.size(1))
     is_left = x < curve.threshold(x.dtype)
     if isinstance(curve.inverse, Fit):
         is_left = is_left | (x == torch.inf)  # see `eager.sides`
-    groups = side.view(-1, lanes.bits.size(0))
+    groups = words.view(-1, lanes.bits.size(0))
     for i, bits in enumerate(lanes.bits):
         groups[:, i] = torch.where(is_left, bits, 0.0).sum(-1)
 
 
-def _is_left(words: Tensor | None, lanes: Lanes) -> Tensor | None:
+def _is_left(side: Tensor | None, lanes: Lanes) -> Tensor | None:
     """Bools, shape (size,).
 
     All is done in float32: on a CPU, vectors of integers, and vectors that are filled only in part, as those of bytes
     would be, take longer.
     """
-    if words is None:
+    if side is None:
         return None
-    groups = words.view(-1, lanes.halves.size(0))
-    shifted = reduce(torch.add, [groups[:, i, None] * halves for i, halves in enumerate(lanes.halves)])
+    # A word belongs to a whole vector, so that the compiler makes one number of its bytes before it fills one.
+    low, high = side.view(-1, lanes.halves.size(0), 2).unbind(-1)
+    words = low.float() + 256.0 * high.float()
+    shifted = reduce(torch.add, [words[:, i, None] * halves for i, halves in enumerate(lanes.halves)])
     is_left: Tensor = shifted - shifted.floor() >= 0.5
     return is_left.view(-1)
 

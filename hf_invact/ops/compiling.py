@@ -54,16 +54,11 @@ def lanes_of(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Lanes:
     """For tensors of these dtypes."""
     words = 2 if any(dtype.itemsize == 2 for dtype in dtypes) else 1
     place = torch.arange(WORD, device=device)
-    if sys.byteorder == "big":  # the first byte of a word holds its upper bits
+    halves = 0.5 ** (place + 1)
+    if sys.byteorder == "big":  # the first byte of a word, which is written as an integer, holds its upper bits
         place = place ^ BITS
     bits = torch.where(place == WORD - 1, -1.0, 1.0) * 2.0**place
-    return Lanes(*(torch.block_diag(*[values.float()] * words) for values in (bits, 0.5 ** (place + 1))))
-
-
-def words_of(side: Tensor) -> Tensor:
-    """The side bits as signed integers of WORD bits; float32, shape (size / WORD,)."""
-    aligned = side if side.storage_offset() % 2 == 0 else side.clone()
-    return aligned.view(torch.int16).float()
+    return Lanes(*(torch.block_diag(*[values.float()] * words) for values in (bits, halves)))
 
 
 def run(
@@ -79,8 +74,8 @@ def run(
     """Call a compiled function with pieces of the results, which it writes, and of the tensors and side bits.
 
     Args:
-        function: of the curve, the device's `Lanes`, the side bits as `words_of`, and pieces of results and tensors,
-            shape (size,) each; of side bits as a result, int16 words, shape (size / WORD,).
+        function: of the curve, the device's `Lanes`, the side bits, shape (size / 8,), and pieces of results and
+            tensors, shape (size,) each; of side bits as a result, int16 words, shape (size / WORD,).
         results, tensors: shape (numel,); side: as `eager.forward` returned it.
         first: the same of the tensors alone, without bits; what it returns the function is given as one more tensor.
         written_anew: on a CPU, by the function; see `WRITTEN_ANEW`.
@@ -93,15 +88,14 @@ def run(
     # Of an operator's own tensors nothing is differentiated. Within autograd's functions that is so already.
     with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
         for start, stop, padded in _pieces(size, on_cpu, is_bounded=first is not None):
-            pieces, bits = [*results, *tensors], side
+            pieces, bits = [*results, *tensors], [] if side is None else [side]
             if padded != size:
                 pieces = [_piece(tensor, start, stop, padded) for tensor in pieces]
-                bits = None if side is None else _piece(side, start, stop, padded)
+                bits = [_piece(tensor, start, stop, padded) for tensor in bits]
             written, read = pieces[: len(results)], pieces[len(results) :]
-            words = [] if bits is None else [words_of(bits)]
             if compiled_first:
                 read.append(compiled_first(*read))
-            compiled(*words, *[_as_words(piece) for piece in written], *read)
+            compiled(*bits, *[_as_words(piece) for piece in written], *read)
             if stop - start < padded:
                 for result, piece in zip(results, written, strict=True):
                     rest = _piece(result, start, stop, stop - start)
@@ -114,18 +108,14 @@ def _pieces(size: int, on_cpu: bool, *, is_bounded: bool) -> Iterator[tuple[int,
     Args:
         is_bounded: none is of the largest size, because something is kept for each piece.
     """
+    sizes = CPU_PIECES[is_bounded:] if on_cpu else (DEVICE_PIECE,)
     start = 0
-    while start < size:
-        left = size - start
-        whole = (piece for piece in CPU_PIECES[is_bounded:] if piece <= left)
-        step = next(whole, CPU_PIECES[-1]) if on_cpu else min(DEVICE_PIECE, -(-left // (2 * WORD)) * 2 * WORD)
-        yield start, min(start + step, size), step
-        start += step
-
-
-def _as_words(piece: Tensor) -> Tensor:
-    """Side bits as the integers that are written; others as they are."""
-    return piece.view(torch.int16) if piece.dtype == torch.uint8 else piece
+    for piece in sizes:
+        while start + piece <= size:
+            yield start, start + piece, piece
+            start += piece
+    if start < size:
+        yield start, size, sizes[-1] if on_cpu else -(-(size - start) // (2 * WORD)) * 2 * WORD
 
 
 def _piece(tensor: Tensor, start: int, stop: int, padded: int) -> Tensor:
@@ -136,6 +126,11 @@ def _piece(tensor: Tensor, start: int, stop: int, padded: int) -> Tensor:
     return torch.nn.functional.pad(piece, (0, missing)) if missing else piece
 
 
+def _as_words(piece: Tensor) -> Tensor:
+    """Side bits as the integers that are written; others as they are."""
+    return piece.view(torch.int16) if piece.dtype == torch.uint8 else piece
+
+
 @cache
 def _compiled(
     function: Callable[..., Any],
@@ -143,14 +138,14 @@ def _compiled(
     dtypes: tuple[torch.dtype, ...],
     device: torch.device,
     on_cpu: bool,
-    has_words: bool,
+    has_bits: bool,
     written_anew: int,
 ) -> Callable[..., Any]:
-    """A function of the words, if it has them, and pieces of a device's tensors of these dtypes."""
+    """A function of the side bits, if it has them, and pieces of a device's tensors of these dtypes."""
 
     def of_tensors(bits: Tensor, halves: Tensor, *tensors: Tensor) -> Any:
-        words = () if has_words else (None,)
-        return function(curve, Lanes(bits, halves), *words, *tensors)
+        side = () if has_bits else (None,)
+        return function(curve, Lanes(bits, halves), *side, *tensors)
 
     lanes = lanes_of(device, dtypes)
     # With roundings to half precision as they are written: gates are rebuilt from them.
@@ -160,6 +155,7 @@ def _compiled(
         flag = inductor.cpp.enable_floating_point_contract_flag  # a bool in older versions
         options["cpp.enable_floating_point_contract_flag"] = "fast" if isinstance(flag, str) else True
         options["realize_opcount_threshold"] = written_anew
+        options["realize_reads_threshold"] = 8  # a vector's side bits are up to four bytes
         options["size_asserts"] = False
         return CpuKernels(of_tensors, lanes, options)
     # torch.compile counts what it has compiled by code object, and gives up at 8: hence one for each curve and dtypes.

@@ -168,7 +168,7 @@ def test_a_kernel_for_any_size_as_other_devices_have_it() -> None:
         y, side = EAGER.forward(x, GELU)
         assert side is not None
         dx = torch.empty(size)
-        kernel(compiling.words_of(side), dx, dy, y)
+        kernel(side, dx, dy, y)
         assert_close(dx, EAGER.backward(dy, y, side, GELU), GELU, dy)
 
 
@@ -226,10 +226,10 @@ def test_next_to_the_turning_point_middles_have_derivatives_of_their_own(curve: 
     numbers = all_numbers(dtype).float()
     lowest = numbers[numbers > curve.inverse.y_min - curve.output_error(dtype)].sort().values[:3]
     y = torch.stack([lowest[:2], (lowest[:2] + lowest[1:]) / 2]).flatten()
-    y, words = y.repeat(8), torch.zeros(2)
+    y, side = y.repeat(8), torch.zeros(4, dtype=torch.uint8)
     dgate, dup, dy, up = torch.empty(32), torch.empty(32), torch.ones(32), torch.ones(32, dtype=dtype)
-    compiled._gate_backward(curve, compiling.lanes_of(y.device, (dtype,)), words, dgate, dup, dy, up, up, y)
-    expected = slopes_of_rebuilt(curve, up)(y, torch.zeros(4, dtype=torch.uint8))
+    compiled._gate_backward(curve, compiling.lanes_of(y.device, (dtype,)), side, dgate, dup, dy, up, up, y)
+    expected = slopes_of_rebuilt(curve, up)(y, side)
     torch.testing.assert_close(dgate, expected, rtol=0, atol=1e-4)
 
 
