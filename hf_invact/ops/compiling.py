@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import cache, partial
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -85,21 +84,19 @@ def run(
     dtypes = tuple([tensor.dtype for tensor in tensors])
     compiled = _compiled(function, curve, dtypes, device, on_cpu, side is not None, written_anew)
     compiled_first = first and _compiled(first, curve, dtypes, device, on_cpu, False, WRITTEN_ANEW)
-    # Of an operator's own tensors nothing is differentiated. Within autograd's functions that is so already.
-    with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
-        for start, stop, padded in _pieces(size, on_cpu, is_bounded=first is not None):
-            pieces, bits = [*results, *tensors], [] if side is None else [side]
-            if padded != size:
-                pieces = [_piece(tensor, start, stop, padded) for tensor in pieces]
-                bits = [_piece(tensor, start, stop, padded) for tensor in bits]
-            written, read = pieces[: len(results)], pieces[len(results) :]
-            if compiled_first:
-                read.append(compiled_first(*read))
-            compiled(*bits, *[_as_words(piece) for piece in written], *read)
-            if stop - start < padded:
-                for result, piece in zip(results, written, strict=True):
-                    rest = _piece(result, start, stop, stop - start)
-                    rest.copy_(piece[: rest.numel()])
+    for start, stop, padded in _pieces(size, on_cpu, is_bounded=first is not None):
+        pieces, bits = [*results, *tensors], [] if side is None else [side]
+        if padded != size:
+            pieces = [_piece(tensor, start, stop, padded) for tensor in pieces]
+            bits = [_piece(tensor, start, stop, padded) for tensor in bits]
+        written, read = pieces[: len(results)], pieces[len(results) :]
+        if compiled_first:
+            read.append(compiled_first(*read))
+        compiled(*bits, *[_as_words(piece) for piece in written], *read)
+        if stop - start < padded:
+            for result, piece in zip(results, written, strict=True):
+                rest = _piece(result, start, stop, stop - start)
+                rest.copy_(piece[: rest.numel()])
 
 
 def _pieces(size: int, on_cpu: bool, *, is_bounded: bool) -> Iterator[tuple[int, int, int]]:
@@ -162,7 +159,9 @@ def _compiled(
     code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")
     copied = FunctionType(code, globals(), closure=of_tensors.__closure__)
     # None: for any size from the second one on. (True would take the coefficients for variables too.)
-    return partial(torch.compile(copied, dynamic=None, fullgraph=True, options=options), *lanes)
+    for_any_size = torch.compile(copied, dynamic=None, fullgraph=True, options=options)
+    # It would be compiled once for where gradients are enabled and once for where they are not.
+    return torch.no_grad()(partial(for_any_size, *lanes))
 
 
 class CpuKernels:
