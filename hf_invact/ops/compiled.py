@@ -40,7 +40,7 @@ def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
 
 def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor:
     """As `eager.backward`."""
-    dx = torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=dy.device)
+    dx = torch.empty_like(y, dtype=dy.dtype)
     run(_backward, curve, [flat(dx)], [flat_like(dy, y), flat(y)], side)
     return dx
 
@@ -55,8 +55,7 @@ def gate_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor
 
 def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, curve: Curve) -> tuple[Tensor, Tensor]:
     """As `eager.gate_backward`."""
-    size, stride = product.size(), product.stride()
-    dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
+    dgate, dup = (torch.empty_like(product, dtype=dy.dtype) for _ in range(2))
     results, tensors = [flat(dgate), flat(dup)], [flat_like(tensor, product) for tensor in (dy, up, product)]
     if product.dtype.itemsize > 2:
         run(_gate_backward, curve, results, tensors, side)

@@ -82,7 +82,7 @@ def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor
         Gradient of ``x``, with the shape and layout of ``y`` and the dtype of ``dy``. Computed in float32 (float64 for
         float64) and rounded once.
     """
-    dx = torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=y.device)
+    dx = torch.empty_like(y, dtype=dy.dtype)
     gradients, outputs, results = flat_like(dy, y), flat(y), flat(dx)
     slopes, scratch = slopes_of(curve, y), Scratch(dtype_inside(y), y.device)
     for start, stop in pieces(outputs):
@@ -121,9 +121,8 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
         Both with the shape and layout of the product and the dtype of ``dy``. Computed in float32 (float64 for
         float64) and rounded once.
     """
-    size, stride = product.size(), product.stride()
     gradients, products, ups = (flat_like(tensor, product) for tensor in (dy, product, up))
-    dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
+    dgate, dup = (torch.empty_like(product, dtype=dy.dtype) for _ in range(2))
     dgates, dups = flat(dgate), flat(dup)
     slopes, scratch = slopes_of_rebuilt(curve, product), Scratch(dtype_inside(product), product.device)
     for start, stop in pieces(products):

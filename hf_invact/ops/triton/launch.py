@@ -57,7 +57,7 @@ def backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor
     """As `eager.backward`."""
     if not isinstance(curve.inverse, Fit):
         return compiled.backward(dy, y, side, curve)
-    dx = torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=y.device)
+    dx = torch.empty_like(y, dtype=dy.dtype)
     bits = y if side is None else side  # which a curve without bits does not read
     _launch(kernels.backward, flat_like(dy, y), flat(y), bits, flat(dx), FIT=constants_of(curve, y.dtype))
     return dx
@@ -81,8 +81,7 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     """As `eager.gate_backward`."""
     if not isinstance(curve.inverse, Fit):
         return compiled.gate_backward(dy, product, up, side, curve)
-    size, stride = product.size(), product.stride()
-    dgate, dup = (torch.empty_strided(size, stride, dtype=dy.dtype, device=dy.device) for _ in range(2))
+    dgate, dup = (torch.empty_like(product, dtype=dy.dtype) for _ in range(2))
     bits = product if side is None else side
     inputs = flat_like(dy, product), flat(product), flat_like(up, product), bits
     _launch(kernels.gate_backward, *inputs, flat(dgate), flat(dup), FIT=constants_of(curve, product.dtype))
