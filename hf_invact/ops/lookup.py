@@ -19,7 +19,8 @@ from .quotient import missing_digits
 from .tables import SHIFT, Table, line_table, lowest, middle_table, number_table
 
 SLICES = 16  # of a piece, which the threads share; a multiple of `BITS`, so that a padded piece ends with a byte
-NEAREST, BORDER = 1, 1  # `torch.grid_sampler`'s names for the nearest point, and for the last one where there is none
+# `torch.grid_sampler`'s names for the nearest point, and for what is where there is none: 0, or the last one.
+NEAREST, ZEROS, BORDER = 1, 0, 1
 
 
 def lookup(curve: Curve, dtype: torch.dtype, *, rebuilt: bool = False) -> Callable[[Tensor, Tensor | None], Tensor]:
@@ -66,8 +67,13 @@ class _Sampler:
     They are padded to `SLICES` of one size; what is behind the piece's end is sampled anywhere.
     """
 
-    def __init__(self, table: Table, size: int) -> None:
-        padded = -(-size // SLICES) * SLICES
+    def __init__(self, table: Table, size: int, beyond: int) -> None:
+        """Make the buffers.
+
+        Args:
+            beyond: what is where the table has no cell. `BORDER` takes a tenth longer than `ZEROS`.
+        """
+        padded, self.beyond = -(-size // SLICES) * SLICES, beyond
         self.table, self.values = table, table.values[None, :, None].expand(SLICES, -1, -1, -1)
         self.padded_integers = torch.zeros(padded, dtype=torch.int32)
         self.integers = self.padded_integers[:size]
@@ -83,7 +89,7 @@ class _Sampler:
         else:
             torch.index_select(self.table.start, 0, side.int(), out=self.starts)
         self.positions.add_(self.padded_integers.view(-1, BITS), alpha=self.table.step)
-        found = torch.grid_sampler_2d(self.values, self.grid, NEAREST, BORDER, align_corners=False)
+        found = torch.grid_sampler_2d(self.values, self.grid, NEAREST, self.beyond, align_corners=False)
         return found.unbind(1)
 
 
@@ -92,7 +98,7 @@ class _Numbers:
 
     def __init__(self, curve: Curve, dtype: torch.dtype, size: int) -> None:
         self.size = size
-        self.sampler = _Sampler(self.table(curve, dtype), size)
+        self.sampler = _Sampler(self.table(curve, dtype), size, ZEROS)  # every number has a cell
 
     def table(self, curve: Curve, dtype: torch.dtype) -> Table:
         return number_table(curve, dtype)
@@ -125,7 +131,7 @@ class _Lines:
 
     def __init__(self, curve: Curve, dtype: torch.dtype, size: int) -> None:
         self.size, self.limits, self.lowest = size, curve.limits, lowest(curve)
-        self.sampler = _Sampler(line_table(curve), size)
+        self.sampler = _Sampler(line_table(curve), size, BORDER)
         padded = torch.zeros_like(self.sampler.padded_integers, dtype=torch.float32)
         self.rise, self.slices = padded[:size], padded.view(SLICES, 1, -1)
         self.bits = self.rise.view(torch.int32)
