@@ -153,7 +153,6 @@ def _compiled(
         options["cpp.enable_floating_point_contract_flag"] = "fast" if isinstance(flag, str) else True
         options["realize_opcount_threshold"] = written_anew
         options["realize_reads_threshold"] = 8  # a vector's side bits are up to four bytes
-        options["size_asserts"] = False
         return CpuKernels(of_tensors, lanes, options)
     # torch.compile counts what it has compiled by code object, and gives up at 8: hence one for each curve and dtypes.
     code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")
