@@ -40,7 +40,7 @@ def _activation_like(x: Tensor, curve: str, backend: str) -> tuple[Tensor, Tenso
 
 
 def _activation_backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: str, backend: str) -> Tensor:
-    return choose_backend(backend, y).backward(dy, y, side, curve_of(curve))
+    return choose_backend(backend, y).backward(dy, y, _enough(side, y), curve_of(curve))
 
 
 def _activation_backward_like(dy: Tensor, y: Tensor, side: Tensor | None, curve: str, backend: str) -> Tensor:
@@ -59,7 +59,7 @@ def _gate_like(gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tens
 def _gate_backward(
     dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, curve: str, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return choose_backend(backend, product).gate_backward(dy, product, up, side, curve_of(curve))
+    return choose_backend(backend, product).gate_backward(dy, product, up, _enough(side, product), curve_of(curve))
 
 
 def _gate_backward_like(
@@ -102,6 +102,20 @@ def _autograd() -> AbstractContextManager[None]:
         included, excluded.remove(torch._C.DispatchKey.AutogradFunctionality)
     )
     return guard
+
+
+def _enough(side: Tensor | None, y: Tensor) -> Tensor | None:
+    """The side bits, past whose end kernels would read without asking.
+
+    Raises:
+        ValueError: they are not as many as the output has elements.
+    """
+    if side is not None and side.numel() != (needed := packed_size(y.numel())):
+        raise ValueError(
+            f"an output of {y.numel()} elements has {needed} bytes of side bits, and {side.numel()} came with it: "
+            "hooks on saved tensors must return what they were given"
+        )
+    return side
 
 
 def _no_bits(y: Tensor) -> Tensor:

@@ -90,3 +90,12 @@ def test_side_bits_of_symbolic_sizes(dtype: torch.dtype, nbytes: int) -> None:
     compiled: Callable[[Tensor], Tensor] = torch.compile(side_of, backend="aot_eager", fullgraph=True, dynamic=True)
     assert compiled(torch.ones(9, dtype=dtype)).shape == (nbytes,)
     assert compiled(torch.ones(17, dtype=dtype)).shape == (nbytes + 1,)
+
+
+@pytest.mark.parametrize("kind", ["activation", "gate"])
+@pytest.mark.parametrize("size", [0, 1, 3], ids=lambda size: f"{size}-bytes")
+def test_side_bits_of_another_output_are_refused(size: int, kind: str) -> None:
+    _, (*others, side, curve, backend) = arguments_of(kind, Case(GELU, torch.float32, (9,)))
+    changed = torch.zeros(size, dtype=side.dtype)
+    with pytest.raises(ValueError, match=rf"output of 9 elements has 2 bytes of side bits, and {size} came"):
+        operator_of(f"{kind}_backward")(*others, changed, curve, backend)
