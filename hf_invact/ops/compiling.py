@@ -135,13 +135,13 @@ def _compiled(
     dtypes: tuple[torch.dtype, ...],
     device: torch.device,
     on_cpu: bool,
-    has_bits: bool,
+    has_side: bool,
     written_anew: int,
 ) -> Callable[..., Any]:
     """A function of the side bits, if it has them, and pieces of a device's tensors of these dtypes."""
 
     def of_tensors(bits: Tensor, halves: Tensor, *tensors: Tensor) -> Any:
-        side = () if has_bits else (None,)
+        side = () if has_side else (None,)
         return function(curve, Lanes(bits, halves), *side, *tensors)
 
     lanes = lanes_of(device, dtypes)
@@ -152,7 +152,9 @@ def _compiled(
         flag = inductor.cpp.enable_floating_point_contract_flag  # a bool in older versions
         options["cpp.enable_floating_point_contract_flag"] = "fast" if isinstance(flag, str) else True
         options["realize_opcount_threshold"] = written_anew
-        options["realize_reads_threshold"] = 8  # a vector's side bits are up to four bytes
+        # A vector's side bits come of up to four bytes and two rows of `Lanes`. More than the compiler's own limit of
+        # four reads it would write to memory first.
+        options["realize_reads_threshold"] = 8
         return CpuKernels(of_tensors, lanes, options)
     # torch.compile counts what it has compiled by code object, and gives up at 8: hence one for each curve and dtypes.
     code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")

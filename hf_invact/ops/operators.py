@@ -44,7 +44,7 @@ def _activation_backward(dy: Tensor, y: Tensor, side: Tensor | None, curve: str,
 
 
 def _activation_backward_like(dy: Tensor, y: Tensor, side: Tensor | None, curve: str, backend: str) -> Tensor:
-    return torch.empty_like(y, dtype=dy.dtype)
+    return torch.empty_strided(y.size(), y.stride(), dtype=dy.dtype, device=y.device)
 
 
 def _gate(gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:

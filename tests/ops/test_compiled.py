@@ -161,6 +161,17 @@ def test_in_whatever_mode_a_kernel_was_compiled_it_serves_the_others() -> None:
     assert results[0].device.type == "cpu"
 
 
+@pytest.mark.parametrize("size", [PIECE, PIECE + 9])
+def test_nothing_is_differentiated_within_a_kernel(size: int) -> None:
+    x, dy = normal(size), normal(size, seed=1)
+    y, side = COMPILE.forward(x, GELU)
+    expected = COMPILE.backward(dy, y, side, GELU)
+    with torch.enable_grad():
+        result = COMPILE.backward(dy.requires_grad_(), y.requires_grad_(), side, GELU)
+    assert not result.requires_grad
+    assert torch.equal(result, expected)
+
+
 def test_a_kernel_for_any_size_as_other_devices_have_it() -> None:
     kernel = compiled_backward(torch.empty(0), on_cpu=False)
     for size in (64, 96, 160):
