@@ -4,6 +4,7 @@ from . import autograd as autograd  # registers the derivatives
 from .activation import SAVINGS, Saving, gate, invert
 from .backends import AUTO, BACKENDS, check_backend
 from .learned import SMALLEST_SLOPE, invert_prelu, invert_xielu, prelu_is_invertible
+from .wanted import wants_gradient
 
 __all__ = [
     "AUTO",
@@ -17,4 +18,5 @@ __all__ = [
     "invert_prelu",
     "invert_xielu",
     "prelu_is_invertible",
+    "wants_gradient",
 ]

@@ -12,6 +12,7 @@ from .autocast import autocast
 from .backends import AUTO, check_backend
 from .keys import key_of
 from .operators import ACTIVATION, EXACT_ACTIVATION, EXACT_GATE, GATE
+from .wanted import is_array, wants_gradient
 
 Saving = Literal["output", "inputs"]
 SAVINGS: tuple[Saving, ...] = ("output", "inputs")
@@ -33,7 +34,7 @@ def invert(x: Tensor, curve: Curve, backend: str | None = None, saving: Saving =
     backend = AUTO if backend is None else backend
     check_backend(backend)
     _check(saving)
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if not wants_gradient(x):
         return curve.forward(x)
     x = autocast(x, curve)
     y: Tensor
@@ -62,12 +63,12 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
     backend = AUTO if backend is None else backend
     check_backend(backend)
     _check(saving)
-    if (gate.shape, gate.dtype) != (up.shape, up.dtype):
+    if is_array(gate) and is_array(up) and (gate.shape, gate.dtype) != (up.shape, up.dtype):
         raise ValueError(
             "gate and up must have one shape and dtype, got "
             f"{tuple(gate.shape)}, {gate.dtype} and {tuple(up.shape)}, {up.dtype}"
         )
-    if not (torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad)):
+    if not wants_gradient(gate, up):
         return curve.forward(gate) * up
     gate = autocast(gate, curve)
     y: Tensor
