@@ -16,10 +16,15 @@ def autocast(x: Tensor, curve: Curve) -> Tensor:
 
     Some functions (softplus, and on GPUs pow, exp, log, ...) are computed and returned in float32.
     """
+    dtype = active_dtype(x)
+    return x if dtype is None else x.to(_result_dtype(key_of(curve), x.dtype, x.device.type, dtype))
+
+
+def active_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype of the autocast that is active for a tensor's device; None where there is none."""
     device = x.device.type
-    if not (_has_autocast(device) and torch.is_autocast_enabled(device)):
-        return x
-    return x.to(_result_dtype(key_of(curve), x.dtype, device, torch.get_autocast_dtype(device)))
+    is_active = _has_autocast(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_active else None
 
 
 @torch.compiler.assume_constant_result

@@ -30,7 +30,7 @@ class PatchedPReLU(LearnedActivation, nn.PReLU):
     original_class: ClassVar[type[nn.Module]] = nn.PReLU
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)):
+        if not self.is_to_invert(input, self.weight):
             return F.prelu(input, self.weight)
         if prelu_is_invertible(self.weight):
             return invert_prelu(input, self.weight)
@@ -67,8 +67,7 @@ class PatchedXIELU(LearnedActivation, XIELUActivation):
     original_class: ClassVar[type[nn.Module]] = XIELUActivation
 
     def forward(self, input: Tensor) -> Tensor:
-        learns = self.alpha_p.requires_grad or self.alpha_n.requires_grad
-        if not (torch.is_grad_enabled() and (input.requires_grad or learns)):
+        if not self.is_to_invert(input, self.alpha_p, self.alpha_n):
             return self._native(input)
         alpha_p, alpha_n = F.softplus(self.alpha_p), self.beta + F.softplus(self.alpha_n)
         # Of a number it makes a tensor of shape (1,), as the original does.

@@ -14,6 +14,7 @@ from . import slot
 from .activations import describe, inverse_of, reason_to_leave, supported_activations
 from .config import InvActConfig
 from .conflicts import WAYS_OUT, find_conflicts, replaced_forward
+from .hooks import hook_of_others
 from .planner import Decision, Planner, rule
 from .plans import Plan
 from .registry import Found, find_activations
@@ -155,6 +156,9 @@ def _candidate(planner: Planner, found: Found, by_rule: Plan | None, *, is_exclu
     _check_forward_is_its_own(name, module)
     _check_forward_is_its_own(found.site, activation)
     inverse = _known_inverse(found.site, activation)
+    if isinstance(activation, nn.Module) and (hook := hook_of_others(activation)):
+        why = f"left alone: a hook of others is on it ({hook}), which gets what it gets in the unpatched model"
+        return _Candidate(found, inverse, Decision(None, reason=why))
     return _Candidate(found, inverse, planner.decide(name, attribute, inverse, by_rule))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..curves import Curve
-from ..ops import Saving, gate, invert
+from ..ops import Saving, gate
+from ..ops.autocast import active_dtype
 
 _PRODUCTS = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)
 
@@ -19,39 +22,43 @@ class NotAGateError(Exception):
 
 
 class PendingActivation:
-    """Stands for ``f(gate)``. Multiplied with a tensor it is `ops.gate`; used in any other way, `ops.invert`.
+    """Stands for ``native(x)``. Multiplied with a tensor it is `ops.gate`; used in any other way, it is that tensor.
 
-    A block says ``act(gate) * up``. This is what lets the slot of the activation alone see the whole product, so that
-    no block's forward need be copied.
+    A block says ``act(x) * up``. This is what lets the slot of the activation alone see the whole product, so that no
+    block's forward need be copied.
+
+    Whoever touches it first, in whatever mode, makes the value that the unpatched activation would have returned, with
+    its graph. From then on everybody gets that one, also in products: autograd decides by identity what is shared.
+
+    It is no tensor for `isinstance` and `torch.is_tensor`: PyTorch's own code hands what claims to be one to C++, which
+    does not ask again. So it is handed to the block alone, not to hooks that look at values, and only where the block
+    was seen to do nothing but multiply it.
 
     Args:
-        is_strict: any other use raises `NotAGateError`.
+        x: the activation's input, which needs a gradient.
+        native: the activation of the unpatched block.
+        is_strict: any use but the product raises `NotAGateError`.
     """
 
-    def __init__(self, gate: Tensor, curve: Curve, saving: Saving, backend: str, is_strict: bool = False) -> None:
-        self._gate, self._curve, self._saving, self._backend = gate, curve, saving, backend
-        self._is_strict = is_strict
-        self._value: Tensor | None = None
+    _pending: _Pending
+
+    def __init__(
+        self,
+        x: Tensor,
+        curve: Curve,
+        saving: Saving,
+        backend: str,
+        native: Callable[[Tensor], Tensor],
+        is_strict: bool = False,
+    ) -> None:
+        # All in one attribute, since any other is an attribute of the tensor.
+        object.__setattr__(self, "_pending", _Pending(x, curve, saving, backend, native, is_strict))
 
     def times(self, other: Any) -> Tensor:
         """Their product."""
-        # Autograd decides by identity what is shared: once there is a value, everybody gets that one.
-        if self._value is None and self._fits(other):
-            return gate(self._gate, other, self._curve, self._saving, self._backend)
-        product: Tensor = self._as_tensor() * (other._as_tensor() if isinstance(other, PendingActivation) else other)
-        return product
+        return self._pending.times(other)
 
-    __mul__ = __rmul__ = mul = multiply = times
-
-    def _fits(self, other: Any) -> bool:
-        return isinstance(other, Tensor) and other.shape == self._gate.shape and other.dtype == self._gate.dtype
-
-    def _as_tensor(self) -> Tensor:
-        if self._is_strict:
-            raise NotAGateError("the activation is not multiplied with a tensor of its shape and dtype")
-        if self._value is None:
-            self._value = invert(self._gate, self._curve, self._backend)
-        return self._value
+    __mul__ = __rmul__ = __imul__ = mul = multiply = times
 
     @classmethod
     def __torch_function__(
@@ -59,37 +66,107 @@ class PendingActivation:
     ) -> Any:
         """What PyTorch calls where a function gets this instead of a tensor."""
         if func in _PRODUCTS and len(args) == 2 and not kwargs:
-            pending, other = args if isinstance(args[0], cls) else reversed(args)
+            pending, other = args if type(args[0]) is cls else reversed(args)
             return pending.times(other)
-        args, kwargs = _with_tensors((args, kwargs or {}))
+        args, kwargs = tree_map_only(PendingActivation, _tensor_of, (args, kwargs or {}))
         return func(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._as_tensor(), name)
+        if name == "_pending":  # of an object that has not been initialised, as compilers make them to look at
+            raise AttributeError(name)
+        return getattr(_tensor_of(self), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(_tensor_of(self), name, value)
 
 
-# Python looks operators up in the class.
-_OPERATORS = (
-    *("add", "radd", "sub", "rsub", "truediv", "rtruediv", "pow", "rpow", "matmul", "rmatmul", "neg", "pos", "abs"),
-    *("eq", "ne", "lt", "le", "gt", "ge", "getitem", "len", "iter", "bool", "float"),
-)
+class _Pending:
+    """What a `PendingActivation` knows."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        curve: Curve,
+        saving: Saving,
+        backend: str,
+        native: Callable[[Tensor], Tensor],
+        is_strict: bool,
+    ) -> None:
+        self.x, self.curve, self.saving, self.backend, self.native = x, curve, saving, backend, native
+        self.is_strict = is_strict
+        self.autocast_dtype = active_dtype(x)
+        self.value: Tensor | None = None
+
+    def times(self, other: Any) -> Tensor:
+        if self._fits(other):
+            return gate(self.x, other, self.curve, self.saving, self.backend)
+        value = self.tensor()
+        product: Tensor = value * (_tensor_of(other) if type(other) is PendingActivation else other)
+        return product
+
+    def _fits(self, other: Any) -> bool:
+        """Whether their product is a gate, and is computed now as it would have been when the activation was called."""
+        if self.value is not None or type(other) is PendingActivation or not isinstance(other, Tensor):
+            return False
+        is_as_called = torch.is_grad_enabled() and active_dtype(self.x) == self.autocast_dtype
+        return is_as_called and other.shape == self.x.shape and other.dtype == self.x.dtype
+
+    def tensor(self) -> Tensor:
+        if self.is_strict:
+            raise NotAGateError("the activation is not multiplied with a tensor of its shape and dtype")
+        if _is_inside_a_function():
+            raise RuntimeError(
+                "the result of an inverted gate's activation was given to a torch.autograd.Function, which would drop "
+                "its gradient. Leave this block alone with InvActConfig(exclude=[...]), or use the plan 'output' there"
+            )
+        if self.value is None:
+            outside = torch.inference_mode(False) if _is_in_inference_mode() else nullcontext()
+            with outside, torch.enable_grad(), self._autocast_as_called():
+                self.value = self.native(self.x)
+        return self.value
+
+    def _autocast_as_called(self) -> AbstractContextManager[Any]:
+        if active_dtype(self.x) == self.autocast_dtype:
+            return nullcontext()
+        return torch.autocast(self.x.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
 
-def _operator(name: str) -> Callable[..., Any]:
-    def apply(self: PendingActivation, *args: Any) -> Any:
-        return getattr(self._as_tensor(), name)(*args)
+def _is_inside_a_function() -> bool:
+    """Whether the forward of a `torch.autograd.Function` is running: it turns both kinds of gradients off."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or _is_in_inference_mode():
+        return False
+    return not torch._C._is_fwd_grad_enabled()
+
+
+def _is_in_inference_mode() -> bool:
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
+def _tensor_of(pending: PendingActivation) -> Tensor:
+    return pending._pending.tensor()
+
+
+def _special_method(name: str) -> Callable[..., Any]:
+    def apply(self: PendingActivation, *args: Any, **kwargs: Any) -> Any:
+        return getattr(_tensor_of(self), name)(*args, **kwargs)
 
     return apply
 
 
-for _name in _OPERATORS:
-    setattr(PendingActivation, f"__{_name}__", _operator(f"__{_name}__"))
-
-
-def _with_tensors(value: Any) -> Any:
-    """The arguments with a tensor for every pending activation."""
-    if isinstance(value, PendingActivation):
-        return value._as_tensor()
-    if isinstance(value, (tuple, list)):
-        return type(value)(_with_tensors(item) for item in value)
-    return {key: _with_tensors(item) for key, item in value.items()} if isinstance(value, dict) else value
+# Python looks special methods up in the class. Those that make the object itself what it is stay.
+_OWN = {
+    *vars(PendingActivation),
+    *(
+        "__class__",
+        "__new__",
+        "__init__",
+        "__init_subclass__",
+        "__subclasshook__",
+        "__getattribute__",
+        "__torch_dispatch__",
+    ),
+}
+for _name in set(dir(Tensor)) - _OWN:
+    if _name.startswith("__") and callable(getattr(Tensor, _name)):
+        setattr(PendingActivation, _name, _special_method(_name))
+PendingActivation.__array_priority__ = Tensor.__array_priority__  # type: ignore[attr-defined]
