@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -45,7 +46,8 @@ class PatchedActivation(InvertedActivation):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.original, nn.Module) and (hook := hooks.hook_of_others(self)):
-            hooks.warn_not_inverted(type(self.original).__name__, hook)
+            if torch.is_grad_enabled():
+                hooks.warn_not_inverted(type(self.original).__name__, hook)
             return self.original(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
