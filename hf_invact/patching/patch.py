@@ -14,16 +14,13 @@ from . import slot
 from .activations import describe, inverse_of, reason_to_leave, supported_activations
 from .config import InvActConfig
 from .conflicts import WAYS_OUT, find_conflicts, replaced_forward
+from .errors import PatchingError
 from .hooks import hook_of_others
 from .planner import Decision, Planner, rule
 from .plans import Plan
 from .registry import Found, find_activations
 from .report import PatchReport, Site
 from .slot import Inverse
-
-
-class PatchingError(ValueError):
-    """The model, or a part of it that was asked for, cannot be patched. The model is as it was before the call."""
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from ..curves import Curve
 from . import slot
+from .compare import difference
 from .config import InvActConfig
 from .pending import NotAGateError
 from .plans import AUTO_PLAN, GATE_OUTPUT, OUTPUT, PLANS, Plan
 from .probe import Measurement, NoProbeError, Scope, measure
 from .scopes import find_scope
+from .signature import Signature, signature
 from .slot import Inverse
-
-# Of the largest output, in units of the dtype's epsilon: formulas of several roundings differ from fused ones by less.
-SAME_RESULT = 8.0
+from .surroundings import Surrounding, surroundings
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,18 @@ class Decision:
 
 
 class Planner:
-    """Decides for the sites of one model, all of which hold their original activation. Equal blocks share a probe."""
+    """Decides for the sites of one model, all of which hold their original activation. Equal blocks share a probe.
+
+    Equal are those whose scope, and all that was tried before it, has the same `signature` and holds them in the same
+    place. So what a layer beyond the scope is like does not matter: layers whose MLP can be run by itself share one
+    probe, however they differ elsewhere.
+    """
 
     def __init__(self, model: nn.Module, config: InvActConfig) -> None:
         self.model, self.config = model, config
         self._decisions: dict[tuple[object, ...], Decision] = {}
-        self._signatures: dict[nn.Module, tuple[object, ...]] = {}
+        self._signatures: dict[int, int] = {}
+        self._kinds: dict[Signature, int] = {}
 
     def decide(self, name: str, attribute: str, inverse: Inverse, by_rule: Plan | None) -> Decision:
         """The decision for an activation.
@@ -54,27 +58,33 @@ class Planner:
             inverse: what inverts the activation.
             by_rule: the plan where the block cannot be probed; None leaves it alone.
         """
-        block, parent = self.model.get_submodule(name), self.model.get_submodule(name.rpartition(".")[0])
-        key = (attribute, inverse.name, by_rule, self._signature(block), self._signature(parent))
-        if key not in self._decisions:
-            self._decisions[key] = self._decide(name, attribute, inverse, by_rule)
-        return self._decisions[key]
+        around = surroundings(self.model, name)
+        key: tuple[object, ...] = (attribute, inverse.name, by_rule)
+        keys: dict[nn.Module, tuple[object, ...]] = {}
+        for each in around:
+            keys[each.module] = key = (*key, each.path, self._signature(each.module))
+            if key in self._decisions:
+                return self._decisions[key]
+        decision, scope = self._decide(name, attribute, inverse, by_rule, around)
+        self._decisions[keys[scope] if scope else key] = decision
+        return decision
 
-    def _signature(self, module: nn.Module) -> tuple[object, ...]:
-        if module is self.model:
-            return ()
-        if module not in self._signatures:
-            weights = tuple((w.shape, w.dtype, w.requires_grad, w.device.type) for w in module.parameters())
-            self._signatures[module] = (type(module), repr(module), weights)
-        return self._signatures[module]
+    def _signature(self, module: nn.Module) -> int:
+        if id(module) not in self._signatures:
+            found = () if module is self.model else signature(module)
+            self._signatures[id(module)] = self._kinds.setdefault(found, len(self._kinds))
+        return self._signatures[id(module)]
 
-    def _decide(self, name: str, attribute: str, inverse: Inverse, by_rule: Plan | None) -> Decision:
+    def _decide(
+        self, name: str, attribute: str, inverse: Inverse, by_rule: Plan | None, around: list[Surrounding]
+    ) -> tuple[Decision, nn.Module | None]:
+        """The decision, and the module that was run for it."""
         try:
-            scope = find_scope(self.model, name, attribute)
+            scope = find_scope(self.model, name, attribute, self.config.autocast_dtype, around)
             plain = measure(scope, self.config.autocast_dtype)
         except NoProbeError as error:
-            return self._unmeasured(by_rule, str(error))
-        return self._measured(scope, plain, self.model.get_submodule(name), attribute, inverse)
+            return self._unmeasured(by_rule, str(error)), None
+        return self._measured(scope, plain, self.model.get_submodule(name), attribute, inverse), scope.module
 
     def _unmeasured(self, plan: Plan | None, why: str) -> Decision:
         if self.config.plan in PLANS:
@@ -101,8 +111,8 @@ class Planner:
             except NoProbeError as error:
                 reasons.append(f"once patched, {error}")
                 continue
-            if difference := _difference(plain, measured):
-                reasons.append(difference)
+            if changed := difference(plain, measured, scope.precision or scope.dtype):
+                reasons.append(changed)
             elif measured.bytes_per_token < after or self.config.plan == plan.name:
                 best, after = plan, measured.bytes_per_token
             else:
@@ -114,16 +124,3 @@ class Planner:
 def rule(is_gated: bool) -> Plan:
     """Where nothing can be measured: at the worst, where the next layer keeps no input, this costs the side bits."""
     return GATE_OUTPUT if is_gated else OUTPUT
-
-
-def _difference(plain: Measurement, measured: Measurement) -> str | None:
-    """How the result changes; None where it does not, or cannot be seen (without weights, or with unfit ones)."""
-    if isinstance(plain.output, FakeTensor):
-        return None
-    if not plain.output.isfinite().all():
-        return None
-    allowed = SAME_RESULT * torch.finfo(plain.output.dtype).eps * plain.output.abs().max().item()
-    change = (measured.output.double() - plain.output.double()).abs().max().item()
-    if change <= allowed:
-        return None
-    return f"the block's result would change by {change:.2g}, which rounding does not explain"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..memory import SavedActivations
+from .errors import PatchingError
 from .pending import NotAGateError, PendingActivation
+from .randomness import SEED
+from .undisturbed import undisturbed
 
 TOKENS = 4
-SEED = 0
 HIDDEN_STATES = ("hidden", "residual", "input", "states")  # in names of arguments
 
 
@@ -29,31 +31,35 @@ class Scope:
 
     Attributes:
         module: whose parameters and buffers do not count.
-        method: of it, which takes hidden states, shape (1, tokens, width).
+        method: name of its method that takes hidden states, shape (1, tokens, width).
+        wrapped: whose forward says which arguments are required, where `module` passes on whatever it gets.
         has_mask: where it requires an attention mask, it gets one of ones instead of None.
         is_image: its hidden states are of shape (1, width, tokens, 1) instead.
+        precision: the least precise dtype that the activation, or what follows it, computes in; None for `dtype`.
     """
 
     module: nn.Module
-    method: Callable[..., Any]
     width: int
     dtype: torch.dtype
     device: torch.device
+    method: str = "forward"
+    wrapped: nn.Module | None = None
     has_mask: bool = False
     is_image: bool = False
+    precision: torch.dtype | None = None
 
     def hidden_states(self, tokens: int) -> Tensor:
         """The same numbers every time, as a leaf."""
         shape = (1, self.width, tokens, 1) if self.is_image else (1, tokens, self.width)
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
-        return x.to(self.device, self.dtype).requires_grad_()
+        return random_numbers(shape, self.dtype, self.device).requires_grad_()
 
     def run(self, x: Tensor) -> Tensor:
         """The first tensor that it returns for hidden states."""
-        parameters = inspect.signature(self.method).parameters.values()
+        method: Callable[..., Any] = getattr(self.module, self.method)
+        parameters = inspect.signature(self.wrapped.forward if self.wrapped else method).parameters.values()
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]
         required = [p.name for p in positional if p.default is p.empty]
-        return _first_tensor(self.method(x, *(self._argument(name, x) for name in required[1:])))
+        return _first_tensor(method(x, *(self._argument(name, x) for name in required[1:])))
 
     def _argument(self, name: str, x: Tensor) -> Tensor | None:
         if any(word in name for word in HIDDEN_STATES):
@@ -63,15 +69,18 @@ class Scope:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a run keeps, beyond its input, and its result.
+    """What a run keeps, beyond its input, and its results.
 
     Attributes:
         bytes_per_token: what one more token adds, so that copies of weights do not count.
         output: the first tensor that the scope returns.
+        gradients: of the input ("hidden states") and of the weights that need one, by name, for the same gradient of
+            the output every time; None where there is none.
     """
 
     bytes_per_token: int
     output: Tensor
+    gradients: Mapping[str, Tensor | None]
 
 
 def measure(scope: Scope, autocast_dtype: torch.dtype | None) -> Measurement:
@@ -84,16 +93,17 @@ def measure(scope: Scope, autocast_dtype: torch.dtype | None) -> Measurement:
     Raises:
         NotAGateError: a strict `PendingActivation` was used otherwise.
         NoProbeError: anything else was raised.
+        PatchingError: what a run has changed could not be put back.
     """
     try:
         few, _ = _count(scope, TOKENS, autocast_dtype)
         many, output = _count(scope, 2 * TOKENS, autocast_dtype)
-        _check_backward(scope, autocast_dtype)
-    except NotAGateError:
+        gradients = _gradients(scope, autocast_dtype)
+    except (NotAGateError, PatchingError):
         raise
     except Exception as error:  # whatever a foreign forward raises
         raise NoProbeError(reason(scope.module, error)) from error
-    return Measurement((many - few) // TOKENS, output)
+    return Measurement((many - few) // TOKENS, output, gradients)
 
 
 def reason(module: nn.Module, error: Exception) -> str:
@@ -102,25 +112,35 @@ def reason(module: nn.Module, error: Exception) -> str:
     return f"{type(module).__name__} cannot be run by itself: {text if len(text) <= 120 else f'{text[:117]}...'}"
 
 
+def random_numbers(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same for the same shape, whatever the default device and dtype are."""
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
+
+
+def autocast(scope: Scope, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """What to run it under; None is what is active."""
+    return nullcontext() if dtype is None else torch.autocast(scope.device.type, dtype)
+
+
 def _count(scope: Scope, tokens: int, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor]:
     with undisturbed(scope.module, scope.device):
         x = scope.hidden_states(tokens)
-        with SavedActivations(scope.module, ignore=[x]) as saved, _autocast(scope, autocast_dtype):
+        with SavedActivations(scope.module, ignore=[x]) as saved, autocast(scope, autocast_dtype):
             output = scope.run(x)
-        return saved.total_bytes, output
+        return saved.total_bytes, output.detach()
 
 
-def _check_backward(scope: Scope, autocast_dtype: torch.dtype | None) -> None:
-    """Only here autograd notices that a block overwrites what has been saved (and not while saving is metered)."""
+def _gradients(scope: Scope, autocast_dtype: torch.dtype | None) -> dict[str, Tensor | None]:
+    """Not while saving is metered: autograd would not notice there that a block overwrites what has been saved."""
     with undisturbed(scope.module, scope.device):
         x = scope.hidden_states(TOKENS)
-        with _autocast(scope, autocast_dtype):
+        leaves: dict[str, Tensor] = {"hidden states": x, **dict(scope.module.named_parameters())}
+        with autocast(scope, autocast_dtype):
             output = scope.run(x)
-        torch.autograd.grad(output, x, torch.zeros_like(output), allow_unused=True)
-
-
-def _autocast(scope: Scope, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    return nullcontext() if dtype is None else torch.autocast(scope.device.type, dtype)
+        leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+        dy = random_numbers(output.shape, output.dtype, output.device)
+        return dict(zip(leaves, torch.autograd.grad(output, [*leaves.values()], dy, allow_unused=True), strict=True))
 
 
 def _first_tensor(output: Any) -> Tensor:
@@ -132,33 +152,3 @@ def _first_tensor(output: Any) -> Tensor:
     if not isinstance(output, Tensor):
         raise TypeError(f"returned {type(output).__name__}, no tensor")
     return output
-
-
-@contextmanager
-def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Training mode and gradients inside; outside, random states, buffers and attributes are as they were.
-
-    So are parameters whose data a forward pass replaces (bitsandbytes casts biases), though not what it writes to them.
-    """
-    modules = list(module.modules())
-    attributes = [dict(vars(each)) for each in modules]
-    registered = [dict(each._buffers) for each in modules]
-    weights = [(weight, weight.data) for weight in module.parameters()]
-    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    devices = [] if device.type in ("cpu", "meta") else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"), torch.enable_grad():
-        try:
-            for each in modules:
-                each.training = True
-            yield
-        finally:
-            for each, before, buffers in zip(modules, attributes, registered, strict=True):
-                vars(each).clear()
-                vars(each).update(before)
-                each._buffers.clear()
-                each._buffers.update(buffers)
-            for weight, data in weights:
-                if weight.untyped_storage()._cdata != data.untyped_storage()._cdata:
-                    weight.data = data
-            for buffer, value in values:
-                buffer.data.copy_(value)  # as data: a graph that has saved the buffer must not take it for changed

@@ -2,59 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import slot
-from .probe import TOKENS, NoProbeError, Scope, reason, undisturbed
+from .errors import PatchingError
+from .probe import TOKENS, NoProbeError, Scope, autocast, reason
+from .surroundings import Surrounding, surroundings
+from .undisturbed import undisturbed
 
-LEVELS = 3  # the block itself, and two around it
 WIDTHS = 4
 WITHOUT_ATTENTION = ("feed_forward_chunk", "ff_chunk")  # methods of the layers of BERT, of Longformer, and their kin
 
 
-def find_scope(model: nn.Module, name: str, attribute: str) -> Scope:
+def find_scope(
+    model: nn.Module,
+    name: str,
+    attribute: str,
+    autocast_dtype: torch.dtype | None = None,
+    around: list[Surrounding] | None = None,
+) -> Scope:
     """The smallest module around a block that runs on hidden states alone and uses the activation.
 
     Args:
         model: the whole model, for its width.
         name: qualified name of the block.
         attribute: where the block holds the activation.
+        autocast_dtype: as for `measure`.
+        around: what to try; None for the block's `surroundings`.
 
     Raises:
         NoProbeError: there is none, or its weights are sharded or missing.
+        PatchingError: what a run has changed could not be put back.
     """
     block = model.get_submodule(name)
     failures: list[str] = []
-    for module in _around(model, name):
-        for scope in _attempts(model, module):
+    done = 0  # the level that is settled
+    for each in surroundings(model, name) if around is None else around:
+        if each.level <= done:
+            continue
+        for scope in _attempts(model, each):
             try:
-                output, results = _try(scope, block, attribute)
+                output, witness = _try(scope, block, attribute, autocast_dtype)
+            except PatchingError:
+                raise
             except Exception as error:  # whatever a foreign forward raises: reported as the reason
-                failures.append(reason(module, error))
+                failures.append(reason(scope.module, error))
                 continue
-            if not results:
-                failures.insert(0, f"{type(module).__name__} does not call it")
+            if not witness.results:
+                failures.insert(0, f"{type(scope.module).__name__} does not call it")
+                if each.module is not each.wrapped:
+                    done = each.level  # it calls something else in the place of what it wraps
                 continue
-            if _uses(output, results[-1]):
-                return scope
-            failures.insert(0, f"what uses the result of {type(module).__name__} cannot be run by itself")
+            if witness.is_hidden:
+                who = type(scope.module).__name__
+                raise NoProbeError(f"{who} checkpoints or offloads in a way that cannot be turned off for a probe")
+            if _uses(output, witness.results[-1]):
+                return replace(
+                    scope, precision=_coarsest(scope, witness.results[-1], output, autocast_dtype=autocast_dtype)
+                )
+            failures.insert(0, f"what uses the result of {type(scope.module).__name__} cannot be run by itself")
             break
     raise NoProbeError(failures[0] if failures else "the size of its hidden states is not known")
 
 
-def _around(model: nn.Module, name: str) -> Iterator[nn.Module]:
-    for _ in range(LEVELS):
-        module = model.get_submodule(name)
-        if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-            yield module
-        if not name:
-            return
-        name = name.rpartition(".")[0]
-
-
-def _attempts(model: nn.Module, module: nn.Module) -> Iterator[Scope]:
+def _attempts(model: nn.Module, around: Surrounding) -> Iterator[Scope]:
+    module = around.module
     weights = [weight for weight in module.parameters() if weight.is_floating_point()]
     weights = weights or [weight for weight in model.parameters() if weight.is_floating_point()]
     if not weights:
@@ -64,11 +81,11 @@ def _attempts(model: nn.Module, module: nn.Module) -> Iterator[Scope]:
     for width in _widths(model, module):
         for name in WITHOUT_ATTENTION:
             if hasattr(module, name):
-                yield Scope(module, getattr(module, name), width, dtype, device)
-        yield Scope(module, module.forward, width, dtype, device)
-        yield Scope(module, module.forward, width, dtype, device, has_mask=True)
+                yield Scope(module, width, dtype, device, name)
+        yield Scope(module, width, dtype, device, wrapped=around.wrapped)
+        yield Scope(module, width, dtype, device, wrapped=around.wrapped, has_mask=True)
     for width in dict.fromkeys(each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d)):
-        yield Scope(module, module.forward, width, dtype, device, is_image=True)
+        yield Scope(module, width, dtype, device, wrapped=around.wrapped, is_image=True)
 
 
 def _require_whole(module: nn.Module) -> None:
@@ -87,10 +104,62 @@ def _widths(model: nn.Module, module: nn.Module) -> list[int]:
     return list(dict.fromkeys(width for width in found if isinstance(width, int)))[:WIDTHS]
 
 
-def _try(scope: Scope, block: nn.Module, attribute: str) -> tuple[Tensor, list[Tensor]]:
-    results: list[Tensor] = []
-    with slot.recorded(block, attribute, results), undisturbed(scope.module, scope.device):
-        return scope.run(scope.hidden_states(TOKENS)), results
+def _try(scope: Scope, block: nn.Module, attribute: str, autocast_dtype: torch.dtype | None) -> tuple[Tensor, _Witness]:
+    witness = _Witness(getattr(block, attribute))
+    hooks = torch.autograd.graph.saved_tensors_hooks(witness.save, lambda tensor: tensor)
+    with (
+        slot.replaced(block, attribute, _Witnessed(witness)),
+        undisturbed(scope.module, scope.device),
+        autocast(scope, autocast_dtype),
+        hooks,
+    ):
+        return scope.run(scope.hidden_states(TOKENS)), witness
+
+
+class _Witness:
+    """Sees how an activation is called.
+
+    Attributes:
+        original: the activation.
+        results: of its calls.
+        is_hidden: whether what it keeps cannot be seen from outside, since it runs without gradients, or the module has
+            set hooks of its own that take what is saved: checkpointing does the one or the other.
+    """
+
+    def __init__(self, original: Callable[..., Tensor]) -> None:
+        self.original = original
+        self.results: list[Tensor] = []
+        self.is_hidden = False
+        self._count = 0
+
+    def save(self, tensor: Tensor) -> Tensor:
+        """To be called for what is saved for the backward pass."""
+        self._count += 1
+        return tensor.detach()  # else one that saves its own result would hold itself
+
+    def call(self, *args: Any, **kwargs: Any) -> Tensor:
+        result = self.original(*args, **kwargs)
+        self.results.append(result)
+        before = self._count
+        torch.ones((), device="cpu", requires_grad=True).exp()
+        self.is_hidden |= self._count == before
+        return result
+
+
+class _Witnessed(nn.Module):
+    """Stands in the place of an activation.
+
+    Not made where it is used: a class is a cycle, which would hold the results until garbage is collected.
+    """
+
+    def __init__(self, witness: _Witness) -> None:
+        super().__init__()
+        self.witness = witness
+        if isinstance(witness.original, nn.Module):
+            self.original = witness.original  # so that it is left undisturbed, too
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.witness.call(*args, **kwargs)
 
 
 def _uses(output: Tensor, result: Tensor) -> bool:
@@ -100,3 +169,16 @@ def _uses(output: Tensor, result: Tensor) -> bool:
         return False
     is_product = type(function).__name__ == "MulBackward0"
     return not (is_product and any(before is result.grad_fn for before, _ in function.next_functions))
+
+
+def _coarsest(scope: Scope, *tensors: Tensor, autocast_dtype: torch.dtype | None) -> torch.dtype:
+    """The least precise dtype that an activation, or what follows it, computes in."""
+    dtypes = {scope.dtype, *(tensor.dtype for tensor in (*tensors, *scope.module.parameters()))}
+    kind = scope.device.type
+    if autocast_dtype is not None:
+        dtypes.add(autocast_dtype)
+    elif torch.is_autocast_enabled(kind):
+        dtypes.add(torch.get_autocast_dtype(kind))
+    # In those of one byte weights are only stored.
+    half_or_more = [dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize > 1]
+    return max(half_or_more, key=lambda dtype: torch.finfo(dtype).eps)

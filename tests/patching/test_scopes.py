@@ -28,7 +28,7 @@ from tests.models import each_model, tiny_model
 )
 def test_scope_of_a_block(name: str, block: str, attribute: str, scope: str, method: str) -> None:
     found = find_scope(tiny_model(name).bfloat16(), block, attribute)
-    assert (type(found.module).__name__, found.method.__name__) == (scope, method)
+    assert (type(found.module).__name__, found.method) == (scope, method)
     assert (found.width, found.dtype, found.device.type, found.has_mask) == (32, torch.bfloat16, "cpu", False)
 
 

@@ -1,0 +1,53 @@
+"""Undoes what a forward pass writes to its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Writes(TorchDispatchMode):
+    """Copies a parameter's storage before the first operation that writes to it, since all of them may be large.
+
+    Operations that PyTorch does not see (a kernel of another library, NumPy) are missed.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._names = {weight.untyped_storage()._cdata: name for name, weight in module.named_parameters()}
+        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for tensor in _written(func, args, kwargs):
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._names and storage._cdata not in self._before:
+                self._before[storage._cdata] = storage, storage.clone()
+        return func(*args, **kwargs)
+
+    def steps(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """What was written to, and how to undo it."""
+        for key, (storage, before) in self._before.items():
+            yield f"the values of {self._names[key]!r}", partial(storage.copy_, before)
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable:
+        return
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(each, Tensor) and not isinstance(each, FakeTensor):
+                yield each
