@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,3 +174,43 @@ def test_what_was_measured_before_the_weights_were_sharded_stays(name: str) -> N
     sites = patch_model(model, InvActConfig(backend="eager")).sites
     assert [site.plan for site in sites] == measured
     assert all(site.reason.startswith("by rule, not measured") for site in sites)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_default_device_and_dtype_do_not_matter(device: str, dtype: torch.dtype) -> None:
+    model = nn.ModuleList([Layer(Inner())])
+    (expected,) = patch_model(model).sites
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_device(device)
+        torch.set_default_dtype(dtype)
+        (site,) = patch_model(model).sites
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(before)
+    assert site == expected
+    with torch.device(device):
+        (site,) = patch_model(model).sites
+    assert site == expected
+    assert site.plan == "output"
+
+
+def test_the_width_of_the_hidden_states_may_be_the_fourth_that_is_found() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.gate = nn.Linear(24, 8), nn.Linear(16, 8)
+            self.into, self.inner, self.out = nn.Linear(32, 8), Inner(), nn.Linear(32, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.out(self.inner(self.into(x)))
+            return y
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config, self.layer = SimpleNamespace(hidden_size=64), Routed()
+
+    (site,) = patch_model(Model()).sites
+    assert site.plan == "output", site.reason
