@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from hf_invact.memory import SavedActivations
@@ -91,3 +93,40 @@ def test_what_takes_the_place_of_a_freed_shard_counts() -> None:
             model(normal(4, 8).requires_grad_())
         sizes.add(saved.total_bytes)
     assert sizes == {16 * 4 * 8 * 4}
+
+
+def test_a_gathered_weight_that_is_tensor_parallel_as_well(process_group: None) -> None:
+    """It is a DTensor even when FSDP2 has gathered it, and few operations are defined for those."""
+    mesh = torch.distributed.init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "tp"))
+    plan = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()}
+    plain, sharded = tiny_model("llama"), tiny_model("llama")
+    for layer in sharded.model.layers:
+        parallelize_module(layer.mlp, mesh["tp"], plan)
+        fully_shard(layer, mesh=mesh["dp"])
+    fully_shard(sharded, mesh=mesh["dp"])
+    found = []
+    for model in (plain, sharded):
+        with SavedActivations(model) as saved:
+            loss = model(**batch(model)).loss
+        loss.backward()
+        gradient = next(model.parameters()).grad
+        found.append((saved.total_bytes, loss, gradient.full_tensor() if model is sharded else gradient))
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("reshard", [True, False])
+def test_gathered_weights_while_steps_follow_each_other(reshard: bool, process_group: None) -> None:
+    """Forward and backward passes within one context; what has been gathered may stay, or be freed each time."""
+    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    plain, sharded = (nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)) for _ in range(2))
+    sharded.load_state_dict(plain.state_dict())
+    fully_shard(sharded[0], mesh=mesh, reshard_after_forward=reshard)
+    fully_shard(sharded, mesh=mesh, reshard_after_forward=reshard)
+    found = []
+    for model in (plain, sharded):
+        with SavedActivations(model) as saved:
+            for seed in range(2):
+                model(normal(4, 8, seed=seed)).square().sum().backward()
+        gradient = next(model.parameters()).grad
+        found.append((saved.by_module, gradient.full_tensor() if model is sharded else gradient))
+    torch.testing.assert_close(found[1], found[0])
