@@ -38,6 +38,12 @@ def watch(module: nn.Module, watcher: Watcher) -> Callable[[], None]:
     return partial(watched.remove, watcher)
 
 
+def watchers(module: nn.Module) -> tuple[Watcher, ...]:
+    """Those who watch the module."""
+    watched = vars(module).get(_SLOT)
+    return tuple(watched.watchers) if isinstance(watched, _WatchedCall) else ()
+
+
 def watch_outputs(module: nn.Module, note: Callable[[Any], None]) -> Callable[[], None]:
     """As `watch`, for what only wants to see what each call returns."""
     return watch(module, partial(_then, unseen(note)))
@@ -58,6 +64,7 @@ def unseen(function: Function) -> Function:
 def _skip_frame(function: Callable[..., Any]) -> None:
     """Have TorchDynamo compile what the function calls, but not the function itself."""
     if dynamo := sys.modules.get("torch._dynamo"):
+        function = function if hasattr(function, "__code__") else type(function).__call__
         dynamo.decorators.skip_code(function.__code__)  # (`disable(recursive=False)` would be in the way of tracing)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from ..memory.calls import watch_outputs
 from ..patching import InvActConfig, PatchingError, PatchReport, patch_model, slot, unpatch_model
 from ..patching.report import join_names
 from .memory import MemoryCallback
+from .metering import StepMeter
 
 logger = logging.getLogger(__name__)
 
@@ -99,20 +101,17 @@ class InvertedActivationsCallback(MemoryCallback):
             logger.info("%s", report)
         self.report = report
 
-    def _measure_next_forward(self, model: nn.Module) -> None:
+    def _measure_next_forward(self, model: nn.Module) -> StepMeter:
+        meter = super()._measure_next_forward(model)
         for block_name, block, attribute in slot.patched(model):
             name = f"{block_name}.{attribute}" if block_name else attribute
             self._uncalled.append(name)
-            hook = getattr(block, attribute).register_forward_pre_hook(self._note_call(name))
-            self._measuring.callback(hook.remove)
-        super()._measure_next_forward(model)
+            meter.until_end(watch_outputs(getattr(block, attribute), partial(self._note_call, name)))
+        return meter
 
-    def _note_call(self, name: str) -> Callable[[nn.Module, Any], None]:
-        def note(module: nn.Module, args: Any) -> None:
-            if name in self._uncalled:
-                self._uncalled.remove(name)
-
-        return note
+    def _note_call(self, name: str, output: Any) -> None:
+        if name in self._uncalled:
+            self._uncalled.remove(name)
 
     def _config(self, args: TrainingArguments) -> InvActConfig:
         config = self.config

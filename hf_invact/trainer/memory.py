@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterable
-from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..memory import SavedActivations, by_part, peak_bytes, reset_peak
 from ..memory.text import kept_table
+from .metering import StepMeter, why_not_measured
 
 logger = logging.getLogger(__name__)
 
 
 class MemoryCallback(TrainerCallback):
-    """Measures what the first training forward pass saves, and the peak CUDA memory of the run.
+    """Measures what the forward passes of the first step save, and the peak CUDA memory of the run.
 
     Each training log then carries ``saved_activation_bytes`` and, where there is CUDA, ``peak_cuda_allocated_bytes``
     and ``peak_cuda_reserved_bytes``. From a callback they reach the console and ``state.log_history``; every reporter
     (TensorBoard, W&B, ...) sees them with `InvActTrainerMixin`. After the first step the parts of what is saved are
     logged once (at level INFO, by this module's logger), as ``hf-invact plan`` prints them.
 
+    Where a step runs the model several times before a backward pass (a loss of pairs, say), what all of these forward
+    passes keep is counted; with accumulated gradients, what the first backward pass needs. Nothing is measured where
+    parts of the model are compiled, where what is saved is offloaded, or under nn.DataParallel: a line at level WARNING
+    then says why.
+
     Attributes:
-        saved: the measurement of the first forward pass; None before it, or where it cannot be taken (compiled, or
-            offloaded).
+        saved: the measurement; None before the first forward pass that trains, or where it cannot be taken.
         saved_by_part: its bytes, by part (see `hf_invact.memory.PARTS`); empty before the first step has ended.
     """
 
     def __init__(self) -> None:
-        self.saved: SavedActivations | None = None
         self.saved_by_part: dict[str, int] = {}
-        self._measuring = ExitStack()
+        self._meter: StepMeter | None = None
         self._is_due = False
+        self._is_first_step = False
+
+    @property
+    def saved(self) -> SavedActivations | None:
+        return self._meter.saved if self._meter else None
 
     def figures(self) -> dict[str, int]:
         """The memory figures that are known by now, in bytes."""
@@ -46,31 +52,38 @@ class MemoryCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._measuring.close()  # of a training that was interrupted
-        self.saved, self.saved_by_part = None, {}
+        self._end_measuring()  # of a training that was interrupted
+        self._meter, self.saved_by_part = None, {}
+        self._is_due = True
         reset_peak()
-        self._is_due = not (args.torch_compile or args.n_gpu > 1)
-        if not self._is_due:
-            logger.info("saved activation bytes are not measured under torch.compile or nn.DataParallel")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Not earlier: data that cannot be read would leave the hooks behind.
-        if self._is_due:
-            self._is_due = False
+        # Not earlier: until now other callbacks may compile the model, or replace parts of it.
+        if not self._is_due:
+            return
+        self._is_due = False
+        if reason := why_not_measured(args, kwargs["model"]):
+            _say_not_measured(state, reason)
+        else:
             self._measure_next_forward(kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.saved is not None and not self.saved_by_part:
-            self.saved_by_part = by_part(self.saved, kwargs["model"])
-            if state.is_local_process_zero:
-                logger.info("the first step was measured:\n%s", kept_table(measured=self.saved_by_part))
+        if self._meter is None or not self._is_first_step:
+            return
+        self._end_measuring()
+        if self.saved is None:
+            _say_not_measured(state, self._meter.why_not)
+            return
+        self.saved_by_part = by_part(self.saved, kwargs["model"])
+        if state.is_local_process_zero:
+            logger.info("the first step was measured:\n%s", kept_table(measured=self.saved_by_part))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._measuring.close()
+        self._end_measuring()
 
     def on_log(
         self,
@@ -84,57 +97,20 @@ class MemoryCallback(TrainerCallback):
             logs.update(self.figures())
             state.log_history[-1].update(self.figures())
 
-    def _measure_next_forward(self, model: nn.Module) -> None:
-        """Meter the next forward pass that trains. What that takes is gone after it."""
-        metered = vars(model).get("forward")
-        if not isinstance(metered, _MeteredForward):
-            metered = _MeteredForward(model)
-        metered.callbacks.append(self)
-        self._measuring.callback(metered.put_back)
+    def _measure_next_forward(self, model: nn.Module) -> StepMeter:
+        """Meter the forward passes of this step. What that takes is gone after it."""
+        self._meter, self._is_first_step = StepMeter.of(model), True
+        return self._meter
+
+    def _end_measuring(self) -> None:
+        self._is_first_step = False
+        if self._meter is not None:
+            self._meter.end()
 
 
-class _MeteredForward:
-    """Bound over a model's forward for one pass. (Hooks would stay when Ctrl-C interrupts it.)
-
-    Attributes:
-        callbacks: those that get the measurement.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.callbacks: list[MemoryCallback] = []
-        self._model, self._forward, self._bound = model, model.forward, vars(model).get("forward")
-        functools.update_wrapper(self, model.forward)
-        model.forward = self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not (self._model.training and torch.is_grad_enabled()):
-            return self._forward(*args, **kwargs)
-        try:
-            if hooks_are_active():  # of these only the innermost run, so the step would keep all on the device
-                logger.info("saved activation bytes are not measured where they are offloaded")
-                return self._forward(*args, **kwargs)
-            with SavedActivations(self._model) as saved:
-                for callback in self.callbacks:
-                    callback.saved = saved
-                return self._forward(*args, **kwargs)
-        finally:
-            for callback in self.callbacks:
-                callback._measuring.close()
-
-    def put_back(self) -> None:
-        if vars(self._model).get("forward") is self:
-            del self._model.forward
-            if self._bound is not None:
-                self._model.forward = self._bound
-
-
-def hooks_are_active() -> bool:
-    """Whether something (activation offloading, say) handles here what autograd saves."""
-    try:
-        with torch.autograd.graph.disable_saved_tensors_hooks("only asked whether there are any"):
-            return False
-    except RuntimeError:
-        return True
+def _say_not_measured(state: TrainerState, reason: str) -> None:
+    if state.is_local_process_zero:
+        logger.warning("saved activation bytes are not measured: %s", reason)
 
 
 def add_memory_figures(logs: dict[str, Any], callbacks: Iterable[TrainerCallback]) -> None:

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from hf_invact import InvertedActivationsCallback, MemoryCallback
 from hf_invact.memory import SavedActivations
 from hf_invact.trainer import memory
+from hf_invact.trainer.metering import hooks_are_active
 from tests.helpers import normal, record_saved
 from tests.models import each_model, tiny_model
 from tests.trainer.helpers import SAVED, arguments, installed_hooks, losses, make_trainer, records, training_logs
@@ -95,17 +96,6 @@ def test_measuring_changes_no_loss_and_leaves_no_hook(tmp_path: Path) -> None:
     assert installed_hooks(model) == 0
 
 
-@pytest.mark.parametrize("option", ["torch_compile", "n_gpu"])
-def test_compiled_and_replicated_models_are_not_measured(option: str) -> None:
-    args: Any = SimpleNamespace(torch_compile=option == "torch_compile", n_gpu=2 if option == "n_gpu" else 1)
-    model, callback, state = nn.Linear(2, 2), MemoryCallback(), TrainerState()
-    callback.on_train_begin(args, state, TrainerControl(), model=model)
-    callback.on_step_begin(args, state, TrainerControl(), model=model)
-    assert installed_hooks(model) == 0
-    assert callback.saved is None
-    assert SAVED not in callback.figures()
-
-
 def test_waits_for_a_forward_pass_that_trains() -> None:
     args: Any = SimpleNamespace(torch_compile=False, n_gpu=1)
     model, callback, state = nn.Sequential(nn.Linear(4, 8), nn.GELU()), MemoryCallback(), TrainerState()
@@ -161,7 +151,7 @@ def test_a_training_that_raises_leaves_no_hook(break_it: Callable[[Trainer], Non
     with pytest.raises(RuntimeError, match="broken"):
         trainer.train()
     assert installed_hooks(model) == 0
-    assert not memory.hooks_are_active()
+    assert not hooks_are_active()
 
 
 def test_an_interrupted_measurement_is_ended_at_once(tmp_path: Path) -> None:
@@ -174,13 +164,13 @@ def test_an_interrupted_measurement_is_ended_at_once(tmp_path: Path) -> None:
     broken_block(KeyboardInterrupt())(trainer)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert not memory.hooks_are_active()
+    assert not hooks_are_active()
     assert installed_hooks(model) == 0
     assert "forward" not in vars(model)
     del model.model.layers[1].mlp.forward
     trainer.train()
     assert counts == [0, 0]
-    assert not memory.hooks_are_active()
+    assert not hooks_are_active()
     assert installed_hooks(model) == 0
     assert all(entry[SAVED] > 0 for entry in training_logs(trainer))
 

@@ -1,0 +1,102 @@
+"""Meters the forward passes of a training's first step, or says why not."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from ..memory import SavedActivations
+from ..memory.calls import Call, watch, watchers
+from ..memory.compiled import compiled_modules
+
+_NOT_CALLED = (
+    "no forward pass that trains went through the model itself (it is compiled as part of something larger, or its "
+    "parts are called one by one)"
+)
+_OFFLOADED = "what is saved is handled by other hooks (they are not measured where they are offloaded)"
+
+
+def why_not_measured(args: TrainingArguments, model: Any) -> str:
+    """What keeps the meter away before training starts; empty where nothing does."""
+    if not isinstance(model, nn.Module):
+        return f"the model is a {type(model).__name__} and no nn.Module"
+    if args.torch_compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        return "torch.compile is on"
+    if compiled := compiled_modules(model):
+        more = f" and {len(compiled) - 1} more of its modules are" if len(compiled) > 1 else " is"
+        return f"torch.compile is used: {compiled[0] or 'the model'}{more} compiled"
+    if args.n_gpu > 1:
+        return "nn.DataParallel replicates the model (launch it with torchrun, and each process is measured)"
+    return ""
+
+
+class StepMeter:
+    """Meters all forward passes of a model that train, until a backward pass has released what they kept.
+
+    After that it ends by itself, and at the first forward pass that raises. All who measure one model share one.
+
+    Attributes:
+        saved: the measurement; None before the first forward pass.
+        why_not: why there is none.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.saved: SavedActivations | None = None
+        self.why_not = _NOT_CALLED
+        self._model = model
+        self._thread = threading.get_ident()
+        self._is_inside = False
+        self._until_end = ExitStack()
+        self._until_end.callback(watch(model, self))
+
+    @classmethod
+    def of(cls, model: nn.Module) -> StepMeter:
+        return next((watcher for watcher in watchers(model) if isinstance(watcher, cls)), None) or cls(model)
+
+    def until_end(self, undo: Callable[[], None]) -> None:
+        """Have something undone when the meter ends."""
+        self._until_end.callback(undo)
+
+    def end(self) -> None:
+        self._until_end.close()
+
+    def __call__(self, call: Call) -> Any:
+        trains = self._model.training and torch.is_grad_enabled()
+        if not trains or self._is_inside or threading.get_ident() != self._thread:
+            return call()
+        if self.saved is not None and self.saved.is_released:
+            self.end()
+            return call()
+        if hooks_are_active():  # of these only the innermost run, so the step would keep all on the device
+            self.end()
+            self.why_not = _OFFLOADED
+            return call()
+        return self._metered(call)
+
+    def _metered(self, call: Call) -> Any:
+        self.saved = self.saved or SavedActivations(self._model)
+        self._is_inside = True
+        try:
+            with self.saved:
+                return call()
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            self._is_inside = False
+
+
+def hooks_are_active() -> bool:
+    """Whether something (activation offloading, say) handles here what autograd saves."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("only asked whether there are any"):
+            return False
+    except RuntimeError:
+        return True
