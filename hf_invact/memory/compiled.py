@@ -16,8 +16,13 @@ def compiled_modules(model: nn.Module) -> list[str]:
     the attributes and methods of a module; not those that a forward pass finds anywhere else.
     """
     found: list[str] = []
+    classes: dict[type, bool] = {}  # of which a model has few
     for name, module in model.named_modules():  # a module comes before what is inside of it
-        if not any(is_within(name, outer) for outer in found) and _runs_compiled_code(module):
+        cls = type(module)
+        if cls not in classes:
+            classes[cls] = any(map(_is_compiled, _methods(cls)))
+        is_new = not any(is_within(name, outer) for outer in found)
+        if is_new and (classes[cls] or any(map(_is_compiled, vars(module).values()))):
             found.append(name)
     return found
 
@@ -27,11 +32,8 @@ def is_within(name: str, outer: str) -> bool:
     return outer in ("", name) or name.startswith(f"{outer}.")
 
 
-def _runs_compiled_code(module: nn.Module) -> bool:
-    methods = (
-        value for cls in type(module).__mro__ if cls.__module__ != nn.Module.__module__ for value in vars(cls).values()
-    )
-    return any(map(_is_compiled, (*vars(module).values(), *methods)))
+def _methods(cls: type) -> Iterator[Any]:
+    return (value for base in cls.__mro__ if base is not nn.Module for value in vars(base).values())
 
 
 def _is_compiled(value: Any) -> bool:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from ..memory import SavedActivations
@@ -20,6 +20,11 @@ _NOT_CALLED = (
     "no forward pass that trains went through the model itself (it is compiled as part of something larger, or its "
     "parts are called one by one)"
 )
+_TRANSFORMED = (
+    "the model uses torch.func.grad or a relative, which PyTorch refuses together with the meter's hooks (the first "
+    "forward pass was begun again without them, with the same random numbers)"
+)
+_REFUSAL = "saved tensor hooks"  # in the message of that refusal
 _OFFLOADED = "what is saved is handled by other hooks (they are not measured where they are offloaded)"
 
 
@@ -83,14 +88,31 @@ class StepMeter:
     def _metered(self, call: Call) -> Any:
         self.saved = self.saved or SavedActivations(self._model)
         self._is_inside = True
+        random_state = _random_state()
         try:
             with self.saved:
                 return call()
-        except BaseException:
+        except BaseException as error:
             self.end()
-            raise
+            if not (isinstance(error, RuntimeError) and _REFUSAL in str(error)):
+                raise
         finally:
             self._is_inside = False
+        self.saved, self.why_not = None, _TRANSFORMED
+        _set_random_state(random_state)
+        return call()
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), on_devices
+
+
+def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
+    on_cpu, on_devices = state
+    torch.set_rng_state(on_cpu)
+    for device, on_device in enumerate(on_devices):
+        torch.cuda.set_rng_state(on_device, device)
 
 
 def hooks_are_active() -> bool:

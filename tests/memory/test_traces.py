@@ -8,6 +8,7 @@ import io
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -123,44 +124,39 @@ def test_a_copy_made_while_it_is_metered_is_not(
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in twin.modules())
 
 
-def in_a_thread(function: Callable[[], object]) -> None:
-    errors: list[BaseException] = []
+class _Waits(nn.Module):
+    """Another thread than the main one stays inside until it is told to go on."""
 
-    def run() -> None:
-        try:
-            function()
-        except BaseException as error:
-            errors.append(error)
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.may_leave = threading.Event(), threading.Event()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert errors == []
+    def forward(self, x: Tensor) -> Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            self.entered.set()
+            self.may_leave.wait(10)
+        return x
 
 
-def test_another_thread_that_trains_the_model_is_not_counted() -> None:
-    model, x = mlp(), normal(ROWS, WIDTH)
-    begun = threading.Event()
-    ended = threading.Event()
+def test_another_thread_that_trains_the_model_is_neither_counted_nor_disturbed() -> None:
+    model, x = mlp().insert(1, waits := _Waits()), normal(ROWS, WIDTH)
+    waits.register_forward_hook(lambda module, args, output: None)  # PyTorch then looks for hooks after the forward
 
-    class Waits(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if threading.current_thread() is not threading.main_thread():
-                begun.set()
-                ended.wait(10)
-            return x
+    def train() -> None:
+        model(normal(2 * ROWS, WIDTH)).sum().backward()
 
-    model.insert(1, Waits())
-    thread = threading.Thread(target=lambda: model(x).sum().backward())
-    thread.start()
-    begun.wait(10)  # it is within the model when metering begins, and still when it has ended
-    with SavedActivations(model) as saved:
-        model(x)
-        in_a_thread(lambda: model(normal(2 * ROWS, WIDTH)).sum().backward() if ended.is_set() else None)
-        ended.set()
-        in_a_thread(lambda: model(normal(2 * ROWS, WIDTH)).sum().backward())
-    thread.join()
-    assert saved.total_bytes == NARROW + 2 * WIDE
+    with ThreadPoolExecutor(1) as thread:
+        training = thread.submit(train)
+        waits.entered.wait(10)
+        with SavedActivations(model) as saved:  # it is within the model already
+            model(x)
+            waits.may_leave.set()
+            training.result()
+            thread.submit(train).result()
+            waits.may_leave.clear()
+            training = thread.submit(train)
+        waits.may_leave.set()
+        training.result()  # it leaves the model after the meter is gone
     assert saved.by_module == {"0": NARROW, "2": WIDE, "3": WIDE}
     assert saved.output_bytes == {"0": WIDE, "1": WIDE, "2": WIDE, "3": NARROW}
 

@@ -108,6 +108,33 @@ def test_a_model_that_is_not_called_itself_is_not_measured(caplog: pytest.LogCap
     assert attributes(model) == before
 
 
+class TakesAGradient(nn.Module):
+    """In its forward pass, as models of forces do. PyTorch refuses that where hooks see what is saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.dropout = nn.Linear(4, 4), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.layer(x))
+        gradient: Tensor = torch.func.grad(lambda y: y.square().sum())(x)
+        return gradient
+
+
+def test_a_model_that_the_meter_cannot_run_trains_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    model, callback = TakesAGradient(), MemoryCallback()
+    torch.manual_seed(0)
+    expected = model(normal(2, 4))
+    events = begin(callback, model)
+    torch.manual_seed(0)
+    found = model(normal(2, 4))
+    assert torch.equal(found, expected)
+    callback.on_step_end(*events, model=model)
+    (warning,) = warnings_of(caplog)
+    assert "the model uses torch.func.grad" in warning
+    assert callback.figures() == {}
+
+
 class Copies(TrainerCallback):
     """Keeps a copy from the first step's beginning, as for an average of the weights or a reference."""
 
