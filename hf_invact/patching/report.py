@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..memory.text import size, table
@@ -34,6 +34,11 @@ class Site:
     after: int | None = None
     reason: str = ""
 
+    @property
+    def saved(self) -> int | None:
+        """Bytes per token that the block keeps less; None where they were not measured."""
+        return None if self.before is None or self.after is None else self.before - self.after
+
 
 @dataclass(frozen=True)
 class PatchReport:
@@ -49,13 +54,41 @@ class PatchReport:
     @property
     def saved_bytes_per_token(self) -> int:
         """What all measured sites together keep less per token."""
-        pairs = ((site.before, site.after) for site in self.sites if site.curve is not None)
-        return sum(before - after for before, after in pairs if before is not None and after is not None)
+        return sum(site.saved or 0 for site in self.sites if site.curve is not None)
+
+    def summary(self, checkpointed: Sequence[str] = ()) -> str:
+        """What was done, or why nothing was, in one line.
+
+        Args:
+            checkpointed: names of the modules whose forward pass is run again during the backward pass.
+
+        >>> print(PatchReport((Site("mlp.act", "MLP", "GELU", "gelu", "output", 2048, 1088),)).summary())
+        inverted activations: 1 of 1 sites patched, 960 B per token less for the backward pass
+        """
+        inverted = [site for site in self.sites if site.curve is not None]
+        if not inverted:
+            return f"{self._count}, so no memory is saved ({_reasons(self.sites)})"
+        recomputed = [site for site in inverted if _module_around(site.name, checkpointed) is not None]
+        text = self._count + (_under_checkpointing(inverted, checkpointed) if recomputed else self._less)
+        if unmeasured := [site for site in inverted if site.saved is None]:
+            text += f"; {len(unmeasured)} not measured ({_reasons(unmeasured)})"
+        if left_alone := [site for site in self.sites if site.curve is None]:
+            text += f"; {len(left_alone)} left alone ({_reasons(left_alone)})"
+        return text
+
+    @property
+    def _count(self) -> str:
+        return f"inverted activations: {self.patched} of {len(self.sites)} sites patched"
+
+    @property
+    def _less(self) -> str:
+        if self.saved_bytes_per_token:
+            return f", {_changed(self.saved_bytes_per_token)} for the backward pass"
+        is_measured = any(site.saved is not None for site in self.sites if site.curve is not None)
+        return ", which keep as much for the backward pass as without" if is_measured else ""
 
     def __str__(self) -> str:
-        head = f"inverted activations: {self.patched} of {len(self.sites)} sites patched"
-        if self.saved_bytes_per_token:
-            head += f", {size(self.saved_bytes_per_token)} per token less for the backward pass"
+        head = self._count + self._less
         rows: list[tuple[str, ...]] = [("site", "block", "activation", "plan", "each keeps per token", "why")]
         alike: dict[tuple[object, ...], list[Site]] = {}
         for site in self.sites:
@@ -66,6 +99,35 @@ class PatchReport:
         lines = table(rows, aligned="<").splitlines()
         lines += [_explain(plan) for plan in PLANS.values() if any(site.plan == plan.name for site in self.sites)]
         return "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+def _changed(saved: int) -> str:
+    return f"{size(abs(saved))} per token {'less' if saved > 0 else 'more'}"
+
+
+def _reasons(sites: Iterable[Site], most: int = 3) -> str:
+    """Why, without repetition."""
+    reasons = list(dict.fromkeys(site.reason.removeprefix("left alone: ") for site in sites))
+    more = len(reasons) - most
+    return "; ".join(reasons[:most]) + (f"; and {more} more reasons" if more > 0 else "")
+
+
+def _under_checkpointing(inverted: Iterable[Site], checkpointed: Sequence[str]) -> str:
+    """What is kept less where some sites are inside of modules that are run again, one after the other."""
+    saved: dict[str | None, int] = {}
+    for site in inverted:
+        module = _module_around(site.name, checkpointed)
+        saved[module] = saved.get(module, 0) + (site.saved or 0)
+    outside = saved.pop(None, 0)
+    between = f"is {_changed(outside)}" if outside else "does not change"
+    return (
+        f". Gradient checkpointing is on: the layer that is being recomputed keeps {_changed(max(saved.values()))}, "
+        f"but what is kept between the forward and the backward pass {between}"
+    )
+
+
+def _module_around(name: str, modules: Iterable[str]) -> str | None:
+    return next((module for module in modules if not module or name.startswith(f"{module}.")), None)
 
 
 def _look(site: Site) -> tuple[object, ...]:

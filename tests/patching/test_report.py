@@ -103,3 +103,51 @@ def test_the_whole_is_the_sum_of_what_was_measured() -> None:
     sites = (SITE, replace(SITE, before=None, after=None), replace(SITE, curve=None, plan=None))
     assert PatchReport(sites).saved_bytes_per_token == 2048 - 1088
     assert PatchReport(sites).patched == 2
+
+
+LEFT = replace(
+    SITE, name="layers.1.mlp.act", curve=None, plan=None, after=2048, reason="left alone: nothing keeps less"
+)
+UNKNOWN = replace(SITE, name="layers.2.mlp.act", before=None, after=None, reason="by rule, not measured: sharded")
+HEAD = replace(SITE, name="head.act", before=512, after=256)
+HEADLINE = "inverted activations: "
+CHECKPOINTED = (
+    ". Gradient checkpointing is on: the layer that is being recomputed keeps 960 B per token less, but what is kept "
+    "between the forward and the backward pass "
+)
+
+
+@pytest.mark.parametrize(
+    ("sites", "text"),
+    [
+        ([SITE, SITE], "2 of 2 sites patched, 1.88 KiB per token less for the backward pass"),
+        ([LEFT, LEFT], "0 of 2 sites patched, so no memory is saved (nothing keeps less)"),
+        (
+            [SITE, LEFT],
+            "1 of 2 sites patched, 960 B per token less for the backward pass; 1 left alone (nothing keeps less)",
+        ),
+        ([UNKNOWN], "1 of 1 sites patched; 1 not measured (by rule, not measured: sharded)"),
+        ([replace(SITE, after=2048)], "1 of 1 sites patched, which keep as much for the backward pass as without"),
+        ([replace(SITE, after=2112)], "1 of 1 sites patched, 64 B per token more for the backward pass"),
+        (
+            [replace(LEFT, reason=f"left alone: {number}") for number in range(5)],
+            "0 of 5 sites patched, so no memory is saved (0; 1; 2; and 2 more reasons)",
+        ),
+    ],
+    ids=["all", "none", "some", "not measured", "as much", "more", "many reasons"],
+)
+def test_one_line_says_what_was_done_or_why_nothing_was(sites: list[Site], text: str) -> None:
+    assert PatchReport(tuple(sites)).summary() == HEADLINE + text
+
+
+@pytest.mark.parametrize(
+    ("sites", "text"),
+    [
+        ([SITE, replace(SITE, name="layers.1.act")], f"2 of 2 sites patched{CHECKPOINTED}does not change"),
+        ([SITE, HEAD], f"2 of 2 sites patched{CHECKPOINTED}is 256 B per token less"),
+        ([HEAD], "1 of 1 sites patched, 256 B per token less for the backward pass"),
+    ],
+    ids=["layers", "layers and a head", "a head"],
+)
+def test_where_layers_are_recomputed_one_of_them_keeps_less(sites: list[Site], text: str) -> None:
+    assert PatchReport(tuple(sites)).summary(checkpointed=("layers.0", "layers.1")) == HEADLINE + text
