@@ -28,12 +28,14 @@ class InvActConfig:
         backend: what computes the operation: "auto" (by device) or a backend's name.
         autocast_dtype: under which training will run ("bfloat16" and "float16" are understood too); None takes the
             autocast that is active when `patch_model` is called, if any. The callback fills it in.
+        require: refuse a model in which no activation would be inverted, where `patch_model` would only report why. (A
+            plan that is demanded is always required at one site at least.)
 
     Raises:
-        ValueError: an unknown plan, backend or dtype, or patterns that are not strings.
+        ValueError: an unknown plan, backend or dtype, patterns that are not strings, or a `require` that is no boolean.
 
     >>> InvActConfig.from_dict({"include": ["*.mlp"], "backend": "eager"})
-    InvActConfig(include=('*.mlp',), exclude=(), plan='auto', backend='eager', autocast_dtype=None)
+    InvActConfig(include=('*.mlp',), exclude=(), plan='auto', backend='eager', autocast_dtype=None, require=False)
     """
 
     include: tuple[str, ...] = ("*",)
@@ -41,6 +43,7 @@ class InvActConfig:
     plan: str = AUTO_PLAN
     backend: str = AUTO
     autocast_dtype: torch.dtype | None = None
+    require: bool = False
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
@@ -59,6 +62,8 @@ class InvActConfig:
         if not isinstance(self.backend, str):
             raise ValueError(f"backend must be the name of a backend, got {self.backend!r}")
         check_backend(self.backend)
+        if not isinstance(self.require, bool):
+            raise ValueError(f"require must be true or false, got {self.require!r}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> InvActConfig:

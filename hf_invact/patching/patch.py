@@ -17,7 +17,7 @@ from .conflicts import WAYS_OUT, find_conflicts, replaced_forward
 from .errors import PatchingError
 from .hooks import hook_of_others
 from .planner import Decision, Planner, rule
-from .plans import Plan
+from .plans import PLANS, Plan
 from .registry import Found, find_activations
 from .report import PatchReport, Site
 from .slot import Inverse
@@ -54,12 +54,13 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
         What was done at each site. ``print`` it.
 
     Raises:
-        PatchingError: no block matches, a pattern matches nothing, or a block holds an activation that is not known.
-            The model is then left as it was.
+        PatchingError: no block matches, a pattern matches nothing, a block holds an activation that is not known, or
+            nothing would be inverted though the config demands a plan or requires it. The model is then left as it was.
     """
     config = config or InvActConfig()
     candidates = _select(model, config)
     report = PatchReport(tuple(candidate.site for candidate in candidates))
+    _check_demands(report, config)
     for candidate in candidates:
         block, attribute, plan = candidate.found.module, candidate.found.attribute, candidate.decision.plan
         if candidate.inverse is None or plan is None:
@@ -125,6 +126,13 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
         reasons = "; ".join(dict.fromkeys(site.reason for site in sites))
         raise PatchingError(f"nothing to invert ({reasons}):\n{PatchReport(sites)}")
     return candidates
+
+
+def _check_demands(report: PatchReport, config: InvActConfig) -> None:
+    if report.patched or not (config.require or config.plan in PLANS):
+        return
+    demand = f"plan={config.plan!r} is demanded" if config.plan in PLANS else "require=True"
+    raise PatchingError(f"refused, since {demand}: {report.summary()}\n{report}")
 
 
 def _require_attribute(found: Found) -> None:

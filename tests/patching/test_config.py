@@ -12,7 +12,7 @@ from hf_invact import InvActConfig
 
 
 def test_defaults_patch_everything_with_the_best_backend() -> None:
-    assert InvActConfig() == InvActConfig(include=("*",), exclude=(), plan="auto", backend="auto", autocast_dtype=None)
+    assert InvActConfig() == InvActConfig(("*",), (), plan="auto", backend="auto", autocast_dtype=None, require=False)
 
 
 def test_lists_become_tuples_so_that_a_config_is_a_value() -> None:
@@ -59,10 +59,17 @@ def test_a_backend_that_is_no_name_is_refused(backend: Any) -> None:
         InvActConfig(backend=backend)
 
 
+@pytest.mark.parametrize("require", ["true", 1, None], ids=repr)
+def test_a_requirement_that_is_no_boolean_is_refused(require: Any) -> None:
+    with pytest.raises(ValueError, match="require must be true or false, got"):
+        InvActConfig(require=require)
+
+
 def test_from_dict() -> None:
-    values = {"include": ["*.mlp"], "exclude": ["*.0.*"], "plan": "output", "backend": "eager"}
-    values["autocast_dtype"] = "bfloat16"
-    assert InvActConfig.from_dict(values) == InvActConfig(("*.mlp",), ("*.0.*",), "output", "eager", torch.bfloat16)
+    values: dict[str, Any] = {"include": ["*.mlp"], "exclude": ["*.0.*"], "plan": "output", "backend": "eager"}
+    values |= {"autocast_dtype": "bfloat16", "require": True}
+    expected = InvActConfig(("*.mlp",), ("*.0.*",), "output", "eager", torch.bfloat16, require=True)
+    assert InvActConfig.from_dict(values) == expected
     assert InvActConfig.from_dict({}) == InvActConfig()
 
 
@@ -75,7 +82,7 @@ def test_from_dict() -> None:
     ],
 )
 def test_from_dict_refuses_an_unknown_key_with_a_hint_and_the_known_ones(key: str, hint: str) -> None:
-    known = "known: include, exclude, plan, backend, autocast_dtype"
+    known = "known: include, exclude, plan, backend, autocast_dtype, require"
     with pytest.raises(ValueError, match=f"unknown option '{key}' .*{known}") as error:
         InvActConfig.from_dict({key: ["*"]})
     assert hint in str(error.value)

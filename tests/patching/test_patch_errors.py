@@ -14,6 +14,7 @@ from transformers.activations import ACT2FN
 
 from hf_invact import InvActConfig, PatchingError, patch_model, register_activation, register_block, unpatch_model
 from tests.models import tiny_model
+from tests.patching.mlps import MLP, Training
 
 
 @contextmanager
@@ -160,6 +161,14 @@ def test_a_model_whose_activations_would_all_gain_nothing() -> None:
     model = tiny_model("llama", activation="relu")
     with refusal(model, "nothing to invert", "0 of 2 sites patched", "ReLU", "its gradient already uses the output"):
         patch_model(model)
+
+
+def test_a_model_in_which_nothing_would_keep_less_where_that_is_required() -> None:
+    model = MLP("gpt2", Training(frozen=("down",))).model
+    assert patch_model(model).patched == 0
+    with refusal(model, "require=True", "0 of 1 sites patched, so no memory is saved (nothing would keep less)"):
+        patch_model(model, InvActConfig(require=True))
+    assert patch_model(tiny_model("llama"), InvActConfig(require=True)).patched == 2
 
 
 def test_parameters_that_hide_the_input() -> None:

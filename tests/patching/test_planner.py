@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_invact import InvActConfig, PatchReport, patch_model, register_block, unpatch_model
+from hf_invact import InvActConfig, PatchingError, PatchReport, patch_model, register_block, unpatch_model
 from hf_invact.patching import Site
 from tests.helpers import normal
 from tests.models import each_model, loss_and_gradients, tiny_model
@@ -132,10 +132,18 @@ def test_a_plan_that_is_demanded_is_installed_even_if_it_keeps_more() -> None:
 
 
 def test_a_gate_that_is_demanded_where_there_is_none() -> None:
-    sites = patch_model(tiny_model("gpt2"), InvActConfig(plan="gate-output")).sites
-    assert [(site.plan, site.reason) for site in sites] == [
-        (None, "left alone: the activation is not multiplied with a tensor of its shape and dtype")
-    ] * 2
+    model = tiny_model("gpt2")
+    patch_model(model)
+    reason = r"\(the activation is not multiplied with a tensor of its shape and dtype\)"
+    with pytest.raises(PatchingError, match=rf"plan='gate-output' is demanded: .* 0 of 2 sites patched.* {reason}"):
+        patch_model(model, InvActConfig(plan="gate-output"))
+    assert model.transformer.h[0].mlp.act.plan.name == "output", "as it was"
+
+
+def test_a_gate_that_is_demanded_where_some_blocks_have_none() -> None:
+    model = nn.ModuleList([tiny_model("gpt2"), tiny_model("llama")])
+    report = patch_model(model, InvActConfig(plan="gate-output"))
+    assert [site.plan for site in report.sites] == [None, None, "gate-output", "gate-output"]
 
 
 class Odd(nn.Module):
