@@ -93,7 +93,7 @@ class MemoryCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs and "loss" in logs:
+        if logs and _is_of_training(logs):
             logs.update(self.figures())
             state.log_history[-1].update(self.figures())
 
@@ -113,9 +113,14 @@ def _say_not_measured(state: TrainerState, reason: str) -> None:
         logger.warning("saved activation bytes are not measured: %s", reason)
 
 
+def _is_of_training(logs: dict[str, Any]) -> bool:
+    """Whether it is one of every few steps (of a loss by whatever name), or the last one, all that short runs have."""
+    return not logs.keys().isdisjoint(("loss", "learning_rate", "train_runtime"))
+
+
 def add_memory_figures(logs: dict[str, Any], callbacks: Iterable[TrainerCallback]) -> None:
     """Put the figures of every `MemoryCallback` into a training log, before any reporter sees it."""
-    if "loss" in logs:
+    if _is_of_training(logs):
         for callback in callbacks:
             if isinstance(callback, MemoryCallback):
                 logs.update(callback.figures())
