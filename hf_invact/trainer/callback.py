@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from ..memory.calls import watch_outputs
-from ..patching import InvActConfig, PatchingError, PatchReport, patch_model, slot, unpatch_model
+from ..memory import peak_bytes
+from ..patching import InvActConfig, PatchingError, PatchReport, patch_model, unpatch_model
 from ..patching.report import join_names
+from .calls import Calls
+from .checkpointed import checkpointed_modules
+from .given import arguments_of, measured_part, module_of
 from .memory import MemoryCallback
 from .metering import StepMeter
+from .outcome import FILE, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,9 @@ class InvertedActivationsCallback(MemoryCallback):
     callback always patches. Training logs carry memory figures either way, see `MemoryCallback`. When training
     raises, the model stays patched: `hf_invact.unpatch_model` puts it back.
 
+    When training begins, one line at level WARNING says what was done, or why nothing was. When it has ended, another
+    one says what the model kept, and ``inverted_activations.json`` in the output folder says why, site by site.
+
     What replaces the same part of the model (Liger's MLPs, hub kernels, another copy of this package) is refused when
     training begins at the latest, and the model is left unpatched then. Inverted activations that the first training
     forward pass did not call are named in a warning after its step (where it can be measured, see `MemoryCallback`).
@@ -45,9 +52,10 @@ class InvertedActivationsCallback(MemoryCallback):
 
     Attributes:
         report: what was patched; None before that, or where the flag is off.
+        require: set it to refuse a model in which nothing would be inverted, whatever the config says.
 
     Raises:
-        PatchingError: as `hf_invact.patch_model`.
+        PatchingError: as `hf_invact.patch_model`; or the Trainer's model is no module and holds none.
         ValueError: `use_liger_kernel` is on as well, with Liger's MLPs.
     """
 
@@ -55,31 +63,45 @@ class InvertedActivationsCallback(MemoryCallback):
         super().__init__()
         self.config = config
         self.report: PatchReport | None = None
-        self._uncalled: list[str] = []
+        self.require = False
+        self._checkpointed: tuple[str, ...] = ()
+        self._calls = Calls()
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._patch(args, state, kwargs["model"])
+        self._patch(arguments_of(args, kwargs), state, module_of(kwargs["model"]))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._patch(args, state, kwargs["model"])
-        self._uncalled = []
+        model = module_of(kwargs["model"])
+        args = arguments_of(args, kwargs)
+        self._patch(args, state, model)
+        self._calls = Calls()
+        if self.report is not None:
+            self._checkpointed = checkpointed_modules(model)
+            if state.is_local_process_zero:
+                logger.warning("%s", self.report.summary(self._checkpointed))
         super().on_train_begin(args, state, control, **kwargs)
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_step_begin(args, state, control, **{**kwargs, "model": module_of(kwargs["model"])})
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        super().on_step_end(args, state, control, **kwargs)
-        if self.saved is not None and self._uncalled:
+        super().on_step_end(args, state, control, **{**kwargs, "model": measured_part(module_of(kwargs["model"]))})
+        if self.saved is not None and self._calls.uncalled:
             if state.is_local_process_zero:
-                logger.warning(_NOT_CALLED, join_names(self._uncalled))
-            self._uncalled = []
+                logger.warning(_NOT_CALLED, join_names(self._calls.uncalled))
+            self._calls.uncalled = []
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         super().on_train_end(args, state, control, **kwargs)
         if self.report is not None:
-            unpatch_model(kwargs["model"])
+            unpatch_model(module_of(kwargs["model"]))
+            self._tell_outcome(self.report, state, arguments_of(args, kwargs).output_dir)
 
     def _patch(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
         if not getattr(args, "use_inverted_activations", True):
@@ -102,22 +124,26 @@ class InvertedActivationsCallback(MemoryCallback):
         self.report = report
 
     def _measure_next_forward(self, model: nn.Module) -> StepMeter:
-        meter = super()._measure_next_forward(model)
-        for block_name, block, attribute in slot.patched(model):
-            name = f"{block_name}.{attribute}" if block_name else attribute
-            self._uncalled.append(name)
-            meter.until_end(watch_outputs(getattr(block, attribute), partial(self._note_call, name)))
+        meter = super()._measure_next_forward(measured_part(model))
+        self._calls.watch(model, meter.until_end)
         return meter
 
-    def _note_call(self, name: str, output: Any) -> None:
-        if name in self._uncalled:
-            self._uncalled.remove(name)
+    def _tell_outcome(self, report: PatchReport, state: TrainerState, folder: str) -> None:
+        kept = None if self.saved is None else self.saved.total_bytes
+        outcome = Outcome(report, self._checkpointed, kept, self._calls.tokens, peak_bytes())
+        path: Path | None = None
+        if state.is_world_process_zero:
+            try:
+                path = outcome.write(folder)
+            except OSError as error:
+                logger.warning("%s could not be written: %s", FILE, error)
+        if state.is_local_process_zero:
+            logger.warning("%s", outcome.text(path))
 
     def _config(self, args: TrainingArguments) -> InvActConfig:
         config = self.config
         if config is None:
             from_arguments = getattr(args, "inverted_activations", None)
             config = from_arguments() if from_arguments is not None else InvActConfig()
-        if config.autocast_dtype is not None:
-            return config
-        return replace(config, autocast_dtype=AUTOCAST_DTYPES.get(args.mixed_precision))
+        dtype = config.autocast_dtype or AUTOCAST_DTYPES.get(args.mixed_precision)
+        return replace(config, autocast_dtype=dtype, require=config.require or self.require)

@@ -205,8 +205,12 @@ def test_the_report_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
     args = arguments(tmp_path, use_inverted_activations=True)
     with caplog.at_level(logging.INFO, logger="hf_invact"):
         make_trainer(tiny_model("llama"), args, InvertedActivationsCallback()).train()
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "hf_invact.trainer.callback"]
-    assert message.startswith("inverted activations: 2 of 2 sites patched")
+    messages = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "hf_invact.trainer.callback" and record.levelno == logging.INFO
+    ]
+    assert [message.partition(",")[0] for message in messages] == ["inverted activations: 2 of 2 sites patched"]
 
 
 @pytest.mark.parametrize("step", [0, 1], ids=["first step", "second step"])

@@ -1,0 +1,27 @@
+"""Finds the modules whose forward pass is run again during the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+
+def checkpointed_modules(model: nn.Module) -> tuple[str, ...]:
+    """Qualified names of the layers that Transformers or PyTorch's wrapper recompute; a script may recompute more."""
+    return tuple(dict.fromkeys(name for named in model.named_modules() for name in _recomputed(*named)))
+
+
+def _recomputed(name: str, module: nn.Module) -> Iterator[str]:
+    from transformers.modeling_layers import GradientCheckpointingLayer  # with all that models need: not at import
+
+    if hasattr(module, "_checkpoint_wrapped_module"):  # of torch.distributed.algorithms._checkpoint
+        yield name
+    if getattr(module, "gradient_checkpointing", False) is not True:
+        return
+    if isinstance(module, GradientCheckpointingLayer):
+        yield name
+    elif not any(isinstance(each, GradientCheckpointingLayer) for each in module.modules()):
+        for child_name, child in module.named_children():  # a stack that does it by itself
+            if isinstance(child, nn.ModuleList):
+                yield from (f"{name}.{child_name}.{index}".lstrip(".") for index in range(len(child)))
