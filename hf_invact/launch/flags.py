@@ -1,4 +1,4 @@
-"""The two flags, taken out of a command line before the script parses the rest of it."""
+"""The flags, taken out of a command line before the script parses the rest of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 USE = "--use_inverted_activations"
 CONFIG = "--inverted_activations_config"
+REQUIRE = "--require"
 
 # As HfArgumentParser spells them.
 BOOLEANS = {
@@ -28,11 +29,13 @@ class Flags:
         use: whether to invert; None where the flag was not given.
         config: the options, a mapping whose keys and values are not checked yet; None where not given.
         written: the arguments of each flag that was given, for a script whose own parser knows it.
+        require: whether a model in which nothing would be inverted is refused.
     """
 
     use: bool | None = None
     config: dict[str, Any] | None = None
     written: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    require: bool = False
 
 
 def refuse(message: str) -> NoReturn:
@@ -44,6 +47,8 @@ def refuse(message: str) -> NoReturn:
 def take_flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
     """Split a command line into the flags and the rest, which keeps its order. Nothing behind ``--`` is a flag.
 
+    ``--require`` is one before the script's name; after it, if it has no value and the first flag is given.
+
     >>> flags, rest = take_flags(["train.py", "--use_inverted_activations", "--seed", "7"])
     >>> flags.use, rest
     (True, ['train.py', '--seed', '7'])
@@ -54,13 +59,15 @@ def take_flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
     written: dict[str, tuple[str, ...]] = {}
     rest: list[str] = []
     items = deque(arguments)
+    uses = any(item.partition("=")[0].replace("-", "_") == USE.replace("-", "_") for item in arguments)
     while items:
         item = items.popleft()
         if item == "--":
             rest += [item, *items]
             break
         option, equals, value = item.partition("=")
-        name = _name(option)
+        is_required = item == REQUIRE and (not rest or (uses and (not items or items[0].startswith("-"))))
+        name = REQUIRE if is_required else _name(option)
         if name is None:
             rest.append(item)
             continue
@@ -68,7 +75,7 @@ def take_flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
             refuse(f"{name} is given twice")
         if equals:
             written[name] = (value,)
-        elif items and (name == CONFIG or items[0].lower() in BOOLEANS):
+        elif items and name != REQUIRE and (name == CONFIG or items[0].lower() in BOOLEANS):
             written[name] = (items.popleft(),)
         else:
             written[name] = ()
@@ -96,7 +103,9 @@ def _read(written: Mapping[str, tuple[str, ...]]) -> Flags:
         use = BOOLEANS[value.lower()]
     if CONFIG in written:
         config = _mapping(*written[CONFIG])
-    return Flags(use, config, written)
+    if REQUIRE in written and not use:
+        refuse(f"{REQUIRE} needs {USE} as well")
+    return Flags(use, config, written, REQUIRE in written)
 
 
 def _mapping(text: str = "") -> dict[str, Any]:

@@ -1,13 +1,20 @@
-"""Does something when another module has been imported, without importing it."""
+"""Changes other modules for a while; and does something when one has been imported, without importing it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
+
+
+def replace_attribute(changes: ExitStack, owner: object, name: str, value: Any) -> None:
+    """Set an attribute of a class or a module until the stack is closed."""
+    changes.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
 
 
 @contextmanager

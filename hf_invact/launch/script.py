@@ -1,31 +1,32 @@
-"""Runs a script as ``python`` would."""
+"""The command: takes the flags, runs the script, tells what became of them."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import runpy
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from .flags import USE, Flags, refuse, take_flags
-from .trainers import Seen, flags_understood
+from .children import flags_understood_everywhere
+from .flags import refuse, take_flags
+from .seen import Seen
+from .target import run_module, run_script_or_command
 
 USAGE = """\
 usage: hf-invact run SCRIPT.py [ARGUMENTS ...]
+       hf-invact run COMMAND [ARGUMENTS ...]
        hf-invact run -m MODULE [ARGUMENTS ...]
 
-Start an unmodified training script that uses transformers.Trainer, or a subclass of it, with two more flags, anywhere
+Start an unmodified training script that uses transformers.Trainer, or a subclass of it, with three more flags, anywhere
 among its own arguments:
 
   --use_inverted_activations [true|false]
                         train each model with inverted activations
   --inverted_activations_config JSON
                         options, e.g. '{"include": ["*.mlp"], "exclude": [], "plan": "auto", "backend": "eager"}'
+  --require             refuse a model in which nothing would be inverted, and end with exit code 1 where nothing was
 
-Without the flag it is `python SCRIPT.py ARGUMENTS ...`. The exit code is the script's own; 2 where the flags or the
-script's name are wrong. In several processes: accelerate launch -m hf_invact run SCRIPT.py ...
+Without the flag it is `python SCRIPT.py ARGUMENTS ...`. A COMMAND is one that is installed (trl, accelerate, torchrun,
+bash). The flags hold in every Python process that the script or the command starts. The exit code is the script's own;
+2 where the flags or the script's name are wrong. This works too: torchrun ... -m hf_invact run SCRIPT.py ...
 """
 
 
@@ -48,49 +49,11 @@ def main(arguments: Sequence[str]) -> int:
         refuse(f"which {'module' if is_module else 'script'}? See hf-invact run --help")
     if target.startswith("-"):
         refuse(f"unknown option {target} before the script; the script's own options come after its name")
-    with nullcontext(Seen()) if flags.use is None else flags_understood(flags) as seen:
+    with nullcontext(Seen()) if flags.use is None else flags_understood_everywhere(flags) as seen:
         try:
-            (_run_module if is_module else _run_file)(target, own)
+            (run_module if is_module else run_script_or_command)(target, own)
         except SystemExit as ended:
-            if not ended.code:
-                _warn(flags, seen)
-            raise
-    _warn(flags, seen)
-    return 0
-
-
-def _run_file(path: str, arguments: list[str]) -> None:
-    if not os.path.exists(path):
-        refuse(f"there is no script {path}")
-    sys.argv = [path, *arguments]
-    _set_first_path(os.path.dirname(os.path.realpath(path)))
-    runpy.run_path(os.path.abspath(path), run_name="__main__")
-
-
-def _run_module(name: str, arguments: list[str]) -> None:
-    sys.argv = [name, *arguments]
-    _set_first_path(os.getcwd())
-    if not _module_exists(name):
-        refuse(f"there is no module {name}")
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
-
-
-def _set_first_path(folder: str) -> None:
-    if not getattr(sys.flags, "safe_path", False):  # python -P, since 3.11
-        sys.path[0] = folder
-
-
-def _module_exists(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError as error:
-        if error.name and f"{name}.".startswith(f"{error.name}."):
-            return False
-        raise  # a package around it needs something else
-
-
-def _warn(flags: Flags, seen: Seen) -> None:
-    """A flag that did nothing is told, once per machine; what the script achieved stands, and so does its exit code."""
-    if flags.use and not seen.trained and os.environ.get("LOCAL_RANK", "0") == "0":
-        what = "made a Trainer that never trained" if seen.made else "made no transformers.Trainer in this process"
-        print(f"hf-invact run: warning: {USE} changed nothing, because the script {what}", file=sys.stderr)
+            if ended.code or not (code := seen.tell(flags)):
+                raise
+            return code
+        return seen.tell(flags)

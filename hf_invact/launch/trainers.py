@@ -8,27 +8,19 @@ import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .flags import CONFIG, USE, Flags, refuse
-from .importing import after_import
+from .importing import after_import, replace_attribute
+from .seen import Seen
 
 if TYPE_CHECKING:
     from ..patching import InvActConfig
 
 
-@dataclass
-class Seen:
-    """What happened to the Trainers of the script: how many were made, and how often one trained."""
-
-    made: int = 0
-    trained: int = 0
-
-
 @contextmanager
-def flags_understood(flags: Flags) -> Iterator[Seen]:
+def flags_understood(flags: Flags, seen: Seen | None = None) -> Iterator[Seen]:
     """Inside the block every `transformers.Trainer`, subclasses included, follows the flags.
 
     - Training arguments that have the two fields get the values, and the script's own callback is left to follow them.
@@ -38,20 +30,15 @@ def flags_understood(flags: Flags) -> Iterator[Seen]:
 
     Afterwards the classes are as they were. Transformers is not imported unless the script does it.
     """
-    seen = Seen()
+    seen = seen or Seen()
     with ExitStack() as changes:
 
         def change(module: ModuleType) -> None:
             _change_trainer(module.Trainer, flags, seen, changes)
 
-        _replace(changes, argparse.ArgumentParser, "parse_known_args", _parse_with(flags))
+        replace_attribute(changes, argparse.ArgumentParser, "parse_known_args", _parse_with(flags))
         changes.enter_context(after_import("transformers.trainer", change))
         yield seen
-
-
-def _replace(changes: ExitStack, owner: type, name: str, value: Any) -> None:
-    changes.callback(setattr, owner, name, getattr(owner, name))
-    setattr(owner, name, value)
 
 
 def _parse_with(flags: Flags) -> Any:
@@ -90,7 +77,7 @@ def _change_trainer(trainer_class: type, flags: Flags, seen: Seen, changes: Exit
         given = signature.bind(self, *args, **kwargs)
         _hand_over(flags, given.arguments.get("args"))
         if flags.use:
-            given.arguments["callbacks"] = _with_callback(given.arguments.get("callbacks"), config, seen)
+            given.arguments["callbacks"] = _with_callback(given.arguments.get("callbacks"), config, flags, seen)
         original_init(*given.args, **given.kwargs)
 
     @functools.wraps(original_log)
@@ -98,8 +85,8 @@ def _change_trainer(trainer_class: type, flags: Flags, seen: Seen, changes: Exit
         add_memory_figures(logs, self.callback_handler.callbacks)
         original_log(self, logs, *args, **kwargs)
 
-    _replace(changes, trainer_class, "__init__", __init__)
-    _replace(changes, trainer_class, "log", log)
+    replace_attribute(changes, trainer_class, "__init__", __init__)
+    replace_attribute(changes, trainer_class, "log", log)
 
 
 def _hand_over(flags: Flags, arguments: Any) -> None:
@@ -110,7 +97,7 @@ def _hand_over(flags: Flags, arguments: Any) -> None:
             arguments.inverted_activations_config = flags.config
 
 
-def _with_callback(callbacks: Sequence[Any] | None, config: InvActConfig | None, seen: Seen) -> list[Any]:
+def _with_callback(callbacks: Sequence[Any] | None, config: InvActConfig | None, flags: Flags, seen: Seen) -> list[Any]:
     from ..trainer import InvertedActivationsCallback
     from .witness import Witness
 
@@ -121,4 +108,5 @@ def _with_callback(callbacks: Sequence[Any] | None, config: InvActConfig | None,
         made = [*own, *made]  # first, so that the script's callbacks see the end of the training unpatched
     elif config is not None and own[0].config not in (None, config):
         print(f"hf-invact run: the script's own callback has a config, so {CONFIG} is not used", file=sys.stderr)
+    own[0].require |= flags.require
     return [*made, Witness(own[0], seen)]

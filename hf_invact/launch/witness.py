@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..trainer import InvertedActivationsCallback
-
-if TYPE_CHECKING:
-    from .trainers import Seen
+from .seen import INVERTED, MADE, TRAINED, Seen
 
 
 class Witness(TrainerCallback):
-    """Counts what a Trainer does, and says what was patched when it trains."""
+    """Notes what a Trainer does."""
 
     def __init__(self, inverted: InvertedActivationsCallback, seen: Seen) -> None:
         self.inverted = inverted
         self.seen = seen
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.seen.made += 1
+        self.seen.note(MADE)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.seen.trained += 1
-        if state.is_local_process_zero:
-            print(f"hf-invact run: {str(self.inverted.report).splitlines()[0]}", file=sys.stderr)
+        self.seen.note(TRAINED)
+        if self.inverted.report is not None and self.inverted.report.patched:
+            self.seen.note(INVERTED)

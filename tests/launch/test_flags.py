@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_invact.launch.flags import CONFIG, USE, Flags, take_flags
+from hf_invact.launch.flags import CONFIG, REQUIRE, USE, Flags, take_flags
 
 PARTS = {"include": ["*.mlp"]}
 JSON = '{"include": ["*.mlp"]}'
@@ -42,6 +42,24 @@ def test_keeps_what_was_written_for_a_script_that_knows_the_flag() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "require", "rest"),
+    [
+        (f"--require x.py {USE}", True, "x.py"),
+        (f"{USE} --require -m x", True, "-m x"),
+        (f"x.py {USE} --require", True, "x.py"),
+        (f"x.py --require --seed 7 {USE}", True, "x.py --seed 7"),
+        (f"x.py --require name {USE}", False, "x.py --require name"),
+        ("x.py --require", False, "x.py --require"),
+        (f"x.py {USE} -- --require", False, "x.py -- --require"),
+    ],
+)
+def test_a_requirement_of_the_scripts_own_is_left_to_it(arguments: str, require: bool, rest: str) -> None:
+    flags, left = take_flags(arguments.split())
+    assert (flags.require, left) == (require, rest.split())
+    assert (REQUIRE in flags.written) == require
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([USE, "x.py", USE], f"{USE} is given twice"),
@@ -51,6 +69,8 @@ def test_keeps_what_was_written_for_a_script_that_knows_the_flag() -> None:
         ([USE, CONFIG], "is not valid JSON"),
         ([USE, CONFIG, "[]"], "must be a mapping such as"),
         ([CONFIG, "{}"], f"{CONFIG} needs {USE} as well"),
+        ([REQUIRE, "x.py"], f"{REQUIRE} needs {USE} as well"),
+        ([REQUIRE, "x.py", f"{USE}=no"], f"{REQUIRE} needs {USE} as well"),
         (["x.py", "--use_inverted_activation"], f"unknown option --use_inverted_activation; did you mean {USE}?"),
         (["x.py", "--no_use_inverted_activations"], f"did you mean {USE}?"),
         (["x.py", "--inverted-activation-config={}"], f"did you mean {CONFIG}?"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hf_invact import PatchingError
 from hf_invact.launch import main
 from hf_invact.launch.flags import USE
 
@@ -36,6 +37,15 @@ from transformers import Trainer, TrainingArguments
 from tests.models import tiny_model
 from tests.trainer.helpers import arguments, make_trainer
 make_trainer(tiny_model("llama"), arguments("out", TrainingArguments, max_steps=1)).train()
+"""
+TRAINS_PLAIN = """
+from transformers import TrainingArguments
+from tests.models import tiny_model
+from tests.trainer.helpers import arguments, make_trainer
+model = tiny_model("gpt2", activation="gelu_pytorch_tanh")
+for layer in model.transformer.h:
+    layer.mlp.c_proj.requires_grad_(False)
+make_trainer(model, arguments("out", TrainingArguments, max_steps=1)).train()
 """
 
 
@@ -116,12 +126,13 @@ def test_what_a_script_raises_is_passed_on_without_a_warning(
 @pytest.mark.parametrize(
     ("text", "warning"),
     [
-        (MAKES_NONE, "made no transformers.Trainer in this process"),
-        (f"{MAKES_NONE}; raise SystemExit", "made no transformers.Trainer in this process"),
-        (NEVER_TRAINS, "made a Trainer that never trained"),
+        (MAKES_NONE, "neither the script nor a Python process that it started made a transformers.Trainer. "),
+        (f"{MAKES_NONE}; raise SystemExit", "neither the script nor a Python process that it started made a "),
+        (NEVER_TRAINS, "the script made a Trainer that never trained"),
+        (TRAINS_PLAIN, "nothing was inverted in the training (its line above says why)"),
         (TRAINS, None),
     ],
-    ids=["no Trainer", "exit code 0", "never trains", "trains"],
+    ids=["no Trainer", "exit code 0", "never trains", "nothing keeps less", "trains"],
 )
 @pytest.mark.parametrize("flag", [[], [USE, "false"], [USE]], ids=" ".join)
 def test_a_flag_that_does_nothing_is_told(
@@ -130,8 +141,8 @@ def test_a_flag_that_does_nothing_is_told(
     with suppress(SystemExit):
         main([write(text), *flag])
     told = warnings(capsys.readouterr().err)
-    expected = f"hf-invact run: warning: {USE} changed nothing, because the script {warning}"
-    assert told == ([expected] if warning and flag == [USE] else [])
+    assert len(told) == (warning is not None and flag == [USE])
+    assert all(line.startswith(f"hf-invact run: warning: {USE} changed nothing, because {warning}") for line in told)
 
 
 def test_of_several_processes_one_tells_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +163,8 @@ def test_of_several_processes_one_tells_it(monkeypatch: pytest.MonkeyPatch, caps
         (["-m"], "which module?"),
         (["--bf16", "train.py"], "unknown option --bf16 before the script"),
         (["train.py", USE, USE], f"{USE} is given twice"),
+        (["--require", "train.py"], f"--require needs {USE} as well"),
+        (["no_such_command"], "there is no script no_such_command, and no command of this name"),
     ],
     ids=" ".join,
 )
@@ -172,11 +185,55 @@ def test_a_module_that_lacks_another_one_keeps_its_traceback() -> None:
         main(["-m", "around.train"])
 
 
-def test_help_names_both_flags(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("text", [MAKES_NONE, NEVER_TRAINS, f"{MAKES_NONE}; raise SystemExit"])
+def test_where_it_is_required_a_flag_that_does_nothing_is_an_error(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--require", write(text), USE]) == 1
+    assert f"hf-invact run: error: {USE} changed nothing" in capsys.readouterr().err
+
+
+def test_where_it_is_required_a_model_in_which_nothing_keeps_less_is_refused() -> None:
+    with pytest.raises(PatchingError, match=r"require=True: .*nothing would keep less"):
+        main([write(TRAINS_PLAIN), USE, "--require"])
+    assert main([write(TRAINS), USE, "--require"]) == 0
+
+
+COMMANDS = {
+    "Python": (f"#!{sys.executable}\nimport sys; print(__name__, sys.argv[1:])", "__main__ ['a']"),
+    "Python, a long path": (
+        f"#!/bin/sh\n'''exec' \"{sys.executable}\" \"$0\" \"$@\"\n' '''\nimport sys; print(sys.argv[1:])",
+        "['a']",
+    ),
+    "a shell": (f"#!/bin/sh\necho shell $@; exec {sys.executable} child.py", "shell a\nTrue"),
+}
+
+
+@pytest.mark.parametrize(("text", "printed"), COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("is_on_path", [True, False], ids=["on PATH", "by its path"])
+def test_a_command_that_is_installed_runs(
+    text: str, printed: str, is_on_path: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("import os; print('HF_INVACT_RUN' in os.environ)", "child.py")
+    Path(write(text, "bin/mine")).chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]]))
+    ended = command("mine" if is_on_path else "bin/mine", USE, "a")
+    assert (ended.returncode, ended.stdout) == (0, f"{printed}\n"), ended.stderr
+
+
+def test_a_program_ends_as_it_would() -> None:
+    assert command("sh", "-c", "exit 3", USE).returncode == 3
+    assert command("sh", "-c", "kill -TERM $$", USE).returncode == 128 + 15
+    ended = command(write("#!/bin/sh\n", "not_executable"), USE)
+    assert (ended.returncode, ended.stderr) == (2, "hf-invact run: not_executable cannot be run: Permission denied\n")
+
+
+def test_help_names_all_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
     assert USE in printed
     assert "--inverted_activations_config JSON" in printed
+    assert "--require" in printed
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

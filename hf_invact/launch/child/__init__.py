@@ -1,0 +1,1 @@
+"""Put on PYTHONPATH by `hf-invact run`, for the processes that a script starts."""
