@@ -16,7 +16,7 @@ from ..patching import InvActConfig, PatchingError, PatchReport, patch_model, un
 from ..patching.report import join_names
 from .calls import Calls
 from .checkpointed import checkpointed_modules
-from .given import arguments_of, measured_part, module_of
+from .given import arguments_of, measured_part, module_of, patchable_module
 from .memory import MemoryCallback
 from .metering import StepMeter
 from .outcome import FILE, Outcome
@@ -68,17 +68,16 @@ class InvertedActivationsCallback(MemoryCallback):
         self._calls = Calls()
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._patch(arguments_of(args, kwargs), state, module_of(kwargs["model"]))
+        self._patch(arguments_of(args, kwargs), state, kwargs["model"])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        model = module_of(kwargs["model"])
         args = arguments_of(args, kwargs)
-        self._patch(args, state, model)
+        self._patch(args, state, kwargs["model"])
         self._calls = Calls()
         if self.report is not None:
-            self._checkpointed = checkpointed_modules(model)
+            self._checkpointed = checkpointed_modules(patchable_module(kwargs["model"]))
             if state.is_local_process_zero:
                 logger.warning("%s", self.report.summary(self._checkpointed))
         super().on_train_begin(args, state, control, **kwargs)
@@ -86,7 +85,8 @@ class InvertedActivationsCallback(MemoryCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        super().on_step_begin(args, state, control, **{**kwargs, "model": module_of(kwargs["model"])})
+        if (model := module_of(kwargs["model"])) is not None:
+            super().on_step_begin(args, state, control, **{**kwargs, "model": model})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         super().on_step_end(args, state, control, **{**kwargs, "model": measured_part(module_of(kwargs["model"]))})
@@ -100,12 +100,13 @@ class InvertedActivationsCallback(MemoryCallback):
     ) -> None:
         super().on_train_end(args, state, control, **kwargs)
         if self.report is not None:
-            unpatch_model(module_of(kwargs["model"]))
+            unpatch_model(patchable_module(kwargs["model"]))
             self._tell_outcome(self.report, state, arguments_of(args, kwargs).output_dir)
 
-    def _patch(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+    def _patch(self, args: TrainingArguments, state: TrainerState, given: Any) -> None:
         if not getattr(args, "use_inverted_activations", True):
             return
+        model = patchable_module(given)
         # The Trainer applies Liger when training begins (before Transformers 5.2: has applied it). No need to wait.
         options = args.liger_kernel_config or {}
         if args.use_liger_kernel and options.get("swiglu", True) and options.get("geglu", True):
@@ -124,15 +125,15 @@ class InvertedActivationsCallback(MemoryCallback):
         self.report = report
 
     def _measure_next_forward(self, model: nn.Module) -> StepMeter:
-        meter = super()._measure_next_forward(measured_part(model))
+        meter = super()._measure_next_forward(measured_part(model) or model)
         self._calls.watch(model, meter.until_end)
         return meter
 
-    def _tell_outcome(self, report: PatchReport, state: TrainerState, folder: str) -> None:
+    def _tell_outcome(self, report: PatchReport, state: TrainerState, folder: str | None) -> None:
         kept = None if self.saved is None else self.saved.total_bytes
         outcome = Outcome(report, self._checkpointed, kept, self._calls.tokens, peak_bytes())
         path: Path | None = None
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and folder is not None:
             try:
                 path = outcome.write(folder)
             except OSError as error:

@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from hf_invact import InvertedActivationsCallback, PatchingError
+from hf_invact import InvActTrainingArguments, InvertedActivationsCallback, PatchingError
 from tests.models import tiny_model
 from tests.trainer.helpers import SAVED, arguments, is_patched, losses, make_trainer, training_logs
 
@@ -57,6 +57,15 @@ def test_what_an_object_holds_is_patched_and_measured(parts: dict[str, Any], tmp
     assert callback.report.patched == (3 if isinstance(parts["head"], nn.Module) else 2)
     assert all(entry[SAVED] > 0 for entry in training_logs(trainer))
     assert json.loads((tmp_path / "inverted_activations.json").read_text())["saved_activation_bytes"] > 0
+
+
+def test_without_the_flag_an_object_that_holds_no_module_is_left_alone(tmp_path: Path) -> None:
+    callback, holder = InvertedActivationsCallback(), SimpleNamespace(a=1)
+    args = arguments(tmp_path, InvActTrainingArguments, use_inverted_activations=False)
+    trainer = make_trainer(tiny_model("llama"), args, callback, cls=HoldingTrainer, holder=holder)
+    trainer.train()
+    assert len(losses(trainer)) == 3
+    assert callback.report is None
 
 
 def test_an_object_that_holds_no_module_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_where_tokens_cannot_be_counted_no_bytes_are_claimed(shape: tuple[int, .
     model = nn.ModuleDict({"block": nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))})
     report, calls = patch_model(model), Calls()
     with ExitStack() as until:
-        calls.watch(model, until)
+        calls.watch(model, until.callback)
         model["block"](torch.randn(2, 3, 8))
         assert Outcome(report, kept=1000, tokens=calls.tokens).kept_plain == 1000 + 6 * report.saved_bytes_per_token
         model["block"](torch.randn(shape))
