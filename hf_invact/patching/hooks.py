@@ -21,7 +21,7 @@ _OF_ALL_MODULES = (
 )
 _ATTRIBUTES = tuple(name for name in vars(nn.Module()) if "_hook" in name)
 # Theirs fetch weights, count calls or note names, and touch no value of a module without parameters.
-_HARMLESS = (__name__.partition(".")[0], "deepspeed", "torch.distributed", "torch.utils")
+_HARMLESS = ("deepspeed", "torch.distributed", "torch.utils")
 
 
 def hook_of_others(module: nn.Module) -> str | None:

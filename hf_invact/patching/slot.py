@@ -44,12 +44,13 @@ class PatchedActivation(InvertedActivation):
             hooks.share(original, self)
         self.train(getattr(original, "training", True))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        """What `nn.Module.__call__` calls."""
         if isinstance(self.original, nn.Module) and (hook := hooks.hook_of_others(self)):
             if torch.is_grad_enabled():
                 hooks.warn_not_inverted(type(self.original).__name__, hook)
             return self.original(*args, **kwargs)
-        return super().__call__(*args, **kwargs)
+        return super()._call_impl(*args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
         if not wants_gradient(input) or hooks.hook_of_others(self):

@@ -86,7 +86,7 @@ class InvertedActivationsCallback(MemoryCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if (model := module_of(kwargs["model"])) is not None:
-            super().on_step_begin(args, state, control, **{**kwargs, "model": model})
+            super().on_step_begin(arguments_of(args, kwargs), state, control, **{**kwargs, "model": model})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         super().on_step_end(args, state, control, **{**kwargs, "model": measured_part(module_of(kwargs["model"]))})
