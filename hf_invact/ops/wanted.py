@@ -17,7 +17,7 @@ def wants_gradient(*tensors: Tensor) -> bool:
         tensors: what the function is computed from; anything that is not a tensor, such as the stand-ins of `torch.fx`,
             needs the native function.
     """
-    if not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+    if not torch.is_grad_enabled() or torch.jit.is_tracing() or _is_exporting():  # type: ignore[attr-defined]
         return False
     return all(is_array(tensor) for tensor in tensors) and any(tensor.requires_grad for tensor in tensors)
 
@@ -25,3 +25,8 @@ def wants_gradient(*tensors: Tensor) -> bool:
 def is_array(tensor: object) -> bool:
     """Whether it is a tensor that is stored as an array of numbers."""
     return isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_nested
+
+
+@torch.compiler.assume_constant_result  # to the compiler of PyTorch 2.11 it is always true
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
