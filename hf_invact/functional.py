@@ -21,7 +21,7 @@ from . import curves
 from .curves import GELU, GELU_TANH, HARDSWISH, LAPLACE, MISH, QUICK_GELU, RELU2, RELU6, SILU, SQRTSOFTPLUS, Curve
 from .ops import Saving, invert
 from .ops import gate as gate_
-from .ops.keys import curve_of, key_of
+from .ops.keys import curve_of
 
 
 def gelu(input: Tensor, approximate: Literal["none", "tanh"] = "none", *, backend: str | None = None) -> Tensor:
@@ -136,11 +136,13 @@ def gate(
 
 
 def _curve(make: Callable[..., Curve], *parameters: float) -> Curve:
+    if torch.compiler.is_compiling():
+        # A compiler makes variables of numbers that vary, but has to know what it looks for in a set.
+        parameters = tuple([{parameter}.pop() for parameter in parameters])
     # By its key: a compiler would trace into the making of a curve, and take it for another one each time.
     return curve_of(_key(make, *parameters))
 
 
 @torch.compiler.assume_constant_result
 def _key(make: Callable[..., Curve], *parameters: float) -> str:
-    key: str = key_of(make(*parameters))
-    return key
+    return make(*parameters).key

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -191,6 +193,29 @@ def test_functions(function: Callable[[Tensor], Tensor]) -> None:
     for result, expected in zip(results, output_and_gradients(function, x), strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", ["softplus", "elu", "leaky_relu"])
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_parameter_that_varies(name: str, dynamic: bool | None) -> None:
+    ours, native = getattr(functional, name), getattr(F, name)
+    x = normal(6, 11)
+    compiled, counter = counted(lambda x, value: ours(x, value), dynamic=dynamic)
+    for value in (1.5, 2.5, 2, 1.5):
+        y, dx = output_and_gradients(lambda x, value=value: compiled(x, value), x)
+        native_y, native_dx = output_and_gradients(lambda x, value=value: native(x, value), x)
+        assert torch.equal(y, native_y)
+        torch.testing.assert_close(dx, native_dx, rtol=1e-5, atol=1e-5)
+    assert counter.frame_count <= 4
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_whose_activation_has_parameters(duplicate: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.Softplus(2.75), nn.Linear(32, 8))
+    patch_model(model)
+    twin, x = duplicate(model), normal(4, 8)
+    compiled, _ = counted(twin)
+    torch.testing.assert_close(output_and_gradients(compiled, x), output_and_gradients(model, x), rtol=1e-6, atol=1e-6)
 
 
 def lowered_by_autocast() -> Curve:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import cache
 from types import MappingProxyType
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import closed
+from .bound import bind
 from .coefficients import FITS
 from .record import Curve
 
@@ -59,7 +60,7 @@ def clipped_gelu(low: float, high: float) -> Curve:
     An output at a limit has the derivative 0. (At the one input whose output is the limit without clipping, the native
     gradient is that of GELU; the output cannot tell.)
     """
-    forward, derivative = (partial(function, low=low, high=high) for function in (_clipped_gelu, _clipped_derivative))
+    forward, derivative = (bind(function, low=low, high=high) for function in (_clipped_gelu, _clipped_derivative))
     return Curve("clipped_gelu", forward, derivative, FITS["gelu"], limits=(low, high))
 
 

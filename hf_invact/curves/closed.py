@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .bound import bind
 from .record import ClosedForm, Curve
 from .rounding import mean_root, output_error
 
@@ -59,7 +60,7 @@ def _require_positive(activation: str, name: str, value: float) -> None:
 @cache
 def _softplus_curve(beta: float, threshold: float) -> Curve:
     forward, derivative, slope = (
-        partial(function, beta=beta, threshold=threshold)
+        bind(function, beta=beta, threshold=threshold)
         for function in (F.softplus, _softplus_derivative, _softplus_slope)
     )
     return Curve("softplus", forward, derivative, ClosedForm(slope))
@@ -67,21 +68,21 @@ def _softplus_curve(beta: float, threshold: float) -> Curve:
 
 @cache
 def _elu_curve(alpha: float) -> Curve:
-    return _exponential("elu", partial(F.elu, alpha=alpha), scale=1.0, alpha=alpha)
+    return _exponential("elu", bind(F.elu, alpha=alpha), scale=1.0, alpha=alpha)
 
 
 @cache
 def _leaky_relu_curve(negative_slope: float) -> Curve:
     forward, derivative, slope = (
-        partial(function, negative_slope=negative_slope)
+        bind(function, negative_slope=negative_slope)
         for function in (F.leaky_relu, _leaky_relu_derivative, _leaky_relu_slope)
     )
     return Curve("leaky_relu", forward, derivative, ClosedForm(slope))
 
 
 def _exponential(name: str, forward: Callable[[Tensor], Tensor], scale: float, alpha: float) -> Curve:
-    derivative = partial(_exponential_derivative, scale=scale, alpha=alpha)
-    return Curve(name, forward, derivative, ClosedForm(partial(_exponential_slope, scale=scale, alpha=alpha)))
+    derivative = bind(_exponential_derivative, scale=scale, alpha=alpha)
+    return Curve(name, forward, derivative, ClosedForm(bind(_exponential_slope, scale=scale, alpha=alpha)))
 
 
 def _softplus_derivative(x: Tensor, beta: float, threshold: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,11 +34,11 @@ def fit_curve(name: str, forward: Function, derivative: Function | None, max_err
     return Curve(name, forward, derivative, fit)
 
 
+@dataclass(frozen=True)
 class _Autograd:
     """``f'`` of an element-wise function, for tensors of any shape."""
 
-    def __init__(self, forward: Function) -> None:
-        self.forward = forward
+    forward: Function
 
     def __call__(self, x: Tensor) -> Tensor:
         with torch.enable_grad():

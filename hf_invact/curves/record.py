@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .keys import new_key
 from .rounding import Bend, bend_of, output_error, round_up
 
 
@@ -94,6 +96,7 @@ class Curve:
         inverse: the derivative as a function of the output, fitted or exact.
         scale: ``f(x) = g(scale * x) / scale``, where ``inverse`` belongs to ``g`` (1 except for quick_gelu).
         limits: the derivative is 0 where the output is not strictly between them (gelu_10, relu6).
+        key: names it to operators (see `keys`).
     """
 
     name: str
@@ -102,6 +105,18 @@ class Curve:
     inverse: Fit | ClosedForm
     scale: float = 1.0
     limits: tuple[float, float] | None = None
+    key: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Before anything is compiled: a compiler can read a key, but not all of them can look a curve up.
+        object.__setattr__(self, "key", new_key(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Curve:
+        return self
+
+    def __reduce__(self) -> tuple[type[Curve], tuple[Any, ...]]:
+        """Without the key, which another process may give another curve."""
+        return type(self), tuple(getattr(self, each.name) for each in fields(self) if each.init)
 
     def __hash__(self) -> int:
         """Of the name alone: of all coefficients it would take longer than the rest of a look-up."""

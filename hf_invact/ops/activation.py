@@ -10,7 +10,6 @@ from torch import Tensor
 from ..curves import Curve
 from .autocast import autocast
 from .backends import AUTO, check_backend
-from .keys import key_of
 from .operators import ACTIVATION, EXACT_ACTIVATION, EXACT_GATE, GATE
 from .wanted import is_array, wants_gradient
 
@@ -39,9 +38,9 @@ def invert(x: Tensor, curve: Curve, backend: str | None = None, saving: Saving =
     x = autocast(x, curve)
     y: Tensor
     if saving == "output":
-        y, _ = ACTIVATION(x, key_of(curve), backend)
+        y, _ = ACTIVATION(x, curve.key, backend)
     else:
-        y = EXACT_ACTIVATION(x, key_of(curve), backend)
+        y = EXACT_ACTIVATION(x, curve.key, backend)
     return y
 
 
@@ -73,9 +72,9 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
     gate = autocast(gate, curve)
     y: Tensor
     if saving == "output":
-        y, _ = GATE(gate, _on_its_own(up), key_of(curve), backend)
+        y, _ = GATE(gate, _on_its_own(up), curve.key, backend)
     else:
-        y = EXACT_GATE(gate, up, key_of(curve), backend)
+        y = EXACT_GATE(gate, up, curve.key, backend)
     return y
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..curves import Curve
-from .keys import curve_of, key_of
+from .keys import curve_of
 
 
 def autocast(x: Tensor, curve: Curve) -> Tensor:
@@ -17,7 +17,7 @@ def autocast(x: Tensor, curve: Curve) -> Tensor:
     Some functions (softplus, and on GPUs pow, exp, log, ...) are computed and returned in float32.
     """
     dtype = active_dtype(x)
-    return x if dtype is None else x.to(_result_dtype(key_of(curve), x.dtype, x.device.type, dtype))
+    return x if dtype is None else x.to(_result_dtype(curve.key, x.dtype, x.device.type, dtype))
 
 
 def active_dtype(x: Tensor) -> torch.dtype | None:

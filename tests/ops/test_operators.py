@@ -13,7 +13,6 @@ from torch.library import opcheck
 
 from hf_invact.curves import GELU, Curve, softplus
 from hf_invact.ops import operators
-from hf_invact.ops.keys import key_of
 from tests.helpers import DTYPES, FOUR_DIMENSIONS, LAYOUTS, Case, dtype_name
 
 ARGUMENTS = [
@@ -31,7 +30,7 @@ each_kind = pytest.mark.parametrize("kind", ["activation", "gate", "exact_activa
 def arguments_of(kind: str, case: Case) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Those of the operator, and of its backward operator."""
     inputs = [case.input(seed) for seed in range(2 if kind.endswith("gate") else 1)]
-    names = (key_of(case.curve), "auto")
+    names = (case.curve.key, "auto")
     kept: list[Tensor | None] = list(inputs)
     if not kind.startswith("exact"):
         y, side = operator_of(kind)(*inputs, *names)
