@@ -47,7 +47,7 @@ def _measure(curve: Curve, x: Tensor) -> dict[str, float]:
 def figure(curve: Curve, title: str) -> Figure:
     """The error in bfloat16 against x beside the floor, which is 0 where each input has an output of its own."""
     x = accuracy.numbers(torch.bfloat16, FIGURE_END)
-    error, floor = accuracy.error_of(curve, x).abs(), accuracy.floor_of(curve, x).half_spreads
+    error, (_, floor) = accuracy.error_of(curve, x).abs(), accuracy.floor_of(curve, x)
     shown = (x.abs() > 0.05).nonzero().flatten()  # nearer to 0 there are thousands of numbers, and nothing happens
     axes_options: dict[str, Any] = {"xlim": (-FIGURE_END, FIGURE_END), "ylim": (1e-6, 0.05), "yscale": "log"}
     drawing = Figure(figsize=(8.0, 3.6), dpi=DPI, layout="constrained", facecolor="white")

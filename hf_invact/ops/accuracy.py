@@ -20,12 +20,10 @@ class Floor:
     Attributes:
         max: half the largest spread of the derivative among the inputs that share output and side.
         rms: of the derivative's deviation from their mean, for x ~ N(0, 1) rounded to the dtype.
-        half_spreads: of each input's group.
     """
 
     max: float
     rms: float
-    half_spreads: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ def measure(curve: Curve, draws: Tensor, largest: float = math.inf) -> Derivativ
         return DerivativeError(rms, bias, worst, None)
     everything = _with_slope(curve, numbers(draws.dtype, largest))
     worst = max(worst, error_of(curve, everything).abs().max().item())
-    return DerivativeError(rms, bias, worst, floor_of(curve, everything))
+    floor, _ = floor_of(curve, everything)
+    return DerivativeError(rms, bias, worst, floor)
 
 
 def error_of(curve: Curve, x: Tensor) -> Tensor:
@@ -68,8 +67,12 @@ def error_of(curve: Curve, x: Tensor) -> Tensor:
     return slope.double() - curve.derivative(x.double())
 
 
-def floor_of(curve: Curve, x: Tensor) -> Floor:
-    """The floor over these inputs, sorted numbers of one dtype without gaps."""
+def floor_of(curve: Curve, x: Tensor) -> tuple[Floor, Tensor]:
+    """The floor over these inputs, and for each of them half the spread of the derivative in its group.
+
+    Args:
+        x: sorted numbers of one dtype without gaps.
+    """
     exact = curve.derivative(x.double())
     _, output = torch.unique(curve.forward(x) + 0.0, return_inverse=True)  # -0 is 0
     _, group = torch.unique(2 * output + _is_left(curve, x), return_inverse=True)
@@ -84,7 +87,7 @@ def floor_of(curve: Curve, x: Tensor) -> Floor:
     mean = torch.zeros(count, dtype=torch.float64).index_add(0, group, weight * exact) / total.clamp(min=1e-300)
     deviation = torch.where(weight > 0, exact - mean[group], 0.0)
     rms = (weight * deviation.square()).sum().div(weight.sum()).sqrt().item()
-    return Floor(half_spreads.max().item(), rms, half_spreads[group])
+    return Floor(half_spreads.max().item(), rms), half_spreads[group]
 
 
 def numbers(dtype: torch.dtype, largest: float = math.inf) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curves import CURVES, Curve, UnsuitableActivation, add_curve, fit_curve
-from ..ops.accuracy import DerivativeError, measure
+from ..ops.accuracy import DerivativeError, error_of, measure
 from .activations import recognise
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -110,9 +110,16 @@ def _fit_and_measure(
         raise UnsuitableActivation(f"{name} cannot be inverted: {type(forward).__name__} has parameters of its own")
     try:
         curve = fit_curve(name, forward, derivative, max_error)
+        _make_constants(curve)
         return RegisteredActivation(curve, MappingProxyType({dtype: _measure(curve, dtype) for dtype in DTYPES}))
     except UnsuitableActivation as error:
         raise UnsuitableActivation(f"{name} cannot be inverted: {error}") from None
+
+
+def _make_constants(curve: Curve) -> None:
+    """Have the numbers of a fit cached before the measuring, between whose large tensors they would split the heap."""
+    for dtype in DTYPES:
+        error_of(curve, torch.zeros(1, dtype=dtype))
 
 
 def _measure(curve: Curve, dtype: torch.dtype) -> DerivativeError:

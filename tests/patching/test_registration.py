@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -172,3 +174,26 @@ def test_nothing_is_registered_when_something_is_refused() -> None:
     assert curve_of(telu) is curve_of(TeLU()) is None
     assert "telu" not in curves.CURVES
     assert register_activation("telu", telu, used_as=[TeLU]) is not None
+
+
+GROWTH = """
+import torch, hf_invact
+from pathlib import Path
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+sizes, results = [], []
+for index in range(7):
+    telu = lambda x, steepness=1 + index / 99: x * torch.tanh(torch.exp(steepness * x))
+    results.append(hf_invact.register_activation(f"telu{index}", telu))
+    sizes.append(resident())
+print(sizes[-1] - sizes[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_registering_keeps_no_memory() -> None:
+    printed = subprocess.run([sys.executable, "-c", GROWTH], check=True, capture_output=True, text=True).stdout
+    assert int(printed) < 10 * 2**20  # of five activations; their measuring takes and frees ten times as much
