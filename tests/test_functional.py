@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -186,7 +187,14 @@ def test_an_unknown_approximation_is_refused_with_the_known_ones(approximate: An
         functional.gelu(torch.ones(3), approximate=approximate)
 
 
-@pytest.mark.parametrize("function", [functional.gelu, functional.silu, functional.hardswish, functional.elu])
+ALL = [
+    function
+    for name, function in inspect.getmembers(functional, inspect.isfunction)
+    if function.__module__ == functional.__name__ and not name.startswith("_") and name != "gate"
+]
+
+
+@pytest.mark.parametrize("function", ALL)
 def test_an_unknown_backend_is_refused_with_the_known_ones(function: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match=r"unknown backend 'fast'.*auto, eager"):
         function(torch.ones(3), backend="fast")

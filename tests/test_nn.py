@@ -86,10 +86,15 @@ def test_copies_apply_the_same_function(
     assert all(map(torch.equal, output_and_gradient(twin, normal(99)), output_and_gradient(function, normal(99))))
 
 
-@pytest.mark.parametrize("module", [nn.GELU, nn.SiLU, nn.QuickGELU, nn.Hardswish, nn.ELU])
-def test_an_unknown_backend_is_refused_with_the_known_ones(module: Callable[..., torch.nn.Module]) -> None:
+@pytest.mark.parametrize("module", sorted({type(module) for module, _, _ in MODULES.values()}, key=str))
+def test_the_backend_is_the_one_that_was_chosen(module: Callable[..., nn.InvertedActivation]) -> None:
     with pytest.raises(ValueError, match=r"unknown backend 'fast'.*auto, eager"):
         module(backend="fast")
+    chosen = module(backend="eager")
+    assert chosen.backend == "eager"
+    chosen.backend = "fast"
+    with pytest.raises(ValueError, match=r"unknown backend 'fast'.*auto, eager"):
+        chosen(normal(3))
 
 
 def test_an_unknown_approximation_is_refused_with_the_known_ones() -> None:

@@ -2,7 +2,7 @@
 
 from . import autograd as autograd  # registers the derivatives
 from .activation import SAVINGS, Saving, gate, invert
-from .backends import AUTO, BACKENDS, check_backend
+from .backends import AUTO, BACKENDS, check_backend, check_device
 from .learned import SMALLEST_SLOPE, invert_prelu, invert_xielu, prelu_is_invertible
 from .wanted import wants_gradient
 
@@ -13,6 +13,7 @@ __all__ = [
     "SMALLEST_SLOPE",
     "Saving",
     "check_backend",
+    "check_device",
     "gate",
     "invert",
     "invert_prelu",

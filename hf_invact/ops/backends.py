@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cache
 from types import MappingProxyType, ModuleType
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from ..curves import Curve
 
@@ -88,6 +89,31 @@ def choose_backend(name: str, like: Tensor) -> Backend:
     if reason is not None:
         raise _refusal(reason)
     return BACKENDS[chosen]
+
+
+def check_device(name: str, parameters: Iterable[Tensor]) -> None:
+    """Check that a backend can serve a model with these parameters, as they are or once they are moved.
+
+    Where the machine has a GPU that Triton knows, parameters on the CPU may be moved there yet; ones without values
+    (on the meta device, or fake) belong to no machine.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: a backend that was chosen by name can serve none of the parameters.
+    """
+    check_backend(name)
+    if (_from_environment() if name == AUTO else name) != "triton":
+        return
+    has_gpu = any(getattr(torch, device).is_available() for device in TRITON_DEVICES)
+    elsewhere = ("meta", "cpu") if has_gpu else ("meta",)
+    reasons = []
+    for parameter in parameters:
+        reason = why_not_triton(parameter)
+        if reason is None or isinstance(parameter, FakeTensor) or parameter.device.type in elsewhere:
+            return
+        reasons.append(reason)
+    if reasons:
+        raise _refusal(reasons[0])
 
 
 def why_not_triton(like: Tensor) -> str | None:

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..nn import InvertedActivation
+from ..ops import check_device
 from . import slot
 from .activations import describe, inverse_of, reason_to_leave, supported_activations
 from .config import InvActConfig
@@ -54,8 +55,9 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
         What was done at each site. ``print`` it.
 
     Raises:
-        PatchingError: no block matches, a pattern matches nothing, a block holds an activation that is not known, or
-            nothing would be inverted though the config demands a plan or requires it. The model is then left as it was.
+        PatchingError: no block matches, a pattern matches nothing, a block holds an activation that is not known, a
+            backend that was chosen by name cannot run where the model is, or nothing would be inverted though the
+            config demands a plan or requires it. The model is then left as it was.
     """
     config = config or InvActConfig()
     candidates = _select(model, config)
@@ -112,6 +114,7 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
             raise PatchingError(f"{name}: {conflicts[name]}, or exclude the block with InvActConfig(exclude=[...])")
     for found in everything:
         _require_attribute(found)
+    _require_backend(model, config.backend)
     by_rule = [_plan_by_rule(found) for found in everything]
     planner = Planner(model, config)
     with ExitStack() as originals:
@@ -133,6 +136,13 @@ def _check_demands(report: PatchReport, config: InvActConfig) -> None:
         return
     demand = f"plan={config.plan!r} is demanded" if config.plan in PLANS else "require=True"
     raise PatchingError(f"refused, since {demand}: {report.summary()}\n{report}")
+
+
+def _require_backend(model: nn.Module, backend: str) -> None:
+    try:
+        check_device(backend, model.parameters())
+    except RuntimeError as error:
+        raise PatchingError(str(error)) from None
 
 
 def _require_attribute(found: Found) -> None:

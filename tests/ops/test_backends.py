@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_invact.curves import GELU, QUICK_GELU, SILU, Curve
-from hf_invact.ops import AUTO, BACKENDS, backends, check_backend, eager, invert
-from hf_invact.ops.backends import Backend, choose_backend
+from hf_invact.ops import BACKENDS, eager, invert
+from hf_invact.ops.backends import Backend
 from hf_invact.ops.layout import flat
 from hf_invact.ops.packing import packed_size, unpack
 from tests.helpers import (
@@ -236,60 +235,3 @@ def test_meta_as_the_default_device_leaves_real_tensors_alone() -> None:
     with torch.device("meta"):
         results = output_and_gradient(lambda leaf: invert(leaf, GELU), x)
     assert all(map(torch.equal, results, expected))
-
-
-def test_names_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_triton_is_installed", lambda: True)
-    for name in (AUTO, *BACKENDS):
-        check_backend(name)
-    assert {name: backend.name for name, backend in BACKENDS.items()} == {name: name for name in BACKENDS}
-
-
-def test_chooses_by_name_and_by_device() -> None:
-    assert choose_backend("eager", torch.ones(1)) is BACKENDS["eager"]
-    assert choose_backend("compile", torch.ones(1)) is BACKENDS["compile"]
-    assert choose_backend(AUTO, torch.ones(1)) is BACKENDS["eager"]
-
-
-@pytest.mark.parametrize("device", ["cuda", "xpu"])
-def test_auto_takes_triton_for_the_gpus_that_it_knows(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    like = SimpleNamespace(device=torch.device(device), dtype=torch.bfloat16)
-    monkeypatch.setattr(backends, "_triton_is_installed", lambda: True)
-    assert choose_backend(AUTO, like) is BACKENDS["triton"]
-    assert choose_backend("eager", like) is BACKENDS["eager"]
-    assert choose_backend(AUTO, SimpleNamespace(device=torch.device(device), dtype=torch.float64)) is BACKENDS["eager"]
-    assert choose_backend(AUTO, SimpleNamespace(device=torch.device("mps"), dtype=torch.bfloat16)) is BACKENDS["eager"]
-    monkeypatch.setattr(backends, "_triton_is_installed", lambda: False)
-    assert choose_backend(AUTO, like) is BACKENDS["eager"]
-
-
-def test_triton_by_name_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_triton_is_installed", lambda: True)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(RuntimeError, match="'triton' was chosen, but it has no kernels for cpu tensors"):
-        choose_backend("triton", torch.ones(1))
-    on_a_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="the tensor is float64"):
-        choose_backend("triton", on_a_gpu)
-    monkeypatch.setattr(backends, "_triton_is_installed", lambda: False)
-    for refuse in (check_backend, lambda name: choose_backend(name, on_a_gpu)):
-        with pytest.raises(RuntimeError, match="'triton' was chosen, but the package triton is not installed"):
-            refuse("triton")
-
-
-def test_auto_stands_for_what_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_INVACT_BACKEND", "compile")
-    assert choose_backend(AUTO, torch.ones(1)) is BACKENDS["compile"]
-    assert choose_backend("eager", torch.ones(1)) is BACKENDS["eager"]
-    monkeypatch.setenv("HF_INVACT_BACKEND", "")
-    assert choose_backend(AUTO, torch.ones(1)) is BACKENDS["eager"]
-    monkeypatch.setenv("HF_INVACT_BACKEND", "cuda")
-    with pytest.raises(ValueError, match="variable HF_INVACT_BACKEND is 'cuda'; known: auto, eager, compile, triton"):
-        choose_backend(AUTO, torch.ones(1))
-
-
-@pytest.mark.parametrize("name", ["cuda", "Eager", ""])
-def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
-    for refuse in (check_backend, lambda name: choose_backend(name, torch.ones(1))):
-        with pytest.raises(ValueError, match=f"unknown backend '{name}'.*auto, eager"):
-            refuse(name)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -277,7 +277,3 @@ def test_is_the_native_product_without_a_gradient(curve: Curve, saving: Saving) 
 def test_refuses_with_what_came(up: Tensor, options: dict[str, Any], message: str, requires_grad: bool) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         gate(torch.ones(3, requires_grad=requires_grad), up, GELU, **options)
-
-
-def test_savings_are_those_of_the_type() -> None:
-    assert get_args(Saving) == SAVINGS

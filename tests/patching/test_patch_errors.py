@@ -45,6 +45,18 @@ def test_a_model_without_any_block() -> None:
         patch_model(nn.Linear(2, 2))
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or torch.xpu.is_available(), reason="the model could be moved to a GPU")
+def test_a_backend_without_kernels_for_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    model = tiny_model("gpt2")
+    with refusal(model, "'triton' was chosen, but it has no kernels for cpu tensors", "Choose 'auto'"):
+        patch_model(model, InvActConfig(backend="triton"))
+    with refusal(model, "'triton' was chosen"):
+        monkeypatch.setenv("HF_INVACT_BACKEND", "triton")
+        patch_model(model)
+
+
 def test_blocks_that_are_not_known_are_patched_or_left_alone_by_name() -> None:
     model = nn.ModuleDict(
         {
