@@ -10,6 +10,7 @@ from torch import Tensor
 from ..curves import Curve
 from .autocast import autocast
 from .backends import AUTO, check_backend
+from .distributed import are_placed_alike, is_distributed, of_parts
 from .operators import ACTIVATION, EXACT_ACTIVATION, EXACT_GATE, GATE
 from .wanted import is_array, wants_gradient
 
@@ -21,7 +22,7 @@ def invert(x: Tensor, curve: Curve, backend: str | None = None, saving: Saving =
     """``curve.forward(x)``, keeping the output and one bit per element for the backward pass.
 
     Args:
-        x: any shape, memory layout and floating dtype.
+        x: any shape, memory layout and floating dtype. Of a DTensor each process inverts its part.
         curve: the activation.
         backend: "eager", "compile" or "triton"; None or "auto" chooses (see `backends.choose_backend`).
         saving: "inputs" keeps ``x`` and is exact: less than the steps of an unfused formula would keep.
@@ -35,6 +36,8 @@ def invert(x: Tensor, curve: Curve, backend: str | None = None, saving: Saving =
     _check(saving)
     if not wants_gradient(x):
         return curve.forward(x)
+    if is_distributed(x):
+        return of_parts(lambda part: invert(part, curve, backend, saving), x)
     x = autocast(x, curve)
     y: Tensor
     if saving == "output":
@@ -69,6 +72,14 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
         )
     if not wants_gradient(gate, up):
         return curve.forward(gate) * up
+    if is_distributed(gate) or is_distributed(up):
+        if are_placed_alike(gate, up):
+            return of_parts(lambda gate, up: _gate(gate, up, curve, saving, backend), gate, up)
+        return curve.forward(gate) * up
+    return _gate(gate, up, curve, saving, backend)
+
+
+def _gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving, backend: str) -> Tensor:
     gate = autocast(gate, curve)
     y: Tensor
     if saving == "output":

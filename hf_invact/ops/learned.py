@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..curves import XIELU
+from .distributed import is_distributed
 from .eager import pieces, sides
 from .formula import dtype_inside
 from .layout import flat, flat_like, with_layout
@@ -29,10 +30,12 @@ def invert_prelu(x: Tensor, weight: Tensor) -> Tensor:
     """`torch.nn.functional.prelu`, keeping its output alone for the backward pass.
 
     Args:
-        x: any shape that PReLU takes, memory layout and floating dtype.
+        x: any shape that PReLU takes, memory layout and floating dtype. A DTensor gets the native function.
         weight: positive (see `prelu_is_invertible`; it is not checked here), one number or one for each channel,
             shape (1,) or (x.size(1),).
     """
+    if is_distributed(x):
+        return F.prelu(x, weight)
     result: Tensor = _InvertedPReLU.apply(x, weight)
     return result
 
@@ -45,11 +48,13 @@ def invert_xielu(
     Inputs in (-1e-6, 0), where the native gradient is that of another branch, are taken for ones next to them.
 
     Args:
-        x: any shape of at least one dimension, memory layout and floating dtype.
+        x: any shape of at least one dimension, memory layout and floating dtype. A DTensor gets the native function.
         alpha_p, alpha_n: the factors in the formula of `curves.xielu`, shape (1,), any floating dtype.
         beta: positive (not checked), one number.
         native: computes the result.
     """
+    if is_distributed(x):
+        return native(x)
     result: Tensor = _InvertedXIELU.apply(x, alpha_p, alpha_n, beta, native)
     return result
 
