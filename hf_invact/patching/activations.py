@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch.nn.functional as F
 from torch import nn
@@ -101,7 +101,15 @@ def curve_of(activation: object) -> Curve | None:
             return None
     if isinstance(activation, functools.partial) and activation.func is F.gelu and not activation.args:
         return _CURVE_OF_APPROXIMATION.get(activation.keywords.get("approximate", "none"))
-    return _CURVE_OF_FUNCTION.get(activation) if isinstance(activation, Hashable) else None
+    return _CURVE_OF_FUNCTION.get(activation) if _is_hashable(activation) else None
+
+
+def _is_hashable(value: object) -> TypeGuard[Hashable]:
+    try:
+        hash(value)
+    except TypeError:  # also of what says it is, and holds something that is not
+        return False
+    return True
 
 
 def learned_class_of(activation: object) -> type[LearnedActivation] | None:
@@ -140,13 +148,17 @@ def recognise(activations: Iterable[type[nn.Module] | Callable[..., Any]], curve
     """Have `curve_of` find a curve for module classes and functions.
 
     Raises:
-        ValueError: one of them is known already otherwise. None is then added.
+        ValueError: one of them is known already otherwise, or is neither a class nor a function. None is then added.
     """
     classes: dict[str, Curve] = {}
     functions: dict[Hashable, Curve] = {}
     for activation in activations:
         if isinstance(activation, type):
             classes[full_name(activation)] = curve
+        elif isinstance(activation, nn.Module) or not callable(activation):
+            raise ValueError(f"expected module classes and functions, got an instance of {full_name(type(activation))}")
+        elif not _is_hashable(activation):
+            raise ValueError(f"{activation!r} cannot be hashed, so that it cannot be recognized in a model")
         else:
             functions[activation] = curve
     for name in classes:

@@ -21,6 +21,7 @@ from .planner import Decision, Planner, rule
 from .plans import PLANS, Plan
 from .registry import Found, find_activations
 from .report import PatchReport, Site
+from .requirements import require_module, require_weights
 from .slot import Inverse
 
 
@@ -55,10 +56,12 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
         What was done at each site. ``print`` it.
 
     Raises:
-        PatchingError: no block matches, a pattern matches nothing, a block holds an activation that is not known, a
-            backend that was chosen by name cannot run where the model is, or nothing would be inverted though the
-            config demands a plan or requires it. The model is then left as it was.
+        PatchingError: it is no module, or has no weights yet; no block matches, a pattern matches nothing, a block holds
+            an activation that is not known, a backend that was chosen by name cannot run where the model is, or nothing
+            would be inverted though the config demands a plan or requires it. The model is then left as it was.
     """
+    require_module(model)
+    require_weights(model)
     config = config or InvActConfig()
     candidates = _select(model, config)
     report = PatchReport(tuple(candidate.site for candidate in candidates))
@@ -73,7 +76,12 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
 
 
 def unpatch_model(model: nn.Module) -> None:
-    """Put every original activation object back. A model that is not patched is left alone."""
+    """Put every original activation object back. A model that is not patched is left alone.
+
+    Raises:
+        PatchingError: it is no module.
+    """
+    require_module(model)
     for _, block, attribute in slot.patched(model):
         slot.restore(block, attribute)
 
@@ -93,7 +101,12 @@ def inverted_activations(model: nn.Module, config: InvActConfig | None = None) -
 
 
 def activation_sites(model: nn.Module) -> list[str]:
-    """Qualified names of the activations that `patch_model` finds, patched or not."""
+    """Qualified names of the activations that `patch_model` finds, patched or not.
+
+    Raises:
+        PatchingError: it is no module.
+    """
+    require_module(model)
     return [found.site for found in find_activations(model)]
 
 
