@@ -44,7 +44,10 @@ class _Candidate:
 def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchReport:
     """Have the blocks of a model keep less for the backward pass around their activations.
 
-    Each kind of block is run on a few tokens with each plan (see `InvActConfig`), and what keeps least is installed.
+    Each kind of block is run on a few tokens with each plan (see `InvActConfig`), and what keeps least is installed if
+    results and gradients stay the same. No hook runs then, and what the run changes is put back (see `undisturbed`);
+    random numbers come from generators of its own, so that another thread may draw from PyTorch's at the same time, but
+    not from Python's, NumPy's or a GPU's in the blocks that do.
     Works in place, on the instances of this model alone. Parameters, state-dict keys and results without gradients
     are unaffected. Calling it again is calling it once; with another config it applies that one.
 

@@ -95,9 +95,13 @@ def registered_blocks() -> tuple[Block, ...]:
 
 
 def find_activations(model: nn.Module) -> Iterator[Found]:
-    """The activations that can be inverted, and (in registered blocks) whatever is in their place, in model order."""
+    """The activations that can be inverted, and (in registered blocks) whatever is in their place, in model order.
+
+    Not those of a module of which PEFT trains a copy in its place (``modules_to_save``): nothing calls them.
+    """
+    replaced = _replaced_by_copies(model)
     for name, module in model.named_modules():
-        if is_activation(module):
+        if module in replaced or is_activation(module):
             continue
         block = next((_BLOCKS[full_name(cls)] for cls in type(module).__mro__ if full_name(cls) in _BLOCKS), None)
         if block is not None:
@@ -106,6 +110,18 @@ def find_activations(model: nn.Module) -> Iterator[Found]:
         for attribute, value in {**vars(module), **module._modules}.items():
             if callable(value) and inverse_of(original_of(value)) is not None:
                 yield Found(name, module, attribute, None)
+
+
+def _replaced_by_copies(model: nn.Module) -> set[nn.Module]:
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        original, copies = (module._modules.get(key) for key in ("original_module", "modules_to_save"))
+        active = getattr(module, "active_adapters", ())
+        if original is None or copies is None or getattr(module, "disable_adapters", False):
+            continue
+        if any(adapter in copies._modules for adapter in active):
+            found.update(original.modules())
+    return found
 
 
 def is_activation(module: nn.Module) -> bool:

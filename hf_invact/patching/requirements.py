@@ -33,7 +33,8 @@ def require_weights(model: nn.Module) -> None:
                 f"{place}: PyTorch cannot list the modules of this model, since its {kind} cannot be hashed: it "
                 "defines __eq__ alone. Add the line __hash__ = torch.nn.Module.__hash__ to that class"
             )
-        if any(is_lazy(weight) for weight in (*module._parameters.values(), *module._buffers.values())):
+        present = (each for each in (*module._parameters.values(), *module._buffers.values()) if each is not None)
+        if any(map(is_lazy, present)):
             raise PatchingError(
                 f"{place}: this {kind} has no weights before its first forward pass. Run the model on a batch first, "
                 "and patch it then"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
-from hf_invact import PatchReport, patch_model
+from hf_invact import PatchReport, patch_model, unpatch_model
 from hf_invact.memory import SavedActivations
 from hf_invact.patching.surroundings import surroundings
 from tests.models import batch, tiny_model
@@ -160,9 +160,23 @@ def test_patching_after_get_peft_model_keeps_no_more_than_before(
             adapted(**inputs)
         return saved.total_bytes, report
 
+    sites = len(patch_model(make()).sites)
     plain, _ = kept(None)
     first, _ = kept(True)
     after, report = kept(False)
     assert after <= first < plain
     assert report is not None
+    assert len(report.sites) == sites
     assert plain - after == report.saved_bytes_per_token * 2 * 16
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_whose_copy_is_trained_is_a_site_again_once_the_copy_is_not_used() -> None:
+    adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["mlp"]))
+    names = [site.name for site in patch_model(adapted).sites]
+    assert all("modules_to_save.default" in name for name in names)
+    assert len(names) == 2
+    with adapted.disable_adapter():
+        assert len(patch_model(adapted).sites) == 4
+    unpatch_model(adapted)
+    assert not any(type(module).__name__ == "PatchedActivation" for module in adapted.modules())
