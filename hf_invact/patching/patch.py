@@ -59,9 +59,9 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
         What was done at each site. ``print`` it.
 
     Raises:
-        PatchingError: it is no module, or has no weights yet; no block matches, a pattern matches nothing, a block holds
-            an activation that is not known, a backend that was chosen by name cannot run where the model is, or nothing
-            would be inverted though the config demands a plan or requires it. The model is then left as it was.
+        PatchingError: it is no module, or has no weights yet; no block matches, a pattern matches nothing, a block
+            holds an activation that is not known, a backend that was chosen by name cannot run where the model is, or
+            nothing would be inverted though the config demands a plan or requires it. The model is then left as it was.
     """
     require_module(model)
     require_weights(model)
