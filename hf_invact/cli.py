@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_plan)
     plan.add_argument("model", metavar="MODEL", help="name on the hub, local folder, or config.json")
     plan.add_argument("--batch-size", type=int, required=True, metavar="B")
-    plan.add_argument("--seq-len", type=int, required=True, metavar="S", help="tokens in each sequence")
+    plan.add_argument("--seq-len", type=int, metavar="S", help="tokens in each sequence (images have none)")
     plan.add_argument("--dtype", default="bfloat16", help="of the weights: bfloat16 (default), float16, float32")
     plan.add_argument("--autocast", action="store_true", help="run the forward pass under autocast")
     plan.add_argument("--lora", type=_lora, metavar="r=16,dropout=0,targets=all", help="train adapters alone")

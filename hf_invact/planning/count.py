@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..patching import InvActConfig, PatchingError, PatchReport
+from .batch import takes_text
 from .dry_run import BOTH, CHECKPOINTED, INVERTED, PLAIN, DryRun, Variant, dry_run
 from .flash import attention_of
 from .lora import Lora
@@ -20,7 +21,7 @@ from .setup import Setup
 def plan_memory(
     model: str | Path | PretrainedConfig,
     batch_size: int,
-    seq_len: int,
+    seq_len: int | None = None,
     dtype: str = "bfloat16",
     autocast: bool = False,
     lora: Lora | None = None,
@@ -38,7 +39,7 @@ def plan_memory(
     Args:
         model: a name on the hub, a local folder, a ``config.json``, or a config of Transformers.
         batch_size: sequences or images.
-        seq_len: tokens in each; models of images alone have no use for it.
+        seq_len: tokens in each; not used, and not needed, for models of images alone.
         dtype: of the weights: "float32", "bfloat16" or "float16".
         autocast: whether it runs under autocast, to bfloat16 (float16 where that is the weights' dtype).
         lora: adapters; None trains all weights.
@@ -69,20 +70,26 @@ def plan_memory(
 
 
 def plan_of(
-    run: DryRun, batch_size: int, seq_len: int, *, gradient_checkpointing: bool = False, optimizer: str | None = None
+    run: DryRun,
+    batch_size: int,
+    seq_len: int | None,
+    *,
+    gradient_checkpointing: bool = False,
+    optimizer: str | None = None,
 ) -> MemoryPlan:
     """As `plan_memory`, of a model that is built already."""
+    length = run.length(seq_len)
     plain, patched = (CHECKPOINTED, BOTH) if gradient_checkpointing else (PLAIN, INVERTED)
-    saved, peak = _ask(run, plain, batch_size, seq_len, optimizer)
+    saved, peak = _ask(run, plain, batch_size, length, optimizer)
     report, notes = patching_of(run, patched)
     is_patched = report.patched > 0
-    patched_saved, patched_peak = _ask(run, patched, batch_size, seq_len, optimizer) if is_patched else (saved, peak)
+    patched_saved, patched_peak = _ask(run, patched, batch_size, length, optimizer) if is_patched else (saved, peak)
     weights = list(run.model.parameters())
     return MemoryPlan(
         model=run.source.name,
         model_class=type(run.model).__name__,
         batch_size=batch_size,
-        seq_len=seq_len,
+        seq_len=length,
         dtype=run.setup.dtype,
         autocast=run.setup.autocast,
         lora=run.setup.lora,
@@ -102,7 +109,7 @@ def plan_of(
 
 
 def _ask(
-    run: DryRun, variant: Variant, batch_size: int, seq_len: int, optimizer: str | None
+    run: DryRun, variant: Variant, batch_size: int, seq_len: int | None, optimizer: str | None
 ) -> tuple[Mapping[str, int], Peak | None]:
     saved = run.saved(variant, batch_size, seq_len)
     return saved, None if optimizer is None else run.peak(variant, batch_size, seq_len, optimizer)
@@ -123,7 +130,9 @@ def patching_of(run: DryRun, variant: Variant) -> tuple[PatchReport, tuple[str, 
         return PatchReport(()), (f"Nothing is patched: {str(error).splitlines()[0].removesuffix(':')}.",)
 
 
-def _notes(model: PreTrainedModel, seq_len: int, attention: str) -> Iterator[str]:
+def _notes(model: PreTrainedModel, seq_len: int | None, attention: str) -> Iterator[str]:
+    if seq_len is not None and not takes_text(model):
+        yield f"{type(model).__name__} takes images alone, so the length of sequences is not used."
     implementation = attention_of(model)
     if implementation != attention:
         yield f"{type(model).__name__} has no {attention} attention, so {implementation} is planned."
@@ -131,7 +140,7 @@ def _notes(model: PreTrainedModel, seq_len: int, attention: str) -> Iterator[str
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     has_window = layer_types is None or "sliding_attention" in layer_types
-    if implementation == "sdpa" and isinstance(window, int) and window <= seq_len and has_window:
+    if implementation == "sdpa" and seq_len and isinstance(window, int) and window <= seq_len and has_window:
         yield (
             f"Sequences of {seq_len} tokens reach the sliding window of {window}, so sdpa attention is given a mask, "
             "which layers keep; flash_attention_2 needs none."

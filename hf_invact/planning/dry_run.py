@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..memory import SavedActivations, by_part
 from ..patching import PatchReport, patch_model, unpatch_model
-from .batch import make_batch
+from .batch import batch_in_words, length_of, make_batch
 from .build import build_model, set_checkpointing
 from .errors import PlanningError
 from .fake import fake_tensors
@@ -69,8 +69,8 @@ class DryRun:
         self._progress = progress
         self._present: Variant | None = PLAIN
         self._reports = {PLAIN: PatchReport(())}
-        self._saved: dict[tuple[Variant, int, int], Mapping[str, int]] = {}
-        self._peaks: dict[tuple[Variant, int, int, str], Peak] = {}
+        self._saved: dict[tuple[Variant, int, int | None], Mapping[str, int]] = {}
+        self._peaks: dict[tuple[Variant, int, int | None, str], Peak] = {}
         self._optimizers: dict[str, optim.Optimizer] = {}
 
     def report(self, variant: Variant) -> PatchReport:
@@ -84,7 +84,15 @@ class DryRun:
             self._become(variant)
         return self._reports[variant]
 
-    def saved(self, variant: Variant, batch_size: int, seq_len: int) -> Mapping[str, int]:
+    def length(self, seq_len: int | None) -> int | None:
+        """The length that batches have where `seq_len` is asked for: None for models of images alone.
+
+        Raises:
+            PlanningError: there must be one.
+        """
+        return length_of(self.model, seq_len)
+
+    def saved(self, variant: Variant, batch_size: int, seq_len: int | None) -> Mapping[str, int]:
         """Bytes that one forward pass keeps for the backward pass, by part of the model.
 
         Raises:
@@ -97,7 +105,7 @@ class DryRun:
             self._saved[key] = MappingProxyType(saved_by_part(self.model, batch, self.setup.autocast_dtype))
         return self._saved[key]
 
-    def peak(self, variant: Variant, batch_size: int, seq_len: int, optimizer: str) -> Peak:
+    def peak(self, variant: Variant, batch_size: int, seq_len: int | None, optimizer: str) -> Peak:
         """The most memory that a training step holds.
 
         Args:
@@ -118,12 +126,9 @@ class DryRun:
             )
         return self._peaks[key]
 
-    def _batch(self, variant: Variant, batch_size: int, seq_len: int) -> dict[str, Any]:
-        for name, number in (("batch_size", batch_size), ("seq_len", seq_len)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+    def _batch(self, variant: Variant, batch_size: int, seq_len: int | None) -> dict[str, Any]:
         self._become(variant)
-        self._progress(f"{variant.name}, {batch_size:,} x {seq_len:,}")
+        self._progress(f"{variant.name}, {batch_in_words(batch_size, seq_len)}")
         return make_batch(self.model, batch_size, seq_len)
 
     def _become(self, variant: Variant) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._pytree import tree_leaves
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import _get_current_function_mode_stack
 
 from .emulation import CudaFunctions, Kernels
 from .flash import flash_attention_registered
+from .tokens import RealIntegers
 
 DEVICES = ("cuda", "cpu")
 
@@ -25,6 +25,7 @@ def fake_tensors(device: str) -> Iterator[None]:
     All are CPU tensors: for "cuda", the operations that save something else there are replaced (see `emulation`).
     """
     with ExitStack() as stack:
+        stack.enter_context(_cache_left_as_it_was())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(Kernels(device))
         if device == "cuda":
@@ -32,6 +33,20 @@ def fake_tensors(device: str) -> Iterator[None]:
             stack.enter_context(flash_attention_registered())
         stack.enter_context(RealIntegers())
         yield
+
+
+@contextmanager
+def _cache_left_as_it_was() -> Iterator[None]:
+    """PyTorch remembers what each fake operation returned until the process ends: hundreds of entries for each config.
+
+    It has to remember while a model runs, whose layers are alike: without, a plan takes twice as long.
+    """
+    before = set(FakeTensorMode.cache)
+    try:
+        yield
+    finally:
+        for key in set(FakeTensorMode.cache) - before:
+            FakeTensorMode.cache.pop(key, None)
 
 
 def recomputation() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
@@ -46,29 +61,6 @@ def recomputation() -> tuple[AbstractContextManager[Any], AbstractContextManager
             yield
 
     return nullcontext(), as_before()
-
-
-class RealIntegers(TorchFunctionMode):
-    """Computes for real what has no fake argument: token ids, masks and positions, and what is made of them.
-
-    Models decide by their values: whether a mask hides anything, or positions say that sequences are packed.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if tensors and not any(isinstance(tensor, FakeTensor) or tensor.is_floating_point() for tensor in tensors):
-            with unset_fake_temporarily():
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def real_tokens(value: int, *shape: int) -> Tensor:
-    """Integers that are real also where tensors are fake."""
-    with unset_fake_temporarily():
-        return torch.full(shape, value)
 
 
 def make_fake(model: nn.Module) -> None:

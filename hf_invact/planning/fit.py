@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FITTED = (PLAIN, INVERTED, CHECKPOINTED, BOTH)
 TOKENS_STEP = 64
 MOST_TOKENS = 1 << 22
-"""In a batch, images counting as tokens: the end of a search, since token ids are real."""
+"""In a batch, images counting as tokens: the end of a search."""
 
 MEMORY, POSITIONS, SEARCH = "memory", "positions", "search"
 
@@ -64,7 +64,8 @@ class MemoryFit:
     Attributes:
         model: what the user called it.
         model_class: the class that was planned.
-        memory_bytes, batch_size, seq_len, optimizer: as they were asked for.
+        memory_bytes, batch_size, seq_len, optimizer: as they were asked for (but seq_len is None for models of images
+            alone).
         static_bytes: weights, gradients and the optimizer's state, which every batch needs.
         variants: those that apply, the plain one first.
         notes: what else the user should know, each a sentence.
@@ -74,7 +75,7 @@ class MemoryFit:
     model_class: str
     memory_bytes: int
     batch_size: int
-    seq_len: int
+    seq_len: int | None
     optimizer: str
     static_bytes: int
     variants: tuple[VariantFit, ...]
@@ -84,7 +85,7 @@ class MemoryFit:
 def fit_memory(
     model: str | Path | PretrainedConfig,
     batch_size: int,
-    seq_len: int,
+    seq_len: int | None,
     memory_bytes: int,
     *,
     optimizer: str = "adamw_fused",
@@ -114,11 +115,12 @@ def fit_memory(
 
 
 def fit_of(
-    run: DryRun, batch_size: int, seq_len: int, memory_bytes: int, *, optimizer: str = "adamw_fused"
+    run: DryRun, batch_size: int, seq_len: int | None, memory_bytes: int, *, optimizer: str = "adamw_fused"
 ) -> MemoryFit:
     """As `fit_memory`, of a model that is built already."""
     if memory_bytes < 1:
         raise ValueError(f"memory_bytes must be at least 1, got {memory_bytes}")
+    seq_len = run.length(seq_len)
     plain_peak = run.peak(PLAIN, batch_size, seq_len, optimizer)
     applying, notes = applying_variants(run, FITTED)
     variants = tuple(
@@ -143,9 +145,9 @@ def fit_of(
 
 
 def _largest_batch(
-    run: DryRun, variant: Variant, batch_size: int, seq_len: int, memory_bytes: int, optimizer: str
+    run: DryRun, variant: Variant, batch_size: int, seq_len: int | None, memory_bytes: int, optimizer: str
 ) -> Largest:
-    last = max(MOST_TOKENS // (seq_len if takes_text(run.model) else 1), 1)
+    last = max(MOST_TOKENS // (seq_len or 1), 1)
 
     def peak_at(size: int) -> Peak:
         return run.peak(variant, size, seq_len, optimizer)
@@ -155,9 +157,9 @@ def _largest_batch(
 
 
 def _longest(
-    run: DryRun, variant: Variant, batch_size: int, seq_len: int, memory_bytes: int, optimizer: str
+    run: DryRun, variant: Variant, batch_size: int, seq_len: int | None, memory_bytes: int, optimizer: str
 ) -> Largest | None:
-    if not takes_text(run.model):
+    if seq_len is None:
         return None
     positions = longest_sequence(run.model)
     most = min(positions or MOST_TOKENS, max(MOST_TOKENS // batch_size, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .batch import batch_in_words
 from .errors import PlanningError
 from .text_variants import unit_of
 from .variants import Comparison
@@ -38,6 +39,6 @@ def save_plot(comparison: Comparison, path: Path) -> None:
 
     unit, _ = unit_of(comparison)
     figure = saved_bytes_figure({variant.name: variant.saved for variant in comparison.variants}, unit)
-    batch = f"batch of {comparison.batch_size:,} x {comparison.seq_len:,}"
+    batch = f"batch of {batch_in_words(comparison.batch_size, comparison.seq_len)}"
     figure.suptitle(f"{comparison.model_class}, {batch}", x=0.01, ha="left", fontsize=11)
     path.write_bytes(png(figure))

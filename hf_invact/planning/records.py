@@ -18,7 +18,8 @@ class MemoryPlan:
     Attributes:
         model: what the user called it.
         model_class: the class that was planned.
-        batch_size, seq_len, dtype, autocast, lora, gradient_checkpointing, device: as they were asked for.
+        batch_size, seq_len, dtype, autocast, lora, gradient_checkpointing, device: as they were asked for (but seq_len
+            is None for models of images alone).
         attention: the implementation that the model has.
         parameter_bytes: all weights and buffers.
         trainable_bytes: the weights that are trained.
@@ -34,7 +35,7 @@ class MemoryPlan:
     model: str
     model_class: str
     batch_size: int
-    seq_len: int
+    seq_len: int | None
     dtype: str
     autocast: bool
     lora: Lora | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..memory.text import compared, kept_table, size, table
+from .batch import batch_in_words
 from .peak import CATEGORIES, Peak
 from .records import MemoryPlan
 
@@ -41,7 +42,7 @@ def verdict(plan: MemoryPlan) -> str:
 def _head(plan: MemoryPlan) -> str:
     facts = [
         f"{plan.model} ({plan.model_class})",
-        f"batch of {plan.batch_size} x {plan.seq_len:,}",
+        f"batch of {batch_in_words(plan.batch_size, plan.seq_len)}",
         plan.dtype + (" under autocast" if plan.autocast else ""),
         f"{plan.attention} attention",
     ]

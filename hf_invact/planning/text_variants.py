@@ -41,7 +41,7 @@ def _in_unit(count: int, scale: int) -> str:
 
 def render_fit(fit: MemoryFit) -> str:
     """A row for each variant: the largest batch and the longest sequence, with their peaks; and what else to know."""
-    has_text = any(variant.seq_len is not None for variant in fit.variants)
+    has_text = fit.seq_len is not None
     batch = f"batch of {fit.seq_len:,} tokens" if has_text else "batch of images"
     head = [f"fits {size(fit.memory_bytes)}, {fit.optimizer}", batch, "its peak"]
     if has_text:

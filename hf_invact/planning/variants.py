@@ -53,7 +53,7 @@ class Comparison:
     Attributes:
         model: what the user called it.
         model_class: the class that was planned.
-        batch_size, seq_len, optimizer: as they were asked for.
+        batch_size, seq_len, optimizer: as they were asked for (but seq_len is None for models of images alone).
         variants: those that apply, the plain one first.
         notes: why the others do not apply, and where one applies to some layers alone; each a sentence.
     """
@@ -61,7 +61,7 @@ class Comparison:
     model: str
     model_class: str
     batch_size: int
-    seq_len: int
+    seq_len: int | None
     optimizer: str | None
     variants: tuple[VariantMemory, ...]
     notes: tuple[str, ...]
@@ -70,7 +70,7 @@ class Comparison:
 def compare_memory(
     model: str | Path | PretrainedConfig,
     batch_size: int,
-    seq_len: int,
+    seq_len: int | None = None,
     *,
     optimizer: str | None = None,
     **options: Unpack[Options],
@@ -102,8 +102,11 @@ def compare_memory(
         return comparison_of(run, batch_size, seq_len, optimizer=optimizer)
 
 
-def comparison_of(run: DryRun, batch_size: int, seq_len: int, *, optimizer: str | None = None) -> Comparison:
+def comparison_of(
+    run: DryRun, batch_size: int, seq_len: int | None = None, *, optimizer: str | None = None
+) -> Comparison:
     """As `compare_memory`, of a model that is built already."""
+    seq_len = run.length(seq_len)
     plain_bytes = sum(run.saved(PLAIN, batch_size, seq_len).values())
     applying, notes = applying_variants(run, COMPARED)
     variants: list[VariantMemory] = []

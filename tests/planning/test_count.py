@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, LlamaConfig, MistralConfig, PretrainedConfig
 
 from hf_invact import InvActConfig, Lora, MemoryPlan, PatchingError, PlanningError, plan_memory
@@ -142,8 +143,28 @@ def test_attention_that_a_model_lacks_is_noted() -> None:
 
 def test_leaves_nothing_behind() -> None:
     config = small_config("llama")
+    with FakeTensorMode():
+        torch.ones(7).exp()  # of somebody else, remembered by PyTorch
+    remembered = set(FakeTensorMode.cache)
     before = config.to_dict(), torch.get_default_dtype(), torch.get_rng_state()
     plan_memory(config, 1, 16)
     assert (config.to_dict(), torch.get_default_dtype()) == before[:2]
     assert torch.equal(torch.get_rng_state(), before[2])
+    assert remembered
+    assert set(FakeTensorMode.cache) == remembered
     assert type(torch.empty(2)) is torch.Tensor
+
+
+def test_images_have_no_length() -> None:
+    plan, with_length = plan_memory(small_config("vit"), 8), plan_memory(small_config("vit"), 8, 4096)
+    assert (plan.seq_len, plan.notes) == (None, ())
+    assert (with_length.seq_len, with_length.plain) == (None, plan.plain)
+    assert with_length.notes == (
+        "ViTForImageClassification takes images alone, so the length of sequences is not used.",
+    )
+
+
+@pytest.mark.parametrize("model_type", ["llama", "clip", "whisper"])
+def test_sequences_must_have_a_length(model_type: str) -> None:
+    with pytest.raises(PlanningError, match="takes sequences, so how many tokens each has must be said: --seq-len"):
+        plan_memory(small_config(model_type), 8)

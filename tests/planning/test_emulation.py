@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from hf_invact.memory import SavedActivations
 from hf_invact.planning.emulation import FLOAT32_UNDER_AUTOCAST
-from hf_invact.planning.fake import fake_tensors, real_tokens
+from hf_invact.planning.fake import fake_tensors
+from hf_invact.planning.tokens import tokens
 
 aten = torch.ops.aten
 HALF, FLOAT = torch.bfloat16, torch.float32
@@ -204,7 +205,7 @@ def test_the_table_of_autocast_is_that_of_pytorch() -> None:
 
 def test_integers_stay_real() -> None:
     with fake_tensors("cuda"):
-        mask = real_tokens(1, 2, 4)
+        mask = tokens(1, 2, 4)
         assert bool((mask[:, 1:].to(torch.bool) | False).all())
         assert (mask.cumsum(-1) == torch.tensor(0)).shape == (2, 4)
         mixed = torch.empty(2, 4) * mask
