@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 Call = Callable[[], Any]
@@ -74,6 +75,16 @@ def running_modules() -> Iterator[nn.Module]:
     while frame := frame.f_back:  # type: ignore[assignment]
         if frame.f_code is _CALL:
             yield frame.f_locals["self"]
+
+
+def is_checkpoint_saving() -> bool:
+    """Whether it is a checkpoint that saves a tensor just now, and no operation of the model."""
+    frame = sys._getframe(1)
+    while (name := frame.f_globals.get("__name__", "")).startswith((__package__, "torch._dynamo", "torch.autograd")):
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return bool(name == torch.utils.checkpoint.__name__)
 
 
 class _WatchedCall:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, UntypedStorage, nn
 
-from .calls import running_modules, unseen, watch_outputs
+from .calls import is_checkpoint_saving, running_modules, unseen, watch_outputs
 from .compiled import compiled_modules, is_within
 from .storages import storages, tensor_bytes
 
@@ -28,11 +28,13 @@ class SavedStorage:
         bytes: the whole storage's size (a view keeps all of its base alive).
         saved_by: qualified name of the module that was running when it was first saved ("" is the model itself).
         output_of: qualified name of the module that returned it just before, if any.
+        by_checkpoint: whether a checkpoint keeps it, to compute a layer again from (torch.utils.checkpoint).
     """
 
     bytes: int
     saved_by: str
     output_of: str | None
+    by_checkpoint: bool = False
 
 
 class SavedActivations:
@@ -170,7 +172,8 @@ class SavedActivations:
             for key, storage in counted.items():
                 if key not in self._kept:
                     saved_by = next((self._names[module] for module in running if module in self._names), "")
-                    self._kept[key] = SavedStorage(storage.nbytes(), saved_by, self._producer(key))
+                    by_checkpoint = is_checkpoint_saving()
+                    self._kept[key] = SavedStorage(storage.nbytes(), saved_by, self._producer(key), by_checkpoint)
                     self._now += self._kept[key].bytes
                 self._holder_count[key] = self._holder_count.get(key, 0) + 1
             if counted:

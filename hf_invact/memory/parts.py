@@ -8,7 +8,7 @@ from torch import nn
 
 from .meter import SavedActivations, SavedStorage
 
-PARTS = ("activation", "mlp", "attention", "norm", "dropout", "embedding", "head and loss", "other")
+PARTS = ("activation", "mlp", "attention", "norm", "dropout", "embedding", "checkpoints", "head and loss", "other")
 
 _ACTIVATION_SLOTS = ("act", "act_fn", "activation", "activation_fn", "intermediate_act_fn", "transform_act_fn")
 # In this order: the first word found in a module's name decides.
@@ -24,13 +24,13 @@ def by_part(saved: SavedActivations, model: nn.Module) -> dict[str, int]:
     """Saved bytes of each of `PARTS` that has any.
 
     The activation's part holds what MLPs keep between their projections: that is what inverting the activation, or
-    the gate, changes.
+    the gate, changes. What checkpoints keep to compute layers again from has a part of its own.
     """
     sites = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in _ACTIVATION_SLOTS]
     part_of = part_classifier(model)
     totals = dict.fromkeys(PARTS, 0)
     for record in saved.records:
-        part = part_of(record.saved_by)
+        part = "checkpoints" if record.by_checkpoint else part_of(record.saved_by)
         totals["activation" if _is_intermediate(record, part, sites) else part] += record.bytes
     return {part: size for part, size in totals.items() if size}
 
@@ -58,6 +58,8 @@ def _is_intermediate(record: SavedStorage, part: str, sites: Sequence[str]) -> b
     Args:
         part: of the module that saved it.
     """
+    if record.by_checkpoint:
+        return False
     for site in sites:
         if site in (record.saved_by, record.output_of):
             return True

@@ -22,6 +22,7 @@ PART_COLOURS = {
     "norm": "#56B4E9",
     "dropout": "#009E73",
     "embedding": "#CC79A7",
+    "checkpoints": "#000000",
     "head and loss": "#F0E442",
     "other": "#999999",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hf_invact import patch_model
 from hf_invact.memory import PARTS, SavedActivations, by_part, intermediate_units
@@ -159,3 +160,16 @@ def test_nothing_kept_has_no_parts() -> None:
     with SavedActivations(nn.Identity()) as saved:
         pass
     assert by_part(saved, nn.Identity()) == {}
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["recomputed once", "reentrant"])
+def test_what_checkpoints_keep_has_a_part_of_its_own(use_reentrant: bool) -> None:
+    layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(3))
+    hidden = torch.randn(4, 8, requires_grad=True)
+    with SavedActivations(layers, ignore=[hidden]) as saved:
+        for layer in layers:
+            hidden = checkpoint(layer, hidden, use_reentrant=use_reentrant)
+        hidden = layers[0](hidden)
+    parts = by_part(saved, layers)
+    assert parts.pop("checkpoints") == 2 * 4 * 8 * 4  # the first layer's input is ignored
+    assert sum(parts.values()) == 2 * 4 * 8 * 4
