@@ -1,35 +1,18 @@
-"""The command ``hf-invact``."""
+"""The command ``hf-invact``. What takes long to import is imported once a command is known to need it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from . import __version__, launch
-from .environment import describe_installation, render_installation
-from .patching import PatchingError
-from .planning import (
-    OPTIMIZERS,
-    DryRun,
-    Lora,
-    PlanningError,
-    Setup,
-    as_json,
-    check_plot,
-    comparison_of,
-    dry_run,
-    fit_of,
-    parse_size,
-    plan_of,
-    render,
-    render_comparison,
-    render_fit,
-    save_plot,
-)
+
+WRONG_INPUT, INTERRUPTED, NO_READER = 2, 130, 141  # the last two as a shell tells of SIGINT and SIGPIPE
+OPTIMIZERS = ("adafactor", "adamw", "adamw_fused", "sgd")  # those of planning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,13 +20,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["run"]:  # not parsed here: a script's arguments are its own
         return launch.main(arguments[1:])
-    options = _parser().parse_args(arguments)
     try:
-        run: Callable[[argparse.Namespace], int] = options.run
-        return run(options)
-    except (PlanningError, PatchingError, ValueError) as error:
-        print(f"hf-invact: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        try:
+            options = _parser().parse_args(arguments)
+            run: Callable[[argparse.Namespace], int] = options.run
+            return run(options)
+        finally:
+            sys.stdout.flush()  # while it can still be handled that nobody reads
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return NO_READER
+    except KeyboardInterrupt:
+        print("\nhf-invact: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        print(f"hf-invact: {' '.join(str(error).split())}", file=sys.stderr)
+        return WRONG_INPUT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,18 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_plan)
     plan.add_argument("model", metavar="MODEL", help="name on the hub, local folder, or config.json")
     plan.add_argument("--batch-size", type=int, required=True, metavar="B")
-    plan.add_argument("--seq-len", type=int, metavar="S", help="tokens in each sequence (images have none)")
-    plan.add_argument("--dtype", default="bfloat16", help="of the weights: bfloat16 (default), float16, float32")
-    plan.add_argument("--autocast", action="store_true", help="run the forward pass under autocast")
-    plan.add_argument("--lora", type=_lora, metavar="r=16,dropout=0,targets=all", help="train adapters alone")
-    plan.add_argument("--attn", default="sdpa", metavar="sdpa|eager|flash_attention_2", help="attention implementation")
-    plan.add_argument(
-        "--optimizer",
-        default="adamw_fused",
-        choices=sorted(OPTIMIZERS),
-        help="adamw_fused (default) is the Trainer's; torch's own, adamw, needs temporaries of the weights' size",
-    )
-    plan.add_argument("--gradient-checkpointing", action="store_true")
+    plan.add_argument("--seq-len", type=int, metavar="S", help="tokens in each sequence (models of images need none)")
+    _add_training(plan)
     _add_further_questions(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     info = commands.add_parser(
@@ -85,10 +67,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _info(options: argparse.Namespace) -> int:
-    facts = describe_installation()
-    print(json.dumps(facts, indent=2) if options.json else render_installation(facts))
-    return 0
+def _add_training(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument(
+        "--dtype", default="bfloat16", help="that weights are loaded in: bfloat16 (or bf16, default), float16, float32"
+    )
+    autocast = plan.add_mutually_exclusive_group()
+    for short, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
+        autocast.add_argument(
+            f"--{short}",
+            dest="autocast",
+            action="store_const",
+            const=dtype,
+            default=False,
+            help=f"as the Trainer's {short}=True: autocast to {dtype}, while the weights stay as --dtype says",
+        )
+    autocast.add_argument("--autocast", action="store_true", help="that of the two which suits --dtype")
+    plan.add_argument(
+        "--lora",
+        metavar="r=16,dropout=0,targets=all",
+        help="train adapters alone; targets are all, attention, mlp, or names of layers: q_proj+v_proj",
+    )
+    plan.add_argument("--attn", default="sdpa", metavar="sdpa|eager|flash_attention_2", help="attention implementation")
+    plan.add_argument(
+        "--optimizer",
+        default="adamw_fused",
+        choices=OPTIMIZERS,
+        help="adamw_fused (default) is the Trainer's; torch's own, adamw, needs temporaries of the weights' size",
+    )
+    plan.add_argument("--gradient-checkpointing", action="store_true")
 
 
 def _add_further_questions(plan: argparse.ArgumentParser) -> None:
@@ -99,7 +105,6 @@ def _add_further_questions(plan: argparse.ArgumentParser) -> None:
     )
     plan.add_argument(
         "--fit",
-        type=_size,
         metavar="SIZE",
         help="find the largest batch and the longest sequence that fit, also with checkpointing: 80GiB, 80GB, 24g",
     )
@@ -109,73 +114,17 @@ def _add_further_questions(plan: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    if options.plot is not None:
-        check_plot(options.plot)
-    setup = Setup(
-        options.model, dtype=options.dtype, autocast=options.autocast, lora=options.lora, attention=options.attn
-    )
-    printed: dict[str, Any] = {}
-    tell = _tell if sys.stderr.isatty() else _tell_nothing
-    with dry_run(setup, tell) as run:
-        for name, answer, text in _answers(run, options):
-            tell("")
-            if not options.json:
-                print(f"\n{text}" if printed else text, flush=True)
-            printed |= {name: as_json(answer)} if name else as_json(answer)
-    if options.json:
-        print(json.dumps(printed, indent=2))
+    from .planning.command import run
+
+    return run(options)
+
+
+def _info(options: argparse.Namespace) -> int:
+    from .environment import describe_installation, render_installation
+
+    facts = describe_installation()
+    print(json.dumps(facts, indent=2) if options.json else render_installation(facts))
     return 0
-
-
-def _answers(run: DryRun, options: argparse.Namespace) -> Iterator[tuple[str, Any, str]]:
-    """What is asked for, one after another: its name in JSON (none: its fields are named), a record, and its text."""
-    size = options.batch_size, options.seq_len
-    plan = plan_of(run, *size, gradient_checkpointing=options.gradient_checkpointing, optimizer=options.optimizer)
-    yield "", plan, render(plan)
-    if options.compare or options.plot is not None:
-        comparison = comparison_of(run, *size, optimizer=options.optimizer if options.compare else None)
-        text = render_comparison(comparison)
-        if options.plot is not None:
-            save_plot(comparison, options.plot)
-            text += f"\n\nDrawn in {options.plot}."
-        yield "comparison", comparison, text
-    if options.fit is not None:
-        fit = fit_of(run, *size, options.fit, optimizer=options.optimizer)
-        yield "fit", fit, render_fit(fit)
-
-
-def _tell(doing: str) -> None:
-    """On a line of the terminal that is written over."""
-    print(f"\r\033[K{doing}", end="", file=sys.stderr, flush=True)
-
-
-def _tell_nothing(doing: str) -> None:
-    pass
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _lora(text: str) -> Lora:
-    """``r=16,dropout=0.05,targets=all``, each of which may be left out."""
-    kinds: dict[str, Callable[[str], Any]] = {"r": int, "dropout": float, "targets": str}
-    values: dict[str, Any] = {}
-    for item in filter(None, text.split(",")):
-        key, _, value = item.partition("=")
-        if key not in kinds:
-            raise argparse.ArgumentTypeError(f"{item!r} is none of r=INT, dropout=FLOAT, targets=all|attention|mlp")
-        try:
-            values[key] = kinds[key](value)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{value!r} is no value for {key}") from None
-    try:
-        return Lora(**values)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

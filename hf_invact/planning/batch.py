@@ -67,7 +67,9 @@ def _token_ids(config: PretrainedConfig, batch_size: int, seq_len: int) -> Tenso
 
 def _pixels(model: PreTrainedModel, batch_size: int) -> Tensor:
     config = getattr(model.config, "vision_config", model.config)
-    size = config.image_size
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise PlanningError(f"{type(model).__name__} takes images of any size; plan one by an image_size in its config")
     height, width = (size, size) if isinstance(size, int) else size
     return torch.zeros(batch_size, config.num_channels, height, width, dtype=model.dtype)
 

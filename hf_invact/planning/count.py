@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -23,7 +24,7 @@ def plan_memory(
     batch_size: int,
     seq_len: int | None = None,
     dtype: str = "bfloat16",
-    autocast: bool = False,
+    autocast: bool | str = False,
     lora: Lora | None = None,
     attention: str = "sdpa",
     gradient_checkpointing: bool = False,
@@ -40,8 +41,9 @@ def plan_memory(
         model: a name on the hub, a local folder, a ``config.json``, or a config of Transformers.
         batch_size: sequences or images.
         seq_len: tokens in each; not used, and not needed, for models of images alone.
-        dtype: of the weights: "float32", "bfloat16" or "float16".
-        autocast: whether it runs under autocast, to bfloat16 (float16 where that is the weights' dtype).
+        dtype: of the weights: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16").
+        autocast: whether it runs under autocast: "bfloat16" as under the Trainer's ``bf16=True``, "float16" as under
+            ``fp16=True``; True for bfloat16, or float16 where that is the weights' dtype. The weights stay in `dtype`.
         lora: adapters; None trains all weights.
         attention: "sdpa", "eager" or "flash_attention_2" (which need not be installed; what it keeps is taken from its
             source, and was not compared with a run).
@@ -91,7 +93,8 @@ def plan_of(
         batch_size=batch_size,
         seq_len=length,
         dtype=run.setup.dtype,
-        autocast=run.setup.autocast,
+        autocast=run.setup.autocast_dtype is not None,
+        autocast_dtype=None if run.setup.autocast_dtype is None else str(run.setup.autocast_dtype).partition(".")[2],
         lora=run.setup.lora,
         attention=attention_of(run.model),
         gradient_checkpointing=gradient_checkpointing,
@@ -104,7 +107,7 @@ def plan_of(
         optimizer=optimizer,
         plain_peak=peak,
         patched_peak=patched_peak,
-        notes=(*_notes(run.model, seq_len, run.setup.attention), *notes),
+        notes=(*_notes(run.model, seq_len, run.setup), *notes),
     )
 
 
@@ -122,7 +125,8 @@ def patching_of(run: DryRun, variant: Variant) -> tuple[PatchReport, tuple[str, 
         PatchingError: a pattern of the user's config matches nothing.
     """
     try:
-        return run.report(variant), ()
+        report = run.report(variant)
+        return report, () if report.patched else (f"Nothing is patched: {reasons(report)}.",)
     except PatchingError as error:
         config = run.setup.config
         if config.include != InvActConfig.include or config.exclude:
@@ -130,12 +134,25 @@ def patching_of(run: DryRun, variant: Variant) -> tuple[PatchReport, tuple[str, 
         return PatchReport(()), (f"Nothing is patched: {str(error).splitlines()[0].removesuffix(':')}.",)
 
 
-def _notes(model: PreTrainedModel, seq_len: int | None, attention: str) -> Iterator[str]:
+def reasons(report: PatchReport) -> str:
+    """Each once, of the activations that are left alone."""
+    return "; ".join(
+        dict.fromkeys(site.reason.removeprefix("left alone: ") for site in report.sites if site.curve is None)
+    )
+
+
+def _notes(model: PreTrainedModel, seq_len: int | None, setup: Setup) -> Iterator[str]:
+    trained = {weight.dtype for weight in model.parameters() if weight.requires_grad}
+    if setup.autocast_dtype == torch.float16 and trained != {torch.float32}:
+        yield (
+            "Under autocast to float16 the Trainer scales gradients, which takes trained weights in float32: load the "
+            "model in float32, or train under autocast to bfloat16."
+        )
     if seq_len is not None and not takes_text(model):
         yield f"{type(model).__name__} takes images alone, so the length of sequences is not used."
     implementation = attention_of(model)
-    if implementation != attention:
-        yield f"{type(model).__name__} has no {attention} attention, so {implementation} is planned."
+    if implementation != setup.attention:
+        yield f"{type(model).__name__} has no {setup.attention} attention, so {implementation} is planned."
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)

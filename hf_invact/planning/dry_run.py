@@ -50,6 +50,16 @@ FUSED = Variant("fused activation", patched=True, plan="input")
 EXACT_GATE = Variant("exact gate", patched=True, plan="gate-inputs")
 CHECKPOINTED = Variant("checkpointing", checkpointed=True)
 BOTH = Variant("checkpointing + inverted", patched=True, checkpointed=True)
+PAIRS = ((PLAIN, INVERTED), (CHECKPOINTED, BOTH))
+
+
+def better_unpatched(variant: Variant) -> str:
+    """What to do where the peak of a patched variant is above that of its plain one."""
+    mode = "with gradient checkpointing train" if variant.checkpointed else "train"
+    return (
+        f"Better {mode} this model unpatched: its peak falls where a layer is differentiated, and an inverted layer "
+        "holds more there (its side bits besides)."
+    )
 
 
 class DryRun:
@@ -117,13 +127,15 @@ class DryRun:
         """
         key = variant, batch_size, seq_len, optimizer
         if key not in self._peaks:
+            chosen = self._optimizer(optimizer)
             batch = self._batch(variant, batch_size, seq_len)
-            self._peaks[key] = predict_peak(
-                self.model,
-                batch,
-                optimizer=self._optimizer(optimizer),
-                forward_context=lambda: running_as_trained(self.setup.autocast_dtype),
-            )
+            with failing_in_one_line(self.model):
+                self._peaks[key] = predict_peak(
+                    self.model,
+                    batch,
+                    optimizer=chosen,
+                    forward_context=lambda: running_as_trained(self.setup.autocast_dtype),
+                )
         return self._peaks[key]
 
     def _batch(self, variant: Variant, batch_size: int, seq_len: int | None) -> dict[str, Any]:
@@ -181,17 +193,23 @@ def saved_by_part(model: PreTrainedModel, batch: dict[str, Any], autocast_dtype:
     Raises:
         PlanningError: its forward pass fails.
     """
+    with failing_in_one_line(model), SavedActivations(model) as saved, running_as_trained(autocast_dtype):
+        output = model(**batch)
+    if output.loss is None:
+        raise PlanningError(f"{type(model).__name__} returns no loss; name a class that can be trained")
+    return by_part(saved, model)
+
+
+@contextmanager
+def failing_in_one_line(model: PreTrainedModel) -> Iterator[None]:
+    """Raises a PlanningError for whatever a model raises."""
     try:
-        with SavedActivations(model) as saved, running_as_trained(autocast_dtype):
-            output = model(**batch)
-    except Exception as error:  # whatever a foreign forward raises
+        yield
+    except Exception as error:  # its code may raise anything
         raise PlanningError(
             f"{type(model).__name__} cannot be run without weights ({type(error).__name__}: {error}); measure it on "
             "its own device with hf_invact.memory.SavedActivations"
         ) from error
-    if output.loss is None:
-        raise PlanningError(f"{type(model).__name__} returns no loss; name a class that can be trained")
-    return by_part(saved, model)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from transformers import PretrainedConfig
 
 from .batch import longest_sequence, takes_text
-from .dry_run import BOTH, CHECKPOINTED, INVERTED, PLAIN, DryRun, Variant, dry_run
+from .dry_run import BOTH, CHECKPOINTED, INVERTED, PAIRS, PLAIN, DryRun, Variant, better_unpatched, dry_run
 from .peak import Peak
 from .search import largest_that_fits, static_bytes
 from .setup import Options, Setup
@@ -81,6 +82,11 @@ class MemoryFit:
     variants: tuple[VariantFit, ...]
     notes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        from .text_variants import render_fit  # which imports this module
+
+        return render_fit(self)
+
 
 def fit_memory(
     model: str | Path | PretrainedConfig,
@@ -140,7 +146,7 @@ def fit_of(
         optimizer=optimizer,
         static_bytes=static_bytes(plain_peak, "optimizer step"),
         variants=variants,
-        notes=(*notes, *_length_notes(run, variants)),
+        notes=(*notes, *_notes_of_less(variants), *_length_notes(run, variants)),
     )
 
 
@@ -174,6 +180,16 @@ def _longest(
     found = largest_that_fits(peak_at, memory_bytes, start=seq_len // TOKENS_STEP, last=last)
     end = MEMORY if found < last else POSITIONS if most == positions else SEARCH
     return Largest(tokens(found), peak_at(max(found, 1)).total_bytes, end)
+
+
+def _notes_of_less(variants: tuple[VariantFit, ...]) -> list[str]:
+    """Where a smaller batch fits of a patched variant than of its plain one."""
+    batches = {variant.name: variant.batch_size.size for variant in variants}
+    return [
+        better_unpatched(patched)
+        for plain, patched in PAIRS
+        if batches.get(patched.name, math.inf) < batches.get(plain.name, 0)
+    ]
 
 
 def _length_notes(run: DryRun, variants: tuple[VariantFit, ...]) -> list[str]:

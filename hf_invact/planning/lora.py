@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from ..memory.parts import part_classifier
 from .errors import PlanningError
 
 ALL = "all"
-TARGETS = (ALL, "attention", "mlp")
+PARTS = ("attention", "mlp")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Lora:
     Attributes:
         r: their rank.
         dropout: on their inputs.
-        targets: "all" linear layers but the head, or those of "attention" or "mlp".
+        targets: "all" linear layers but the head, those of "attention" or "mlp", or names of layers, such as
+            "q_proj"; several are joined by "+": "q_proj+v_proj".
 
     Raises:
         ValueError: a value that is out of its range.
@@ -39,8 +42,41 @@ class Lora:
             raise ValueError(f"the rank r of LoRA must be at least 1, got {self.r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"the dropout of LoRA must be at least 0 and less than 1, got {self.dropout}")
-        if self.targets not in TARGETS:
-            raise ValueError(f"the targets of LoRA must be one of {', '.join(TARGETS)}, got {self.targets!r}")
+        if not all(self.words) or (ALL in self.words and len(self.words) > 1):
+            raise ValueError(
+                f"the targets of LoRA must be {ALL}, {', '.join(PARTS)} or names of layers such as q_proj, several "
+                f"joined by +, got {self.targets!r}"
+            )
+
+    @property
+    def words(self) -> list[str]:
+        """The targets one by one."""
+        return self.targets.split("+")
+
+
+def parse_lora(text: str) -> Lora:
+    """Adapters as people write them, each of whose values may be left out.
+
+    Raises:
+        ValueError: an unknown name, or a value that cannot be.
+
+    >>> parse_lora("r=8,targets=q_proj+v_proj")
+    Lora(r=8, dropout=0.0, targets='q_proj+v_proj')
+    """
+    kinds: dict[str, Callable[[str], Any]] = {"r": int, "dropout": float, "targets": str}
+    values: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        key, _, value = item.partition("=")
+        if key not in kinds:
+            raise ValueError(f"{item!r} is none of r=INT, dropout=FLOAT, targets={ALL}|{'|'.join(PARTS)}|q_proj+v_proj")
+        if key in values and key != "targets":
+            raise ValueError(f"{key} is given twice")
+        try:
+            found = kinds[key](value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no value for {key}") from None
+        values[key] = f"{values[key]}+{found}" if key in values else found
+    return Lora(**values)
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
@@ -53,21 +89,28 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
         import peft
     except ImportError as error:
         raise PlanningError("LoRA needs the package peft: pip install peft") from error
-    targets = "all-linear" if lora.targets == ALL else _layers(model, lora.targets)
+    targets = "all-linear" if lora.targets == ALL else [name for word in lora.words for name in _layers(model, word)]
     is_transposed = any(isinstance(module, Conv1D) for module in model.modules())
     config = peft.LoraConfig(r=lora.r, lora_dropout=lora.dropout, target_modules=targets, fan_in_fan_out=is_transposed)
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT calls Transformers by names of old
             peft.get_peft_model(model, config)
-    except ValueError as error:
+    except Exception as error:  # PEFT's own checks, and sizes that no tensor can have
         raise PlanningError(f"LoRA cannot be put into {type(model).__name__}: {error}") from error
 
 
-def _layers(model: PreTrainedModel, part: str) -> list[str]:
-    part_of = part_classifier(model)
+def _layers(model: PreTrainedModel, target: str) -> list[str]:
+    """The linear layers of a part of the model, or with a name (of which PEFT too compares the end)."""
     layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
-    targets = [name for name in layers if part_of(name) == part]
-    if not targets:
-        raise PlanningError(f"{type(model).__name__} has no linear layer of its {part}; plan LoRA with targets='all'")
-    return targets
+    if target in PARTS:
+        part_of = part_classifier(model)
+        found = [name for name in layers if part_of(name) == target]
+        what = f"of its {target}"
+    else:
+        found = [name for name in layers if f".{name}".endswith(f".{target}")]
+        what = f"with the name {target!r}"
+    if not found:
+        known = dict.fromkeys(name.rpartition(".")[2] for name in layers)
+        raise PlanningError(f"{type(model).__name__} has no linear layer {what}; LoRA can go on {', '.join(known)}")
+    return found

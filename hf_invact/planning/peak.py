@@ -16,6 +16,7 @@ from torch import Tensor, nn, optim
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
+from ..memory.text import size, table
 from .storages import LiveStorages
 
 MOMENTS = ("forward", "backward", "optimizer step")
@@ -58,6 +59,11 @@ class Peak:
     """
 
     by_moment: Mapping[str, Mapping[str, int]]
+
+    def __str__(self) -> str:
+        rows = [(name, *(size(self.by_moment[moment][name]) for moment in MOMENTS)) for name in CATEGORIES]
+        total = ("all", *(size(self.bytes_in(moment)) for moment in MOMENTS))
+        return f"{table([('peak of a step, in the', *MOMENTS), *rows, total])}\n\nThe peak falls in the {self.moment}."
 
     @property
     def moment(self) -> str:

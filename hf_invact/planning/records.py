@@ -20,6 +20,7 @@ class MemoryPlan:
         model_class: the class that was planned.
         batch_size, seq_len, dtype, autocast, lora, gradient_checkpointing, device: as they were asked for (but seq_len
             is None for models of images alone).
+        autocast_dtype: of autocast, "bfloat16" or "float16"; None for no autocast.
         attention: the implementation that the model has.
         parameter_bytes: all weights and buffers.
         trainable_bytes: the weights that are trained.
@@ -51,6 +52,12 @@ class MemoryPlan:
     plain_peak: Peak | None = None
     patched_peak: Peak | None = None
     notes: tuple[str, ...] = ()
+    autocast_dtype: str | None = None
+
+    def __str__(self) -> str:
+        from .text import render  # which imports this module
+
+        return render(self)
 
     @property
     def plain_bytes(self) -> int:

@@ -16,14 +16,15 @@ from .fake import DEVICES
 from .flash import FLASH_ATTENTION, check_flash_attention
 from .lora import Lora
 
-AUTOCAST_DTYPE = {"float32": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+AUTOCAST = ("bfloat16", "float16")
 
 
 class Options(TypedDict, total=False):
     """All of a `Setup` but its model, as keyword arguments."""
 
     dtype: str
-    autocast: bool
+    autocast: bool | str
     lora: Lora | None
     attention: str
     config: InvActConfig
@@ -36,8 +37,8 @@ class Setup:
 
     Attributes:
         model: a name on the hub, a local folder, a ``config.json``, or a config of Transformers.
-        dtype: of the weights: "float32", "bfloat16" or "float16".
-        autocast: whether it runs under autocast, to bfloat16 (float16 where that is the weights' dtype).
+        dtype: of the weights: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16").
+        autocast: whether it runs under autocast, as `hf_invact.plan_memory` takes it.
         lora: adapters; None trains all weights.
         attention: implementation, as `hf_invact.plan_memory` takes it.
         config: what to patch, and how, where the model is patched.
@@ -50,23 +51,30 @@ class Setup:
 
     model: str | Path | PretrainedConfig
     dtype: str = "bfloat16"
-    autocast: bool = False
+    autocast: bool | str = False
     lora: Lora | None = None
     attention: str = "sdpa"
     config: InvActConfig = field(default_factory=InvActConfig)
     device: str = "cuda"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", SHORT_NAMES.get(self.dtype, self.dtype))
         check_choice("dtype", self.dtype, DTYPES)
+        if isinstance(self.autocast, str):
+            check_choice("autocast", SHORT_NAMES.get(self.autocast, self.autocast), AUTOCAST)
         check_choice("attention", self.attention, ATTENTION)
         check_choice("device", self.device, DEVICES)
         if self.attention == FLASH_ATTENTION:
-            check_flash_attention(self.dtype, self.autocast, self.device)
+            check_flash_attention(self.dtype, bool(self.autocast), self.device)
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """What the forward pass runs under; None for no autocast."""
-        return AUTOCAST_DTYPE[self.dtype] if self.autocast else None
+        if not self.autocast:
+            return None
+        if self.autocast is True:
+            return torch.float16 if self.dtype == "float16" else torch.bfloat16
+        return DTYPES[SHORT_NAMES.get(self.autocast, self.autocast)]
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:

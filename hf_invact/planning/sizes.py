@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 _POWERS = {letter: power for power, letter in enumerate("kmgt", start=1)}
 
@@ -24,7 +25,7 @@ def parse_size(text: str) -> int:
     if found is None:
         raise ValueError(f"{text!r} is no amount of memory; write a number and a unit, such as 80GiB, 80GB or 24g")
     number, letter, suffix = found.groups()
-    count = int(float(number) * (1000 if suffix == "b" else 1024) ** _POWERS[letter])
+    count = int(Fraction(number) * (1000 if suffix == "b" else 1024) ** _POWERS[letter])
     if not count:
         raise ValueError(f"{text!r} is no memory at all; write how much there is, such as 80GiB")
     return count

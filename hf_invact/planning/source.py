@@ -144,7 +144,7 @@ def _model_class(name: str, config: PretrainedConfig) -> type[PreTrainedModel]:
 
 def _candidates(config: PretrainedConfig) -> Iterator[type[PreTrainedModel]]:
     for architecture in config.architectures or ():
-        model_class = getattr(transformers, architecture, None)
+        model_class = getattr(transformers, str(architecture), None)
         if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
             yield model_class
     names = ("AutoModelForCausalLM", *_AUTO_CLASSES) if getattr(config, "is_decoder", False) else _AUTO_CLASSES
@@ -160,5 +160,6 @@ def _returns_loss(model_class: type[PreTrainedModel]) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return text if len(text) <= 160 else f"{text[:157]}..."
+    """In one line: validators tell the field in the first line of theirs, and the fault in the next."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else f"{text[:237]}..."

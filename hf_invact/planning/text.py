@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..memory.text import compared, kept_table, size, table
 from .batch import batch_in_words
+from .dry_run import BOTH, INVERTED, better_unpatched
 from .peak import CATEGORIES, Peak
 from .records import MemoryPlan
 
@@ -15,7 +16,7 @@ def render(plan: MemoryPlan) -> str:
     """What is kept by part, what is patched, the peak of a step, and what else there is to know."""
     blocks = [_head(plan), kept_table(plain=plan.plain, patched=plan.patched)]
     if plan.report.sites:
-        blocks.append(str(plan.report))
+        blocks.append(_patching(plan))
     if plan.plain_peak is not None and plan.patched_peak is not None:
         blocks += [_peaks(plan.plain_peak, plan.patched_peak, plan.optimizer or ""), verdict(plan)]
     blocks += plan.notes
@@ -23,14 +24,19 @@ def render(plan: MemoryPlan) -> str:
 
 
 def verdict(plan: MemoryPlan) -> str:
-    """Whether the peak moves, and if not, why, in one sentence."""
+    """Whether the peak moves, and if not, why, in a sentence or two."""
     plain, patched = plan.plain_peak, plan.patched_peak
     assert plain is not None
     assert patched is not None
-    change = 1 - patched.total_bytes / plain.total_bytes
-    if change > NOTHING:
+    if not plan.report.patched:
+        return "Nothing is patched, so the peak is the same."
+    less = plain.total_bytes - patched.total_bytes
+    if less > NOTHING * plain.total_bytes:
         moved = f", and it falls in the {patched.moment} then" if patched.moment != plain.moment else ""
-        return f"Patching lowers the peak by {size(plain.total_bytes - patched.total_bytes)} ({change:.1%}){moved}."
+        return f"Patching lowers the peak by {size(less)} ({less / plain.total_bytes:.1%}){moved}."
+    if less < 0:
+        advice = better_unpatched(BOTH if plan.gradient_checkpointing else INVERTED)
+        return f"Patching raises the peak, which falls in the {patched.moment}, by {size(-less)}. {advice}"
     if plain.moment == "optimizer step":
         return (
             "Patching does not lower the peak: it falls in the optimizer step, when no activation is kept. What is "
@@ -39,11 +45,25 @@ def verdict(plan: MemoryPlan) -> str:
     return f"Patching does not lower the peak, which falls in the {plain.moment}."
 
 
+def _patching(plan: MemoryPlan) -> str:
+    """The report, but for its first line: what all sites keep less is told of this batch, not of a token.
+
+    (Sites of an encoder and of a decoder see other tokens, and checkpointed layers keep nothing of either.)
+    """
+    _, _, sites = str(plan.report).partition("\n")
+    head = f"inverted activations: {plan.report.patched} of {len(plan.report.sites)} sites patched"
+    if less := plan.plain_bytes - plan.patched_bytes:
+        head += f", {size(less)} less for the backward pass"
+    if plan.gradient_checkpointing and plan.report.patched:
+        head += "; in checkpointed layers this counts only while one is computed again"
+    return f"{head}\n{sites}"
+
+
 def _head(plan: MemoryPlan) -> str:
     facts = [
         f"{plan.model} ({plan.model_class})",
         f"batch of {batch_in_words(plan.batch_size, plan.seq_len)}",
-        plan.dtype + (" under autocast" if plan.autocast else ""),
+        plan.dtype + (f" under autocast to {plan.autocast_dtype}" if plan.autocast else ""),
         f"{plan.attention} attention",
     ]
     if plan.lora is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,20 @@ from typing import TYPE_CHECKING
 from transformers import PretrainedConfig
 
 from ..patching import PatchReport
-from .count import patching_of
-from .dry_run import BOTH, CHECKPOINTED, EXACT_GATE, FUSED, INVERTED, PLAIN, DryRun, Variant, dry_run
+from .count import patching_of, reasons
+from .dry_run import (
+    BOTH,
+    CHECKPOINTED,
+    EXACT_GATE,
+    FUSED,
+    INVERTED,
+    PAIRS,
+    PLAIN,
+    DryRun,
+    Variant,
+    better_unpatched,
+    dry_run,
+)
 from .errors import PlanningError
 from .peak import Peak
 from .setup import Options, Setup
@@ -65,6 +78,11 @@ class Comparison:
     optimizer: str | None
     variants: tuple[VariantMemory, ...]
     notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        from .text_variants import render_comparison  # which imports this module
+
+        return render_comparison(self)
 
 
 def compare_memory(
@@ -120,6 +138,12 @@ def comparison_of(
         peak = None if optimizer is None else run.peak(variant, batch_size, seq_len, optimizer)
         share = total / plain_bytes if plain_bytes else 1.0
         variants.append(VariantMemory(variant.name, saved, total, share, peak))
+    peaks = {variant.name: variant.peak.total_bytes for variant in variants if variant.peak is not None}
+    notes += [
+        better_unpatched(patched)
+        for plain, patched in PAIRS
+        if peaks.get(patched.name, 0) > peaks.get(plain.name, math.inf)
+    ]
     name, model_class = run.source.name, type(run.model).__name__
     return Comparison(name, model_class, batch_size, seq_len, optimizer, tuple(variants), tuple(notes))
 
@@ -147,18 +171,12 @@ def _why_not(run: DryRun, variant: Variant) -> str:
         return str(error)
     if not variant.patched or report.patched:
         return ""
-    # The plan's own note lists, besides, what is supported.
-    return notes[0].partition(" Supported: ")[0] if notes else f"No layer can have it: {_reasons(report)}."
+    if report.sites:
+        return f"No layer can have it: {reasons(report)}."
+    return notes[0].partition(" Supported: ")[0]  # the plan's own note lists, besides, what is supported
 
 
 def _notes_of(variant: Variant, report: PatchReport) -> Iterator[str]:
     if report.patched < len(report.sites):
         count = f"{report.patched} of {len(report.sites)}"
-        yield f"{variant.name} is had by {count} activations; the others: {_reasons(report)}."
-
-
-def _reasons(report: PatchReport) -> str:
-    """Each once, of the activations that are left alone."""
-    return "; ".join(
-        dict.fromkeys(site.reason.removeprefix("left alone: ") for site in report.sites if site.curve is None)
-    )
+        yield f"{variant.name} is had by {count} activations; the others: {reasons(report)}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import sys
 import time
 
 import pytest
@@ -76,35 +75,10 @@ def test_grows_with_the_batch() -> None:
 
 def test_checkpointed_layers_keep_their_input() -> None:
     plan = small(gradient_checkpointing=True)
-    assert "attention" not in plan.plain
+    assert plan.plain["checkpoints"] == 2 * 2 * 32 * 32 * 2  # layers, sequences, tokens, width, bytes
+    assert not {"activation", "attention", "mlp", "other"} & set(plan.plain)
     assert plan.plain_bytes < small().plain_bytes / 2
     assert plan.patched == plan.plain
-
-
-def test_adapters_of_each_part() -> None:
-    trained = {
-        targets: plan_memory(small_config("gpt2"), 1, 16, lora=Lora(r=2, targets=targets)).trainable_bytes
-        for targets in ("all", "attention", "mlp")
-    }
-    assert 0 < trained["attention"] < trained["all"]
-    assert 0 < trained["mlp"] < trained["all"]
-    assert trained["attention"] + trained["mlp"] <= trained["all"]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [({"r": 0}, "rank r"), ({"dropout": 1.0}, "dropout"), ({"targets": "norm"}, "all, attention, mlp")],
-    ids=["rank", "dropout", "targets"],
-)
-def test_adapters_that_cannot_be(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Lora(**values)  # type: ignore[arg-type]
-
-
-def test_adapters_need_peft(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(PlanningError, match="pip install peft"):
-        small(lora=Lora())
 
 
 def test_a_model_without_such_activations_is_planned_as_it_is() -> None:

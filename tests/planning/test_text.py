@@ -7,9 +7,11 @@ import re
 import pytest
 
 import hf_invact
-from hf_invact.planning import MemoryPlan, render
+from hf_invact import InvActConfig
+from hf_invact.planning import MemoryPlan, compare_memory, fit_memory, render, render_comparison, render_fit
 from hf_invact.planning.text import verdict
 from tests.models import tiny_model
+from tests.planning.small import small_config
 
 
 def plan(name: str, seq_len: int, **options: str) -> MemoryPlan:
@@ -43,3 +45,53 @@ def test_the_table_adds_up() -> None:
 def test_without_an_optimizer_no_peak_is_told() -> None:
     text = render(hf_invact.plan_memory(tiny_model("bert").config, 1, 8))
     assert "peak" not in text
+
+
+VIT = small_config("vit", num_hidden_layers=1)
+
+
+def test_patching_that_raises_the_peak_is_advised_against() -> None:
+    checkpointed = hf_invact.plan_memory(VIT, 64, optimizer="sgd", gradient_checkpointing=True)
+    assert checkpointed.plain_peak is not None
+    assert checkpointed.patched_peak is not None
+    assert checkpointed.patched_peak.total_bytes > checkpointed.plain_peak.total_bytes
+    advice = "Better with gradient checkpointing train this model unpatched"
+    assert re.match(
+        rf"Patching raises the peak, which falls in the backward, by [\d.]+ KiB\. {advice}", verdict(checkpointed)
+    )
+    assert advice in str(compare_memory(VIT, 64, optimizer="sgd"))
+    assert advice in str(fit_memory(VIT, 1, None, 16 << 20, optimizer="sgd"))
+
+
+def test_patching_that_lowers_the_peak_is_not_advised_against() -> None:
+    assert "unpatched" not in str(compare_memory(small_config("llama"), 8, 64, optimizer="sgd"))
+
+
+def test_a_plan_that_patches_nothing_says_so_and_why() -> None:
+    config = InvActConfig(plan="gate-inputs")
+    nothing = hf_invact.plan_memory(small_config("bert"), 2, 16, optimizer="sgd", config=config)
+    text = render(nothing)
+    assert "Nothing is patched, so the peak is the same." in text
+    assert "\n\nNothing is patched: the activation is not multiplied with a tensor" in text
+
+
+@pytest.mark.parametrize("model_type", ["llama", "t5"])
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])
+def test_what_patching_saves_is_told_of_the_batch(model_type: str, checkpointed: bool) -> None:
+    text = render(hf_invact.plan_memory(small_config(model_type), 2, 16, gradient_checkpointing=checkpointed))
+    (head,) = [line for line in text.splitlines() if line.startswith("inverted activations:")]
+    assert ("less for the backward pass" in head) != checkpointed
+    assert ("counts only while one is computed again" in head) == checkpointed
+    assert "per token less" not in text
+
+
+def test_printing_a_record_prints_what_the_command_prints() -> None:
+    model = VIT, 2
+    plan = hf_invact.plan_memory(*model, optimizer="sgd")
+    comparison = compare_memory(*model)
+    fit = fit_memory(*model, None, 1 << 20, optimizer="sgd")
+    assert (str(plan), str(comparison), str(fit)) == (render(plan), render_comparison(comparison), render_fit(fit))
+    head, *rows, _, end = str(plan.plain_peak).splitlines()
+    assert head.split() == ["peak", "of", "a", "step,", "in", "the", "forward", "backward", "optimizer", "step"]
+    assert [row.split()[0] for row in rows][-1] == "all"
+    assert end == "The peak falls in the backward."

@@ -1,0 +1,84 @@
+"""Adapters in a plan: where they can go, and what they keep."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from transformers import MistralConfig
+
+from hf_invact import Lora, MemoryPlan, PlanningError, plan_memory
+from tests.planning.small import small_config
+
+GIB = 2**30
+
+
+def planned(model_type: str, lora: Lora) -> MemoryPlan:
+    return plan_memory(small_config(model_type), 1, 16, lora=lora)
+
+
+def test_adapters_of_each_part() -> None:
+    trained = {
+        targets: planned("gpt2", Lora(r=2, targets=targets)).trainable_bytes for targets in ("all", "attention", "mlp")
+    }
+    assert 0 < trained["attention"] < trained["all"]
+    assert 0 < trained["mlp"] < trained["all"]
+    assert trained["attention"] + trained["mlp"] <= trained["all"]
+
+
+def test_adapters_of_layers_by_name() -> None:
+    trained = {
+        targets: planned("llama", Lora(r=2, targets=targets)).trainable_bytes
+        for targets in (
+            "attention",
+            "q_proj",
+            "k_proj",
+            "q_proj+k_proj",
+            "self_attn.q_proj",
+            "attention+up_proj",
+            "all",
+        )
+    }
+    assert trained["q_proj"] + trained["k_proj"] == trained["q_proj+k_proj"] < trained["attention"]
+    assert trained["self_attn.q_proj"] == trained["q_proj"]
+    assert trained["attention"] < trained["attention+up_proj"] < trained["all"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"r": 0}, "rank r"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"targets": ""}, "all, attention, mlp or names of layers"),
+        ({"targets": "all+q_proj"}, "all, attention, mlp or names of layers"),
+    ],
+    ids=["rank", "dropout", "no targets", "all and more"],
+)
+def test_adapters_that_cannot_be(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Lora(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("targets", ["norm", "q_proj+proj"])
+def test_layers_that_a_model_lacks(targets: str) -> None:
+    with pytest.raises(PlanningError, match=r"has no linear layer with the name .* LoRA can go on q_proj, k_proj"):
+        planned("llama", Lora(targets=targets))
+
+
+def test_adapters_need_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(PlanningError, match="pip install peft"):
+        planned("llama", Lora())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("autocast", "plain", "patched"),
+    [(False, 41.265, 37.765), ("bf16", 31.815, 28.315)],
+    ids=["as loaded", "as under the Trainer's bf16"],
+)
+def test_mistral_7b(autocast: bool | str, plain: float, patched: float) -> None:
+    lora = Lora(r=16, dropout=0.05)
+    plan = plan_memory(MistralConfig(sliding_window=None), 1, 4096, autocast=autocast, lora=lora)
+    assert plan.plain_bytes / GIB == pytest.approx(plain, abs=0.001)
+    assert plan.patched_bytes / GIB == pytest.approx(patched, abs=0.001)
