@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return NO_READER
     except KeyboardInterrupt:
-        print("\nhf-invact: interrupted", file=sys.stderr)
+        start = "\n" if sys.stderr.isatty() else ""  # which shows ^C
+        print(f"{start}hf-invact: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError) as error:
         print(f"hf-invact: {' '.join(str(error).split())}", file=sys.stderr)

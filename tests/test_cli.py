@@ -198,7 +198,7 @@ def test_an_interrupt_is_one_line(
 ) -> None:
     monkeypatch.setattr("hf_invact.planning.command.dry_run", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(["plan", config, *SIZE]) == 130
-    assert capfd.readouterr().err.split("\n") == ["", "hf-invact: interrupted", ""]
+    assert capfd.readouterr().err.splitlines() == ["hf-invact: interrupted"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plan", "--help"], ["plan", "x", "--nonsense"]])

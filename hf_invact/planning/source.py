@@ -143,7 +143,8 @@ def _model_class(name: str, config: PretrainedConfig) -> type[PreTrainedModel]:
 
 
 def _candidates(config: PretrainedConfig) -> Iterator[type[PreTrainedModel]]:
-    for architecture in config.architectures or ():
+    named = config.architectures
+    for architecture in named if isinstance(named, (list, tuple)) else [named]:
         model_class = getattr(transformers, str(architecture), None)
         if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
             yield model_class

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
-from transformers import BertConfig, CLIPVisionConfig, LlamaConfig, PretrainedConfig, T5Config, Wav2Vec2Config
+from transformers import (
+    BertConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    ResNetConfig,
+    T5Config,
+    Wav2Vec2Config,
+)
 
 from hf_invact import PlanningError, plan_memory
 from hf_invact.planning.source import find_source
@@ -135,3 +143,16 @@ def test_a_config_that_was_saved_is_read_whole(tmp_path: Path) -> None:
     small_config("llama", intermediate_size=80).save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert find_source(tmp_path).config.intermediate_size == values["intermediate_size"] == 80
+
+
+@pytest.mark.parametrize("named", [3, [3], "LlamaForCausalLM", []], ids=["number", "numbers", "one name", "none"])
+def test_architectures_that_are_no_list_of_names(named: object, tmp_path: Path) -> None:
+    path = written(tmp_path, json.dumps({"model_type": "llama", "architectures": named}))
+    assert find_source(path).model_class.__name__ == "LlamaForCausalLM"
+
+
+def test_images_of_any_size() -> None:
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    assert "plan one by an image_size in its config" in refusal(config)
+    config.image_size = 32
+    assert plan_memory(config, 2).model_class == "ResNetForImageClassification"
