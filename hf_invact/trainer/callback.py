@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NOT_CALLED = (
     "inverted activations that the first training forward pass did not call: %s. This is as it should be if the batch "
-    "did not use that part of the model (another modality, an expert, a layer that was dropped). If it did, another "
-    "library has replaced the code around them, and nothing is saved there: apply only one of the two, or exclude the "
-    "blocks with InvActConfig(exclude=[...])"
+    "did not use that part of the model (another modality, an expert, a layer that was dropped), or if it runs in "
+    "compiled code, where calls are not seen. Otherwise another library has replaced the code around them, and nothing "
+    "is saved there: apply only one of the two, or exclude the blocks with InvActConfig(exclude=[...])"
 )
 
 
