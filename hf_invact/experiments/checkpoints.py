@@ -2,53 +2,76 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from .errors import ConfigError
+from .wholeness import WEIGHTS, damage, read_state, weight_files
 
-_STATE = "trainer_state.json"  # the Trainer writes it last
-_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
-_INDEX = "model.safetensors.index.json"
+logger = logging.getLogger(__name__)
 
 
 def last_resumable_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that an unfinished run can go on from; None where there is none.
+    """The newest whole checkpoint of a run, that of its last step included; None where the run has to start over.
 
-    One that was written only in part is passed over, and so is that of the last step: the Trainer would train one more.
+    One that was written only in part is passed over: the run was killed meanwhile. So is one whose files are damaged,
+    with a warning.
+
+    Raises:
+        ConfigError: all that were written to their end are damaged.
     """
+    complete = [path for path in checkpoints(folder) if read_state(path) is not None]
+    damaged: list[str] = []
+    for path in reversed(complete):
+        if (what := damage(path)) is None:
+            for worse in damaged:
+                logger.warning("passing over a damaged checkpoint: %s", worse)
+            return path
+        damaged.append(f"{path}: {what}")
+    if damaged:
+        raise ConfigError(
+            f"no checkpoint in {folder} is whole (of the newest one, {damaged[0]}); remove all of its checkpoints to "
+            "start over, or choose another --output_dir"
+        )
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All folders of checkpoints in a run's folder, whole or not, from the first step to the last."""
     steps = {}
     for path in folder.glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        state = _state(path)
-        if match and state is not None and state["global_step"] < state["max_steps"]:
+        if match and path.is_dir():
             steps[int(match.group(1))] = path
-    return steps[max(steps)] if steps else None
+    return [steps[step] for step in sorted(steps)]
 
 
-def _state(checkpoint: Path) -> dict[str, Any] | None:
-    """The Trainer's state in a checkpoint; None where it was not written to its end."""
-    try:
-        state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return state
+def holds_weights(folder: Path) -> bool:
+    """Whether a run's folder holds anything that was trained: checkpoints, whole or not, or the weights themselves."""
+    return bool(checkpoints(folder)) or any((folder / name).exists() for name in WEIGHTS) or any(folder.glob("model-*"))
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Make sure that a folder is a whole checkpoint.
+
+    Raises:
+        ConfigError: it is something else, or damaged.
+    """
+    if (what := damage(checkpoint)) is not None:
+        raise ConfigError(f"{checkpoint} is no complete checkpoint: {what}")
 
 
 def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
-    """Make sure that a checkpoint's weights are this model's, by name and shape.
+    """Make sure that the weights of a whole checkpoint are this model's, by name and shape.
 
     Raises:
-        ConfigError: the folder is no complete checkpoint, or one of another model.
+        ConfigError: they are those of another model.
     """
-    if _state(checkpoint) is None:
-        raise ConfigError(f"{checkpoint} is no complete checkpoint: it has no readable {_STATE}")
     saved = _saved_shapes(checkpoint)
     shapes = {_saved_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
     for name, shape in saved.items():
@@ -78,17 +101,8 @@ def _saved_name(name: str) -> str:
 
 
 def _saved_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    files = [checkpoint / name for name in _WEIGHTS if (checkpoint / name).is_file()]
-    if (checkpoint / _INDEX).is_file():
-        index = json.loads((checkpoint / _INDEX).read_text(encoding="utf-8"))
-        files += [checkpoint / name for name in sorted(set(index["weight_map"].values()))]
-    if not files:
-        raise ConfigError(f"{checkpoint} holds no weights ({', '.join((*_WEIGHTS, _INDEX))})")
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as weights:
-                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"the weights {file} cannot be read: {error}") from error
+    for file in weight_files(checkpoint):
+        with safe_open(file, framework="pt") as weights:
+            shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     return shapes

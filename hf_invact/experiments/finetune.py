@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import logging
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from transformers import (
     PreTrainedModel,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
 
-from ..memory import by_part, intermediate_units
-from ..patching import activation_sites
-from ..trainer import InvActTrainerMixin, InvertedActivationsCallback, MemoryCallback
+from ..trainer import InvActTrainerMixin, InvertedActivationsCallback
 from .arguments import PARTS, RunArguments, first_difference, parse_run
-from .checkpoints import check_checkpoint, last_resumable_checkpoint
+from .checkpoints import check_checkpoint, check_whole, holds_weights, last_resumable_checkpoint
 from .data import describe_records, load_records
 from .environment import describe_environment
 from .errors import ConfigError
 from .files import claim_folder, read_json, write_json
+from .measured import MEASURED, Measured
 from .metrics import perplexity
 from .models import build_model, load_tokenizer
 from .study import GradientChecks, nudge
 from .tasks import PreparedTask, prepare
+from .trained import is_trained, take_trained
 
 SETTINGS = "settings.json"  # written first: marks the folder as ours
 RESULT = "run.json"  # written last: the run is finished
+TRAIN_RESULTS = "train_results.json"  # as the Trainer names it
 DATA_SEED = 0  # the split of the data does not change with the seed of the training
 
 logger = logging.getLogger(__name__)
@@ -72,32 +68,6 @@ class Experiment:
         )
 
 
-class StepTimes(TrainerCallback):
-    """Seconds of each training step, the first left out: it warms up, and the meter runs in it."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._began = 0.0
-        self._warm = False
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._began = now()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._warm:
-            self.seconds.append(now() - self._began)
-        self._warm = True
-
-
-def now() -> float:
-    """Seconds, after all that was asked of the GPU is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def build(run: RunArguments) -> Experiment:
     """Load the data and build the model, with the run's seed.
 
@@ -121,7 +91,8 @@ def finetune(run: RunArguments, callbacks: Sequence[TrainerCallback] = ()) -> di
 
     Writes what Transformers' example scripts write (train_results.json, eval_results.json, all_results.json,
     trainer_state.json, a model card, and the weights unless `save_strategy` is "no"), and ``run.json``: the losses,
-    the memory figures and the settings that they belong to. An interrupted run goes on from its last checkpoint.
+    the memory figures and the settings that they belong to. An interrupted run goes on from its last whole checkpoint;
+    where that is the one of the last step, it is only evaluated.
 
     Raises:
         ConfigError: before any training, where something that the run names cannot be used.
@@ -132,42 +103,60 @@ def finetune(run: RunArguments, callbacks: Sequence[TrainerCallback] = ()) -> di
     checkpoint = _checkpoint(folder, run, experiment.model)
     if run.model.model_name_or_path is None:
         experiment.model.config._name_or_path = str(folder)  # else the model card names an empty base model
-    inversion, times = InvertedActivationsCallback(), StepTimes()
     checks = _gradient_checks(run, experiment)
+    inversion = InvertedActivationsCallback()
+    measured = Measured(inversion, checks)
     try:
-        trainer = experiment.trainer(run.training, [inversion, times, *checks, *callbacks])
+        trainer = experiment.trainer(run.training, [inversion, *checks, measured, *callbacks])
     except (ImportError, RuntimeError, ValueError) as error:  # a reporter that is not installed, nothing to invert, ...
         raise ConfigError(f"the Trainer refuses these arguments: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, run.settings())
-    with run.study.applied(experiment.model):
-        train_metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
-    trainer.log_metrics("train", train_metrics)
-    trainer.save_metrics("train", train_metrics)
-    trainer.save_state()
-    eval_metrics = trainer.evaluate()
-    if run.data.task != "sequence-classification":
-        eval_metrics["perplexity"] = perplexity(eval_metrics["eval_loss"])
-    trainer.log_metrics("eval", eval_metrics)
-    trainer.save_metrics("eval", eval_metrics)
-    if run.training.save_strategy != "no":
-        trainer.save_model()
-    trainer.create_model_card(**_card(run))
+    if checkpoint is not None:
+        measured.go_on_from(checkpoint)
+    if checkpoint is not None and is_trained(checkpoint, run.training):
+        take_trained(trainer, checkpoint)
+        for check in checks:
+            check.on_train_end(run.training, trainer.state, trainer.control, model=trainer.model)
+    else:
+        _train(trainer, run, checkpoint)
+    facts = measured.facts()
+    if not (folder / TRAIN_RESULTS).exists():  # of what an earlier start has trained
+        trainer.save_metrics("train", {"epoch": trainer.state.epoch, "train_runtime": facts["train_seconds"]})
+    eval_metrics = _evaluate(trainer, run)
     result = {
         "settings": run.settings(),
         "environment": describe_environment(),
         "data": experiment.data,
         **_model_facts(experiment.model, inversion),
-        **_memory_facts(experiment.model, inversion),
+        **{name: facts[name] for name in MEASURED},
         "loss": [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log],
         "eval": {key: value for key, value in eval_metrics.items() if _is_score(key)},
-        "train_seconds": train_metrics["train_runtime"],
-        "step_seconds": statistics.median(times.seconds) if times.seconds else None,
-        "gradients": [entry for check in checks for entry in check.found],
     }
     if trainer.is_world_process_zero():
         write_json(folder / RESULT, result)
     return result
+
+
+def _train(trainer: FinetuneTrainer, run: RunArguments, checkpoint: Path | None) -> None:
+    with run.study.applied(trainer.model):
+        metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    trainer.save_state()
+
+
+def _evaluate(trainer: FinetuneTrainer, run: RunArguments) -> dict[str, Any]:
+    """Evaluate what is trained, and save it."""
+    metrics: dict[str, Any] = trainer.evaluate()
+    if run.data.task != "sequence-classification":
+        metrics["perplexity"] = perplexity(metrics["eval_loss"])
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    if run.training.save_strategy != "no":
+        trainer.save_model()
+    trainer.create_model_card(**_card(run))
+    return metrics
 
 
 def _claim(folder: Path, run: RunArguments) -> None:
@@ -177,7 +166,7 @@ def _claim(folder: Path, run: RunArguments) -> None:
             f"{folder} holds a finished run; choose another --output_dir, or remove the folder to run it again"
         )
     before = read_json(folder / SETTINGS)
-    if before is None or last_resumable_checkpoint(folder) is None:
+    if before is None or not holds_weights(folder):
         return
     # Who names the checkpoint may go on with other training arguments.
     parts = ("model", "data", "study") if run.training.resume_from_checkpoint else PARTS
@@ -191,7 +180,11 @@ def _claim(folder: Path, run: RunArguments) -> None:
 
 def _checkpoint(folder: Path, run: RunArguments, model: PreTrainedModel) -> Path | None:
     asked = run.training.resume_from_checkpoint
-    checkpoint = Path(asked) if asked and asked is not True else last_resumable_checkpoint(folder)
+    if asked and asked is not True:
+        checkpoint: Path | None = Path(asked)
+        check_whole(Path(asked))
+    else:
+        checkpoint = last_resumable_checkpoint(folder)
     if checkpoint is not None:
         check_checkpoint(checkpoint, model)
         logger.info("going on from %s", checkpoint)
@@ -214,19 +207,6 @@ def _model_facts(model: PreTrainedModel, inversion: InvertedActivationsCallback)
         "dtype": str(model.dtype).removeprefix("torch."),
         "patched": [vars(site) for site in inversion.report.sites] if inversion.report else [],
     }
-
-
-def _memory_facts(model: PreTrainedModel, memory: MemoryCallback) -> dict[str, Any]:
-    figures = memory.figures()
-    facts: dict[str, Any] = {
-        "saved_bytes": figures.get("saved_activation_bytes"),
-        "peak_cuda_allocated_bytes": figures.get("peak_cuda_allocated_bytes"),
-        "peak_cuda_reserved_bytes": figures.get("peak_cuda_reserved_bytes"),
-    }
-    if (saved := memory.saved) is not None:
-        units = intermediate_units(saved, model, activation_sites(model))
-        facts |= {"saved_parts": by_part(saved, model), "intermediate_units": units}
-    return facts
 
 
 def _is_score(key: str) -> bool:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from hf_invact.experiments.checkpoints import check_checkpoint, last_resumable_checkpoint
+from hf_invact.experiments.checkpoints import check_checkpoint, check_whole, last_resumable_checkpoint
 from hf_invact.experiments.errors import ConfigError
 from tests.experiments.small import MODELS, contents
 
@@ -25,6 +25,31 @@ def checkpoint(folder: Path, step: int, state: str | None = STATE) -> Path:
     if state is not None:
         (path / "trainer_state.json").write_text(state)
     return path
+
+
+def complete(folder: Path, step: int, state: str | None = STATE) -> Path:
+    """A checkpoint with all that a run needs to go on."""
+    path = checkpoint(folder, step, state)
+    save_file({"weight": torch.zeros(2)}, path / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "training_args.bin"):
+        torch.save({"name": name, "values": torch.arange(100)}, path / name)
+    (path / "config.json").write_text('{"model_type": "llama"}')
+    return path
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def zero(path: Path) -> None:
+    """Zeros in the middle, as a disk that lost power may leave."""
+    content = path.read_bytes()
+    path.write_bytes(content[:200] + bytes(400) + content[600:])
+
+
+def replace_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def saved(folder: Path, model: nn.Module) -> Path:
@@ -48,21 +73,66 @@ def adapted(rank: int = 2, kind: type = LlamaForCausalLM, task: str = "CAUSAL_LM
 
 def test_the_last_one_by_number(tmp_path):
     for step in (9, 100, 20):
-        checkpoint(tmp_path, step)
+        complete(tmp_path, step)
     assert last_resumable_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
-@pytest.mark.parametrize("state", [None, "", '{"global_step": 1', "\x00" * 8], ids=["missing", "empty", "cut", "zeros"])
+@pytest.mark.parametrize(
+    "state",
+    [None, "", '{"global_step": 1', "\x00" * 8, "{}", "[]", "null", "3", '{"global_step": "1", "max_steps": 2}'],
+    ids=["missing", "empty", "cut", "zeros", "no steps", "list", "null", "number", "text"],
+)
 def test_an_incomplete_one_is_passed_over(tmp_path, state):
-    checkpoint(tmp_path, 4)
-    checkpoint(tmp_path, 6, state)
+    complete(tmp_path, 4)
+    complete(tmp_path, 6, state)
     assert last_resumable_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
 
 
-def test_that_of_the_last_step_is_passed_over(tmp_path):
-    checkpoint(tmp_path, 4)
-    checkpoint(tmp_path, 6, '{"global_step": 6, "max_steps": 6}')
+def test_that_of_the_last_step_is_taken(tmp_path):
+    complete(tmp_path, 4)
+    complete(tmp_path, 6, '{"global_step": 6, "max_steps": 6}')
+    assert last_resumable_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+
+
+ARCHIVES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        *((name, spoil) for name in ARCHIVES for spoil in (cut, zero, replace_by_a_folder, Path.unlink)),
+        *(("model.safetensors", spoil) for spoil in (cut, replace_by_a_folder, Path.unlink)),
+        *(("config.json", spoil) for spoil in (cut, replace_by_a_folder)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, caplog, name, spoil):
+    complete(tmp_path, 4)
+    spoil(complete(tmp_path, 6) / name)
     assert last_resumable_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    what = "holds no weights" if (name, spoil) == ("model.safetensors", Path.unlink) else name.partition(".")[0]
+    assert f"passing over a damaged checkpoint: {tmp_path / 'checkpoint-6'}: " in record.message
+    assert what in record.message
+    (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
+    with pytest.raises(ConfigError, match=f"no checkpoint in {tmp_path} is whole .*{what}.*; remove .* to start over"):
+        last_resumable_checkpoint(tmp_path)
+
+
+def test_one_of_the_weights_alone_is_taken(tmp_path):
+    path = complete(tmp_path, 6)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"):
+        (path / name).unlink()
+    assert last_resumable_checkpoint(tmp_path) == path
+
+
+def test_one_of_deepspeed_is_taken(tmp_path):
+    path = complete(tmp_path, 6)
+    (path / "global_step6").mkdir()
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (path / name).unlink()
+    assert last_resumable_checkpoint(tmp_path) == path
 
 
 def test_where_there_is_none(tmp_path):
@@ -134,27 +204,28 @@ def test_weights_in_several_files(tmp_path):
     check_checkpoint(path, model)
     with pytest.raises(ConfigError, match="another model"):
         check_checkpoint(path, llama(intermediate_size=48))
+    check_whole(path)
     files[-1].unlink()
-    with pytest.raises(ConfigError, match=f"{files[-1].name} cannot be read"):
-        check_checkpoint(path, model)
+    with pytest.raises(ConfigError, match=f"{files[-1].name} is missing"):
+        check_whole(path)
 
 
-def test_weights_that_are_cut(tmp_path):
-    path = saved(tmp_path, llama())
-    weights = path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match=rf"the weights {weights} cannot be read"):
-        check_checkpoint(path, llama())
+@pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "{"])
+def test_an_index_that_names_no_weights(tmp_path, content):
+    path = complete(tmp_path, 1)
+    (path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"model\.safetensors\.index\.json cannot be read"):
+        check_whole(path)
 
 
 def test_no_weights(tmp_path):
     path = checkpoint(tmp_path, 1)
     with pytest.raises(ConfigError, match=r"holds no weights \(model\.safetensors, adapter_model\.safetensors, "):
-        check_checkpoint(path, nn.Linear(2, 2))
+        check_whole(path)
 
 
 def test_not_complete(tmp_path):
     path = saved(tmp_path, llama())
     (path / "trainer_state.json").write_text(json.dumps({"global_step": 1})[:-1])
     with pytest.raises(ConfigError, match=rf"{path} is no complete checkpoint: .*trainer_state\.json"):
-        check_checkpoint(path, llama())
+        check_whole(path)
