@@ -16,6 +16,7 @@ from .environment import describe_environment
 from .errors import ConfigError
 from .files import claim_folder, read_json, write_json
 from .finetune import RESULT
+from .locks import locked_folder
 from .parser import Parser
 from .plan import Experiment, Plan, PlannedRun, read_plan
 from .report import summary_table, write_report
@@ -33,13 +34,19 @@ def compare(plan: Plan, command: str, console: Console) -> Path:
         Path of the report.
 
     Raises:
-        ConfigError: something that the plan names cannot be used, or a finished run has other settings.
+        ConfigError: something that the plan names cannot be used, a finished run has other settings, or another
+            comparison writes into the same folder.
         RunFailed: a run ended with an error; those before it are kept.
     """
     groups = [(experiment, plan.runs(experiment)) for experiment in plan.experiments]
+    with locked_folder(plan.output_dir):
+        return _compare(plan, command, console)
+
+
+def _compare(plan: Plan, command: str, console: Console) -> Path:
+    groups = [(experiment, plan.runs(experiment)) for experiment in plan.experiments]
     claim_folder(plan.output_dir, PLAN)
     finished = {run.folder for _, group in groups for run in group if is_finished(run)}
-    plan.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(plan.output_dir / PLAN, {"title": plan.title, "command": command})
     models = []
     with progress_bars(console) as progress:

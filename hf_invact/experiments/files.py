@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .locks import LOCK
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -53,7 +54,7 @@ def claim_folder(folder: Path, marker: str) -> None:
     """
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
-        names = {path.name for path in folder.iterdir()} if existing == folder else set()
+        names = {path.name for path in folder.iterdir()} - {LOCK} if existing == folder else set()
         # An interruption may have left the marker half written.
         if marker not in names and not all(name.startswith(f".{marker}.") for name in names):
             raise ConfigError(

@@ -26,6 +26,7 @@ from .environment import describe_environment
 from .errors import ConfigError
 from .files import claim_folder, read_json, write_json
 from .measured import MEASURED, Measured
+from .locks import locked_folder
 from .metrics import perplexity
 from .models import build_model, load_tokenizer
 from .study import GradientChecks, nudge
@@ -95,10 +96,17 @@ def finetune(run: RunArguments, callbacks: Sequence[TrainerCallback] = ()) -> di
     where that is the one of the last step, it is only evaluated.
 
     Raises:
-        ConfigError: before any training, where something that the run names cannot be used.
+        ConfigError: before any training, where something that the run names cannot be used, or where another run
+            writes into the same folder.
     """
     folder = Path(str(run.training.output_dir))
-    _claim(folder, run)
+    claim_folder(folder, SETTINGS)
+    with locked_folder(folder):
+        return _finetune(folder, run, callbacks)
+
+
+def _finetune(folder: Path, run: RunArguments, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
+    _refuse_another_run(folder, run)
     experiment = build(run)
     checkpoint = _checkpoint(folder, run, experiment.model)
     if run.model.model_name_or_path is None:
@@ -110,8 +118,8 @@ def finetune(run: RunArguments, callbacks: Sequence[TrainerCallback] = ()) -> di
         trainer = experiment.trainer(run.training, [inversion, *checks, measured, *callbacks])
     except (ImportError, RuntimeError, ValueError) as error:  # a reporter that is not installed, nothing to invert, ...
         raise ConfigError(f"the Trainer refuses these arguments: {error}") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SETTINGS, run.settings())
+    if trainer.is_world_process_zero():
+        write_json(folder / SETTINGS, run.settings())
     if checkpoint is not None:
         measured.go_on_from(checkpoint)
     if checkpoint is not None and is_trained(checkpoint, run.training):
@@ -159,8 +167,7 @@ def _evaluate(trainer: FinetuneTrainer, run: RunArguments) -> dict[str, Any]:
     return metrics
 
 
-def _claim(folder: Path, run: RunArguments) -> None:
-    claim_folder(folder, SETTINGS)
+def _refuse_another_run(folder: Path, run: RunArguments) -> None:
     if (folder / RESULT).exists() and run.training.resume_from_checkpoint is None:
         raise ConfigError(
             f"{folder} holds a finished run; choose another --output_dir, or remove the folder to run it again"

@@ -16,9 +16,10 @@ import torch
 import transformers
 
 from ..errors import ConfigError
+from ..locks import locked
 from .machine import choose_device
 from .results import read_results
-from .run import Run
+from .run import Run, results_path
 from .settings import settings_for
 
 DRAWING = ("matplotlib", "PIL")
@@ -56,9 +57,11 @@ def main(argv: Sequence[str]) -> int:
             torch.cuda.set_device(device)
         settings = settings_for(device.type, options.backends, options.seed, options.quick)
         command = shlex.join(["python", "scripts/benchmark.py", *argv])
-        run = Run(settings, device, options.output, options.minutes, command)
-        problems = run.measure()
-        draw(run.results.path)
+        path = options.output or results_path(settings, device)
+        with locked(path.with_name(f".{path.name}.lock"), str(path), "--output"):
+            run = Run(settings, device, path, options.minutes, command)
+            problems = run.measure()
+            draw(path)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -25,11 +25,17 @@ from .timing import failure_of, free_memory
 FOLDER = Path("results")
 
 
+def results_path(settings: Settings, device: torch.device) -> Path:
+    """Where the results of a device are written, unless the command line names another file."""
+    suffix = "-quick" if settings.quick else ""
+    return FOLDER / f"benchmark-{describe_device(device)['slug']}{suffix}.json"
+
+
 class Run:
     """Measures what a file of results does not have yet.
 
     Args:
-        output: the file; None takes one named after the device.
+        path: the file.
         minutes: after which nothing more begins.
         command: as the file tells it.
 
@@ -37,21 +43,18 @@ class Run:
         ConfigError: the file is of another device, damaged, or something else.
     """
 
-    def __init__(self, settings: Settings, device: torch.device, output: Path | None, minutes: float, command: str):
+    def __init__(self, settings: Settings, device: torch.device, path: Path, minutes: float, command: str):
         self.settings, self.device, self.minutes = settings, device, minutes
         self.began = time.monotonic()
         self.operators = operator_cases(settings)
         self.models = CASES["quick" if settings.quick else device.type]
-        about = describe_device(device)
         header = {
             "format": FORMAT,
             "command": command,
-            "device": about,
+            "device": describe_device(device),
             "environment": describe_versions(device),
             "settings": settings.plain(),
         }
-        suffix = "-quick" if settings.quick else ""
-        path = output or FOLDER / f"benchmark-{about['slug']}{suffix}.json"
         self.results = Results(path, header, {"operators": self._operator_place, "steps": self._model_place})
 
     def measure(self) -> list[str]:

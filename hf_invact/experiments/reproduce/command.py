@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ..errors import ConfigError
 from ..files import claim_folder, read_json, write_json
+from ..locks import locked_folder
 from ..parser import Parser
 from ..workers import RunFailed
 
@@ -44,9 +45,9 @@ def main(argv: Sequence[str]) -> int:
         options = _parser().parse_args(argv)
         folder = options.output_dir or (QUICK_FOLDER if options.quick else FOLDER)
         claim_folder(folder, MARKER)
-        folder.mkdir(parents=True, exist_ok=True)
-        for part in PARTS if options.part == ALL else [options.part]:
-            _run(part, folder, options.quick, console)
+        with locked_folder(folder):
+            for part in PARTS if options.part == ALL else [options.part]:
+                _run(part, folder, options.quick, console)
     except ConfigError as error:
         errors.print(f"error: {error}", markup=False, highlight=False)
         return 2
