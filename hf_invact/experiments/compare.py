@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from .comparison import compare_model
+from .comparison import compare_model, diverged, divergence
 from .environment import describe_environment
 from .errors import ConfigError
 from .files import claim_folder, read_json, write_json
@@ -27,25 +27,24 @@ COMPARISON = "comparison.json"
 PLAN = "plan.json"  # marks the folder as ours
 
 
-def compare(plan: Plan, command: str, console: Console) -> Path:
+def compare(plan: Plan, command: str, console: Console) -> dict[str, Any]:
     """Run what is not finished yet, then write the report.
 
     Returns:
-        Path of the report.
+        The content of comparison.json.
 
     Raises:
         ConfigError: something that the plan names cannot be used, a finished run has other settings, or another
             comparison writes into the same folder.
         RunFailed: a run ended with an error; those before it are kept.
     """
-    groups = [(experiment, plan.runs(experiment)) for experiment in plan.experiments]
+    claim_folder(plan.output_dir, PLAN)
     with locked_folder(plan.output_dir):
         return _compare(plan, command, console)
 
 
-def _compare(plan: Plan, command: str, console: Console) -> Path:
+def _compare(plan: Plan, command: str, console: Console) -> dict[str, Any]:
     groups = [(experiment, plan.runs(experiment)) for experiment in plan.experiments]
-    claim_folder(plan.output_dir, PLAN)
     finished = {run.folder for _, group in groups for run in group if is_finished(run)}
     write_json(plan.output_dir / PLAN, {"title": plan.title, "command": command})
     models = []
@@ -59,12 +58,13 @@ def _compare(plan: Plan, command: str, console: Console) -> Path:
         "title": plan.title,
         "command": command,
         "environment": describe_environment(),
+        "diverged": [line for model in models for line in diverged(model)],
         "models": models,
     }
     write_json(plan.output_dir / COMPARISON, comparison)
-    report = write_report(comparison, plan.output_dir)
+    write_report(comparison, plan.output_dir)
     console.print(summary_table(comparison))
-    return report
+    return comparison
 
 
 def _step_time(plan: Plan, experiment: Experiment, plain: PlannedRun, progress: Progress) -> dict[str, Any]:
@@ -88,14 +88,15 @@ def _model(experiment: Experiment, plan: Plan, group: list[PlannedRun], step_tim
     results = [(run, read_json(run.folder / RESULT)) for run in group]
     runs = [_row(run, result, plan) for run, result in results]
     plain, inverted = (next(r for run, r in results if run.variant == variant) for variant in ("plain", "inverted"))
-    patched = [site for site in inverted["patched"] if site["curve"]]
+    sites = sorted(inverted["patched"], key=lambda site: site["curve"] is None)  # those that are inverted first
     return {
         "name": experiment.name,
         "title": experiment.title,
         "task": plain["settings"]["data"]["task"],
         "dtype": plain["dtype"],
         "parameters": plain["parameters"],
-        "activation": patched[0]["activation"],
+        "activation": sites[0]["activation"],
+        "inverted": sum(site["curve"] is not None for site in sites),
         "seeds": list(plan.seeds),
         "data": plain["data"],
         "runs": runs,
@@ -117,11 +118,12 @@ def _row(run: PlannedRun, result: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "peak_cuda_reserved_bytes",
     )
     folder = run.folder.relative_to(plan.output_dir).as_posix()
-    return {"variant": run.variant, "seed": run.seed, "folder": folder, **{key: result.get(key) for key in copied}}
+    copy = {key: result.get(key) for key in copied}
+    return {"variant": run.variant, "seed": run.seed, "folder": folder, **copy, "diverged": divergence(result)}
 
 
 def main(argv: Sequence[str]) -> int:
-    """The script: exit code 2, and one line, for what the user can mend; 1 where a run failed."""
+    """The script: exit code 2, and one line, for what the user can mend; 1 where a run failed or diverged."""
     parser = Parser(
         prog="scripts/compare.py",
         description="Fine-tune with and without inverted activations, and report both side by side. Other options "
@@ -136,12 +138,16 @@ def main(argv: Sequence[str]) -> int:
     try:
         options, overrides = parser.parse_known_args(argv)
         plan = read_plan(options.config, options.output_dir, options.seeds, overrides)
-        report = compare(plan, shlex.join(["python", "scripts/compare.py", *argv]), console)
+        comparison = compare(plan, shlex.join(["python", "scripts/compare.py", *argv]), console)
     except ConfigError as error:
         errors.print(f"error: {error}", markup=False, highlight=False)
         return 2
     except RunFailed as error:
         errors.print(f"error: {error}\nRun the same command again to go on.", markup=False, highlight=False)
         return 1
+    report = plan.output_dir / "report.html"
     console.print(f"Took {time.monotonic() - began:.0f} s. The report: {report}", highlight=False)
-    return 0
+    if lines := comparison["diverged"]:
+        what = "; ".join(lines)
+        errors.print(f"error: this compares nothing where trainings diverged: {what}", markup=False, highlight=False)
+    return 1 if lines else 0

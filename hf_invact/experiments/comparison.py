@@ -43,6 +43,25 @@ def compare_model(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     }
 
 
+def divergence(run: Run) -> str | None:
+    """How a run's losses show that it diverged, in words; None where all are finite.
+
+    Args:
+        run: with ``loss`` (a list of ``step`` and ``loss``) and ``eval``.
+    """
+    steps = [entry["step"] for entry in run["loss"] if not math.isfinite(entry["loss"])]
+    if steps:
+        return f"the loss of {len(steps)} step{'s' * (len(steps) > 1)} is not finite, first at step {steps[0]}"
+    scores = [name for name, value in run["eval"].items() if name.endswith("loss") and not math.isfinite(value)]
+    return f"{scores[0]} is not finite" if scores else None
+
+
+def diverged(model: Mapping[str, Any]) -> list[str]:
+    """The runs of a compared model that diverged, and how."""
+    found = [(run, divergence(run)) for run in model["runs"]]
+    return [f"{model['title']}, {run['variant']}, seed {run['seed']}, diverged: {how}" for run, how in found if how]
+
+
 def _losses(run: Run) -> Losses:
     return {entry["step"]: entry["loss"] for entry in run["loss"]}
 

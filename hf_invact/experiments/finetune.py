@@ -12,21 +12,22 @@ from typing import Any
 import transformers
 from transformers import (
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-from ..trainer import InvActTrainerMixin, InvertedActivationsCallback
+from ..trainer import InvertedActivationsCallback
 from .arguments import PARTS, RunArguments, first_difference, parse_run
+from .broken_losses import FinetuneTrainer
 from .checkpoints import check_checkpoint, check_whole, holds_weights, last_resumable_checkpoint
+from .comparison import divergence
 from .data import describe_records, load_records
 from .environment import describe_environment
 from .errors import ConfigError
 from .files import claim_folder, read_json, write_json
-from .measured import MEASURED, Measured
 from .locks import locked_folder
+from .measured import MEASURED, Measured
 from .metrics import perplexity
 from .models import build_model, load_tokenizer
 from .study import GradientChecks, nudge
@@ -39,10 +40,6 @@ TRAIN_RESULTS = "train_results.json"  # as the Trainer names it
 DATA_SEED = 0  # the split of the data does not change with the seed of the training
 
 logger = logging.getLogger(__name__)
-
-
-class FinetuneTrainer(InvActTrainerMixin, Trainer):
-    """The Trainer of Transformers, with the flag and with memory figures in its logs."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +138,7 @@ def _finetune(folder: Path, run: RunArguments, callbacks: Sequence[TrainerCallba
         "loss": [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log],
         "eval": {key: value for key, value in eval_metrics.items() if _is_score(key)},
     }
+    result["diverged"] = divergence(result)
     if trainer.is_world_process_zero():
         write_json(folder / RESULT, result)
     return result
@@ -231,13 +229,18 @@ def _card(run: RunArguments) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The script: exit code 2, and one line, for what the user can mend."""
+    """The script: exit code 2, and one line, for what the user can mend; 1 where the training diverged."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
     try:
-        finetune(parse_run(argv))
+        run = parse_run(argv)
+        diverged = finetune(run)["diverged"]
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    if diverged:
+        print(
+            f"error: the training diverged: {diverged}; its results are in {run.training.output_dir}", file=sys.stderr
+        )
+    return 1 if diverged else 0

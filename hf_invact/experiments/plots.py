@@ -74,8 +74,8 @@ def _draw_losses(axes: Axes, curves: Mapping[str, Mapping[int, Curve]]) -> None:
         _plot(axes, curve, label=label, color=VARIANT_COLOURS["inverted"], linewidth=1.7, linestyle=dashes, zorder=3)
     for seed, curve in list(plain.items())[1:]:
         _plot(axes, curve, label=_seed_label("plain", plain, seed), color="#9DB8C9", linewidth=1.2, zorder=1.5)
-    broken = {step for of_seed in (plain, inverted) for curve in of_seed.values() for step in _not_finite(curve)}
-    _mark(axes, broken, height=1.0, marker="x", color="black", label="not finite")
+    broken = {step for of_seed in curves.values() for curve in of_seed.values() for step in _not_finite(curve)}
+    _mark(axes, broken, height=1.0, marker="x", color="black", label="diverged: not finite")
     axes.set_ylabel("training loss")
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ..memory.plots import ordered_parts, png, saved_bytes_figure
 from . import plots
+from .comparison import diverged
 from .files import write_atomically
 
 ABSENT = "n/a"
@@ -182,13 +183,14 @@ def _images(prefix: str, model: dict[str, Any], row: SummaryRow) -> list[Image]:
     curves: dict[str, dict[int, dict[int, float]]] = {}
     for run in sorted(model["runs"], key=lambda run: model["seeds"].index(run["seed"])):
         curves.setdefault(run["variant"], {})[run["seed"]] = {point["step"]: point["loss"] for point in run["loss"]}
-    parts = {variant: run["saved_parts"] for variant, run in runs.items()}
+    parts = {variant: run["saved_parts"] for variant, run in runs.items() if run["saved_parts"] is not None}
     distance = f"largest {_number(row.largest_difference)}, spread between seeds {_spread(row)}"
     saved, peak = (_by_variant(values, plots.mebibytes) for values in (row.saved_bytes, row.peak_bytes))
-    figures = {
-        "loss": (f"Training loss of {title} by step and its difference: {distance}.", plots.loss_figure(curves)),
-        "memory": (f"MiB that {title} keeps for backward, by part: {saved}.", saved_bytes_figure(parts)),
-    }
+    ends = "".join(f" {line}." for line in diverged(model))
+    text = f"Training loss of {title} by step and its difference: {distance}.{ends}"
+    figures = {"loss": (text, plots.loss_figure(curves))}
+    if parts:
+        figures["memory"] = (f"MiB that {title} keeps for backward, by part: {saved}.", saved_bytes_figure(parts))
     if row.peak_bytes:
         kinds = ("allocated", "reserved")
         peaks = {name: {kind: runs[name][f"peak_cuda_{kind}_bytes"] for kind in kinds} for name in row.peak_bytes}
@@ -197,6 +199,9 @@ def _images(prefix: str, model: dict[str, Any], row: SummaryRow) -> list[Image]:
 
 
 def _parts_grid(runs: dict[str, dict[str, Any]]) -> Grid:
+    runs = {variant: run for variant, run in runs.items() if run["saved_parts"] is not None}
+    if not runs:
+        return Grid(["", ""], [["not measured", ABSENT]])
     rows = [
         [part, *(plots.mebibytes(run["saved_parts"].get(part, 0)) for run in runs.values())]
         for part in ordered_parts(run["saved_parts"] for run in runs.values())
@@ -220,15 +225,12 @@ def _runs_grid(runs: list[dict[str, Any]]) -> Grid:
 
 
 def _warnings(model: dict[str, Any]) -> list[str]:
-    """What a reader must know before looking at the numbers: runs that are absent, and losses that are not finite."""
+    """What a reader must know before looking at the numbers: what is absent, and what diverged."""
     title, runs = model["title"], _first_seed_runs(model)
     warnings = [f"{title} has no {variant} run." for variant in ("plain", "inverted") if variant not in runs]
-    for run in model["runs"]:
-        steps = [point["step"] for point in run["loss"] if not math.isfinite(point["loss"])]
-        if steps:
-            what = f"the loss of {len(steps)} steps is not finite, first at step {steps[0]}"
-            warnings.append(f"{title}, {run['variant']}, seed {run['seed']}: {what}.")
-    return warnings
+    if model.get("inverted") == 0:
+        warnings.append(f"nothing was inverted in {title}: both of its runs are plain.")
+    return warnings + [f"{line}." for line in diverged(model)]
 
 
 def _first_seed_runs(model: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -74,7 +74,7 @@ def test_identical_curves_are_marked_as_zero() -> None:
 @pytest.mark.parametrize("loss", [math.nan, math.inf], ids=str)
 def test_losses_that_are_not_finite_are_marked(loss: float) -> None:
     figure = plots.loss_figure({"plain": {0: PLAIN, 1: PLAIN}, "inverted": {0: {1: 3.0, 2: loss, 3: loss}}})
-    crosses = next(line for line in figure.axes[0].get_lines() if line.get_label() == "not finite")
+    crosses = next(line for line in figure.axes[0].get_lines() if line.get_label() == "diverged: not finite")
     assert np.asarray(crosses.get_xdata()).tolist() == [2, 3]
     assert all(math.isnan(value) for value in _lines(figure, 0)["inverted, seed 0"][1:])
     _drawn(figure)

@@ -250,7 +250,7 @@ def test_loss_that_is_not_finite_is_shown(tmp_path: Path) -> None:
     summary = _summary(comparison)
     assert summary["Final loss"] == ["3.8019 → NaN"]
     assert summary["Largest loss difference"] == ["NaN"]
-    assert "GPT-2, inverted, seed 0: the loss of 20 steps is not finite, first at step 41." in page
+    assert "GPT-2, inverted, seed 0, diverged: the loss of 20 steps is not finite, first at step 41." in page
     assert "<td>NaN</td>" in page
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ...memory.plots import png
+from ..comparison import divergence
 from ..environment import describe_environment
 from ..errors import ConfigError
 from ..files import read_json, write_atomically, write_json
@@ -16,6 +17,7 @@ from ..finetune import RESULT
 from ..plan import PlannedRun
 from ..pretrained import find_pretrained
 from ..runs import is_finished, progress_bars, train
+from ..workers import RunFailed
 from .finetune_analysis import analyse
 from .finetune_plots import methods_figure, subject_figure
 from .subjects import QUICK_SUBJECTS, SUBJECTS, Subject
@@ -72,6 +74,9 @@ def _why_not(subject: Subject) -> str | None:
 def _model(subject: Subject, group: Sequence[PlannedRun]) -> dict[str, Any]:
     results = [(planned, read_json(planned.folder / RESULT)) for planned in group]
     first = results[0][1]
+    for planned, result in results:
+        if how := divergence(result):
+            raise RunFailed(f"the training in {planned.folder} diverged: {how}")
     runs = [_row(planned, result) for planned, result in results]
     return {
         "name": subject.name,
