@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 
 from ..trainer import InvActTrainingArguments
 from .errors import ConfigError
+from .masking import masked
 from .study import StudyArguments
 
 
@@ -145,11 +146,11 @@ class RunArguments:
             )
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The values that decide the result, as JSON gives them back; not where it is written to."""
+        """The values that decide the result, as JSON gives them back, secrets masked; not where it is written to."""
         training = {key: value for key, value in self.training.to_dict().items() if key not in _PLACES}
         parts = {"model": dataclasses.asdict(self.model), "data": dataclasses.asdict(self.data), "training": training}
         parts["study"] = dataclasses.asdict(self.study)
-        plain: dict[str, dict[str, Any]] = json.loads(json.dumps(parts, default=str))
+        plain: dict[str, dict[str, Any]] = masked(json.loads(json.dumps(parts, default=str)))
         return plain
 
 
@@ -270,7 +271,7 @@ def _names(parser: _Parser) -> list[str]:
 def _unknown_key(key: str, where: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "run the script with --help for all of them"
-    return f"unknown option {key!r} {where}; {hint}"
+    return f"unknown option {key.partition('=')[0]!r} {where}; {hint}"
 
 
 def _as_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:

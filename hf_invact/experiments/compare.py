@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from .errors import ConfigError
 from .files import claim_folder, read_json, write_json
 from .finetune import RESULT
 from .locks import locked_folder
+from .masking import masked_command
 from .parser import Parser
 from .plan import Experiment, Plan, PlannedRun, read_plan
 from .report import summary_table, write_report
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         options, overrides = parser.parse_known_args(argv)
         plan = read_plan(options.config, options.output_dir, options.seeds, overrides)
-        comparison = compare(plan, shlex.join(["python", "scripts/compare.py", *argv]), console)
+        comparison = compare(plan, masked_command(["python", "scripts/compare.py", *argv]), console)
     except ConfigError as error:
         errors.print(f"error: {error}", markup=False, highlight=False)
         return 2

@@ -19,14 +19,15 @@ from transformers import (
 
 from ..trainer import InvertedActivationsCallback
 from .arguments import PARTS, RunArguments, first_difference, parse_run
-from .broken_losses import FinetuneTrainer
 from .checkpoints import check_checkpoint, check_whole, holds_weights, last_resumable_checkpoint
 from .comparison import divergence
 from .data import describe_records, load_records
 from .environment import describe_environment
 from .errors import ConfigError
 from .files import claim_folder, read_json, write_json
+from .finetune_trainer import FinetuneTrainer
 from .locks import locked_folder
+from .masking import masked_text
 from .measured import MEASURED, Measured
 from .metrics import perplexity
 from .models import build_model, load_tokenizer
@@ -80,7 +81,7 @@ def build(run: RunArguments) -> Experiment:
     if run.study.nudge_weight:
         nudge(model)
     info = describe_records(records)
-    data = {"name": run.data.dataset_name or run.data.train_file, "sha256": info.sha256, "python": info.python_version}
+    data = {"name": _data_name(run), "sha256": info.sha256, "python": info.python_version}
     return Experiment(model, task, tokenizer, data)
 
 
@@ -219,11 +220,15 @@ def _is_score(key: str) -> bool:
     return key != "epoch" and not key.endswith(("runtime", "per_second", "preparation_time"))
 
 
+def _data_name(run: RunArguments) -> str:
+    return masked_text(str(run.data.dataset_name or run.data.train_file))
+
+
 def _card(run: RunArguments) -> dict[str, Any]:
     return {
         "finetuned_from": run.model.model_name_or_path,
         "tasks": {"causal-lm": "text-generation", "masked-lm": "fill-mask"}.get(run.data.task, "text-classification"),
-        "dataset": run.data.dataset_name or run.data.train_file,
+        "dataset": _data_name(run),
         "tags": ["inverted-activations"] if run.training.use_inverted_activations else None,
     }
 

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .arguments import parse_run
 from .errors import ConfigError
 from .finetune import finetune
+from .masking import masked_text
 from .steptime import measure_step_time
 
 Progress = Callable[[int, int], None]
@@ -93,8 +94,8 @@ def _work(job: str, argv: list[str], log: Path, sender: Connection) -> None:
     except ConfigError as error:
         sender.send(("config error", str(error)))
     except Exception as error:  # whatever it is, the parent reports it
-        traceback.print_exc()
-        sender.send(("error", f"{type(error).__name__}: {error}"))
+        print(masked_text(traceback.format_exc()), file=sys.stderr)
+        sender.send(("error", masked_text(f"{type(error).__name__}: {error}")))
         raise SystemExit(1) from error
 
 

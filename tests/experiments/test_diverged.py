@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 
 from hf_invact.experiments import compare, finetune
 from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.broken_losses import FinetuneTrainer
 from hf_invact.experiments.comparison import divergence
 from hf_invact.experiments.files import read_json
+from hf_invact.experiments.finetune_trainer import FinetuneTrainer
 from tests.experiments.small import losses, write_config
 from tests.helpers import threads
 

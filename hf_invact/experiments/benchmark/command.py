@@ -17,6 +17,7 @@ import transformers
 
 from ..errors import ConfigError
 from ..locks import locked
+from ..masking import masked_command
 from .machine import choose_device
 from .results import read_results
 from .run import Run, results_path
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         settings = settings_for(device.type, options.backends, options.seed, options.quick)
-        command = shlex.join(["python", "scripts/benchmark.py", *argv])
+        command = masked_command(["python", "scripts/benchmark.py", *argv])
         path = options.output or results_path(settings, device)
         with locked(path.with_name(f".{path.name}.lock"), str(path), "--output"):
             run = Run(settings, device, path, options.minutes, command)

@@ -1,16 +1,19 @@
-"""A Trainer whose logs show losses that are not finite. Transformers' own puts other numbers in their place."""
+"""The Trainer of the scripts: its logs show losses that are not finite, and its checkpoints hold no tokens."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from ..trainer import InvActTrainerMixin
+from .masking import is_secret
 
 
 class _Broken:
@@ -32,12 +35,24 @@ class _Broken:
         return total
 
 
+@contextmanager
+def _hidden_secrets(arguments: TrainingArguments) -> Iterator[None]:
+    hidden = {name: value for name, value in vars(arguments).items() if is_secret(name) and isinstance(value, str)}
+    for name in hidden:
+        setattr(arguments, name, None)
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(arguments, name, value)
+
+
 class FinetuneTrainer(InvActTrainerMixin, Trainer):
     """The Trainer of Transformers, with the flag and with memory figures in its logs.
 
     `logging_nan_inf_filter`, which is on by default, replaces a training loss that is not finite by the mean of those
     before it, and leaves such batches out of the evaluation: a training that has diverged seems to end well. Here the
-    logs (and so the results) show what the loss was.
+    logs (and so the results) show what the loss was. The arguments that are saved beside the weights hold no token.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,6 +70,10 @@ class FinetuneTrainer(InvActTrainerMixin, Trainer):
         if loss is not None:
             self._evaluated.see(loss)
         return loss, logits, labels
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with _hidden_secrets(self.args):  # which are saved beside the weights
+            super()._save(*args, **kwargs)
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs or "train_loss" in logs:
