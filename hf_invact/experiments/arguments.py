@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,13 +11,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
 from ..trainer import InvActTrainingArguments
 from .errors import ConfigError
+from .limits import check_limits
 from .masking import masked
 from .study import StudyArguments
+from .yaml_files import check_keys, read_yaml, unknown_key
 
 
 @dataclass
@@ -179,25 +179,9 @@ def parse_run(argv: Sequence[str]) -> RunArguments:
     except (ValueError, ImportError) as error:  # how the argument classes refuse a value, or miss an optional package
         raise ConfigError(str(error)) from error
     if unknown:
-        raise ConfigError(_unknown_key(unknown[0], "on the command line", [f"--{name}" for name in _names(parser)]))
+        raise ConfigError(unknown_key(unknown[0], "on the command line", [f"--{name}" for name in _names(parser)]))
+    check_limits(model, data, training, study)
     return RunArguments(model, data, training, study)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        ConfigError: the file is missing, is no YAML or holds something else.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the config {path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"the config {path} must hold a mapping of names to values, got {type(values).__name__}")
-    return values
 
 
 def first_difference(
@@ -211,13 +195,6 @@ def first_difference(
             if before[part].get(key) != value:
                 return key, before[part].get(key), value
     return None
-
-
-def check_keys(values: dict[str, Any], known: Sequence[str], where: str) -> None:
-    """Raise ConfigError for the first key that is not known, naming the nearest one that is."""
-    for key in values:
-        if key not in known:
-            raise ConfigError(_unknown_key(str(key), where, known))
 
 
 _CLASSES = (ModelArguments, DataArguments, InvActTrainingArguments, StudyArguments)
@@ -266,12 +243,6 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 def _names(parser: _Parser) -> list[str]:
     return [action.dest for action in parser._actions if action.dest != "help"]
-
-
-def _unknown_key(key: str, where: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "run the script with --help for all of them"
-    return f"unknown option {key.partition('=')[0]!r} {where}; {hint}"
 
 
 def _as_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:

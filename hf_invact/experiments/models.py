@@ -21,12 +21,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .arguments import DataArguments, ModelArguments, check_keys
+from .arguments import DataArguments, ModelArguments
 from .data import OFFLINE_CONFIGS, training_texts
 from .errors import ConfigError
 from .pretrained import find_pretrained
 from .tasks import PreparedTask
 from .tokenizer import train_tokenizer
+from .yaml_files import check_keys
 
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "masked-lm": None, "sequence-classification": "SEQ_CLS"}
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .arguments import RunArguments, check_keys, parse_run, read_yaml
+from .arguments import RunArguments, parse_run
 from .errors import ConfigError
+from .limits import SEEDS
+from .yaml_files import check_keys, read_yaml
 
 _PLAN_KEYS = ("title", "output_dir", "seeds", "experiments")
 _EXPERIMENT_KEYS = ("name", "title", "config", "fused")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -95,35 +100,70 @@ def read_plan(
         ConfigError: a file or key that cannot be used.
     """
     values = read_yaml(path)
-    if "experiments" not in values:
+    if not _is_plan(values):
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "run"
         values = {
             "title": f"{path.stem}, with and without inverted activations",
             "output_dir": f"results/{path.stem}",
-            "experiments": [{"name": path.stem, "title": path.stem, "config": path.name}],
+            "experiments": [{"name": name, "title": path.stem, "config": path.name}],
         }
     check_keys(values, _PLAN_KEYS, f"in the config {path}")
-    chosen = seeds or values.get("seeds") or (0, 1)
-    if not isinstance(chosen, Sequence) or not all(map(_is_seed, chosen)) or len(set(chosen)) != len(chosen):
-        raise ConfigError(f"seeds must be different whole numbers from 0 on, got {chosen!r}")
-    if not isinstance(values["experiments"], list) or not values["experiments"]:
-        raise ConfigError(f"experiments in {path} must be a list of at least one, got {values['experiments']!r}")
-    experiments = tuple(_experiment(entry, path) for entry in values["experiments"])
-    names = [experiment.name for experiment in experiments]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"the experiments in {path} must have different names, got {names}")
-    folder = output_dir or Path(values.get("output_dir", f"results/{path.stem}"))
-    return Plan(str(values.get("title", path.stem)), folder, tuple(chosen), experiments, tuple(overrides))
+    chosen = seeds if seeds is not None else values.get("seeds")
+    chosen = (0, 1) if chosen is None else chosen
+    if not _are_seeds(chosen):
+        raise ConfigError(f"seeds must be at least one, different whole numbers from 0 to {SEEDS - 1}, got {chosen!r}")
+    entries = values.get("experiments")
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"experiments in {path} must be a list of at least one, got {entries!r}")
+    experiments = tuple(_experiment(entry, path) for entry in entries)
+    _check_names([experiment.name for experiment in experiments], path)
+    folder = output_dir or Path(_text(values, "output_dir", f"in {path}", f"results/{path.stem}"))
+    return Plan(_text(values, "title", f"in {path}", path.stem), folder, tuple(chosen), experiments, tuple(overrides))
 
 
-def _is_seed(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
+def _is_plan(values: dict[str, Any]) -> bool:
+    """Whether a config names experiments, perhaps misspelt, or is that of a single run."""
+    own = set(_PLAN_KEYS) - {"output_dir"}
+    return any(key in own or difflib.get_close_matches(str(key), ["experiments"], cutoff=0.8) for key in values)
+
+
+def _are_seeds(chosen: Any) -> bool:
+    if isinstance(chosen, str) or not isinstance(chosen, Sequence) or not chosen:
+        return False
+    are_numbers = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < SEEDS for seed in chosen)
+    return are_numbers and len(set(chosen)) == len(chosen)
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    """Names name folders, and some systems do not tell upper from lower case."""
+    for number, name in enumerate(names):
+        for other in names[:number]:
+            if name.lower() == other.lower():
+                raise ConfigError(
+                    f"the experiments in {path} must have different names, in more than upper and lower case, "
+                    f"got {list(names)}"
+                )
 
 
 def _experiment(entry: Any, path: Path) -> Experiment:
     if not isinstance(entry, dict) or not {"name", "config"} <= entry.keys():
         raise ConfigError(f"each of the experiments in {path} must be a mapping with name and config, got {entry!r}")
+    where = f"in the experiment {entry['name']!r} of {path}"
+    check_keys(entry, _EXPERIMENT_KEYS, where)
     name, fused = str(entry["name"]), entry.get("fused")
-    check_keys(entry, _EXPERIMENT_KEYS, f"in the experiment {name!r} of {path}")
+    if isinstance(entry["name"], bool | None) or not _NAME.fullmatch(name) or name.endswith("."):
+        raise ConfigError(
+            f"name {where} names its folders, and must be up to 100 letters, digits, '.', '_' and '-', of which the "
+            "first is a letter or digit and the last no '.'"
+        )
     if not isinstance(fused, dict | None):
-        raise ConfigError(f"fused in the experiment {name!r} of {path} must be a mapping, got {fused!r}")
-    return Experiment(name, str(entry.get("title", name)), path.parent / str(entry["config"]), fused)
+        raise ConfigError(f"fused {where} must be a mapping, got {fused!r}")
+    title, config = _text(entry, "title", where, name), _text(entry, "config", where, "")
+    return Experiment(name, title, path.parent / config, fused)
+
+
+def _text(values: dict[str, Any], key: str, where: str, default: str) -> str:
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise ConfigError(f"{key} {where} must be a text that is not empty, got {value!r}")
+    return str(value)

@@ -106,7 +106,7 @@ def test_running_it_again_runs_nothing_again(finished, monkeypatch):
         (["--max_seq_length", "8"], "holds a finished run with max_seq_length=16, asked for is 8"),
         (["--max_step", "3"], "unknown option '--max_step' on the command line; did you mean '--max_steps'?"),
         (["--max_steps", "x"], "max_steps.* invalid int value: 'x'"),
-        (["--seeds", "0", "0"], r"seeds must be different whole numbers from 0 on, got \[0, 0\]"),
+        (["--seeds", "0", "0"], r"seeds must be .*different whole numbers from 0 to 4294967295, got \[0, 0\]"),
         (["--seeds", "x"], "--seeds: invalid int value: 'x'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -129,10 +129,28 @@ def test_refused_with_nothing_lost(finished, capsys, options, message):
             lambda plan: (plan.parent / "bert.yaml").write_text("max_step: 3\n"),
             "unknown option 'max_step' in the config .*bert.yaml; did you mean 'max_steps'",
         ),
+        (
+            lambda plan: plan.write_text(plan.read_text().replace("name: bert", "name: ../../b")),
+            "name in the experiment '../../b' of .*plan.yaml names its folders, and must be up to 100 letters",
+        ),
+        (
+            lambda plan: (plan.parent / "bert.yaml").open("a").write("per_device_eval_batch_size: -1\n"),
+            "per_device_eval_batch_size must be at least 1, got -1",
+        ),
         (lambda plan: (plan.parent / "out").touch(), "the output folder .*out cannot be written"),
         (lambda plan: (plan.parent / "out/mine").mkdir(parents=True), "the output folder .*out is not empty"),
     ],
-    ids=["no plan", "no yaml", "misspelt", "no config", "option in a config", "file", "somebody's folder"],
+    ids=[
+        "no plan",
+        "no yaml",
+        "misspelt",
+        "no config",
+        "option in a config",
+        "name",
+        "batch",
+        "file",
+        "somebody's folder",
+    ],
 )
 def test_refused_before_anything_is_made(tmp_path, capsys, change, message):
     plan = write_plan(tmp_path)
@@ -163,9 +181,9 @@ def test_runs_before_one_that_is_refused_are_kept(tmp_path, capsys):
 
 
 def test_a_run_that_fails_is_named(tmp_path, capsys):
-    config = write_config(tmp_path, "llama", per_device_train_batch_size=0)
+    config = write_config(tmp_path, "llama", lr_scheduler_kwargs={"nope": 1})
     assert main([str(config), "--output_dir", str(tmp_path / "out")]) == 1
-    message = "error: ValueError: .*batch_size.* in .*config-plain-seed0.log\nRun the same command again to go on.\n"
+    message = "error: TypeError: .*nope.* in .*config-plain-seed0.log\nRun the same command again to go on.\n"
     assert re.fullmatch(message, capsys.readouterr().err)
     assert "Traceback" in (tmp_path / "out/runs/config-plain-seed0.log").read_text()
 

@@ -117,13 +117,24 @@ def test_the_config_of_one_run_is_compared_by_itself(tmp_path):
     ("changes", "message"),
     [
         ({"titel": "x"}, "unknown option 'titel' in the config .*plan.yaml; did you mean 'title'"),
-        ({"seeds": [1, 1]}, r"seeds must be different whole numbers from 0 on, got \[1, 1\]"),
-        ({"seeds": 3}, "seeds must be different whole numbers from 0 on, got 3"),
+        ({"seeds": [1, 1]}, r"seeds must be at least one, different whole numbers from 0 to 4294967295, got \[1, 1\]"),
+        ({"seeds": 3}, "seeds must be at least one, different whole numbers from 0 to 4294967295, got 3"),
         ({"seeds": [0.5]}, r"seeds must be .* got \[0.5\]"),
         ({"seeds": [-1]}, r"seeds must be .* got \[-1\]"),
         ({"seeds": [True, False]}, r"seeds must be .* got \[True, False\]"),
         ({"seeds": "01"}, "seeds must be .* got '01'"),
         ({"seeds": [[0]]}, r"seeds must be .* got \[\[0\]\]"),
+        ({"seeds": []}, r"seeds must be .* got \[\]"),
+        ({"seeds": 0}, "seeds must be .* got 0"),
+        ({"seeds": [2**32]}, r"seeds must be .* to 4294967295, got \[4294967296\]"),
+        ({"title": None}, "title in .*plan.yaml must be a text that is not empty, got None"),
+        ({"output_dir": ""}, "output_dir in .*plan.yaml must be a text that is not empty, got ''"),
+        ({"experiments": [{"name": "a", "config": None}]}, "config in the experiment 'a' .* got None"),
+        ({"experiments": [{"name": "a", "config": "b", "title": " "}]}, "title in the experiment 'a' .* got ' '"),
+        (
+            {"experiments": [{"name": "a", "config": "a.yaml"}, {"name": "A", "config": "b.yaml"}]},
+            r"must have different names, in more than upper and lower case, got \['a', 'A'\]",
+        ),
         ({"experiments": None}, "experiments in .*plan.yaml must be a list of at least one, got None"),
         ({"experiments": []}, r"experiments in .*plan.yaml must be a list of at least one, got \[\]"),
         ({"experiments": {"name": "a"}}, "experiments in .* must be a list"),
@@ -139,7 +150,7 @@ def test_the_config_of_one_run_is_compared_by_itself(tmp_path):
         ),
         (
             {"experiments": [{"name": "a", "config": "a.yaml"}, {"name": "a", "config": "b.yaml"}]},
-            r"must have different names, got \['a', 'a'\]",
+            r"must have different names, .* got \['a', 'a'\]",
         ),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -147,6 +158,72 @@ def test_the_config_of_one_run_is_compared_by_itself(tmp_path):
 def test_refused_plans(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         read_plan(write_plan(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../../b",
+        "/tmp/b",
+        "a/b",
+        "a\\b",
+        "a\0b",
+        "a\nb",
+        " ",
+        "-a",
+        ".a",
+        "a.",
+        "é",
+        "a" * 101,
+        None,
+        True,
+        ["a"],
+    ],
+    ids=repr,
+)
+def test_a_name_that_could_leave_the_output_folder(tmp_path, name):
+    path = write_plan(tmp_path, experiments=[{"name": name, "config": "models/bert.yaml"}])
+    with pytest.raises(ConfigError, match="must be up to 100 letters, digits") as caught:
+        read_plan(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_folders_as_they_are(tmp_path):
+    names = ["a", "GPT-2_small.v1", "0", 2024]
+    entries = [{"name": name, "config": "models/bert.yaml"} for name in names]
+    assert [each.name for each in read_plan(write_plan(tmp_path, experiments=entries)).experiments] == [
+        *names[:3],
+        "2024",
+    ]
+
+
+@pytest.mark.parametrize("key", ["experiment", "Experiments", "experimens", "experiements"])
+def test_experiments_misspelt(tmp_path, key):
+    path = write_plan(tmp_path)
+    path.write_text(path.read_text().replace("experiments:", f"{key}:"))
+    with pytest.raises(ConfigError, match=f"unknown option '{key}' in the config .*; did you mean 'experiments'"):
+        read_plan(path)
+
+
+def test_a_plan_without_experiments(tmp_path):
+    (tmp_path / "plan.yaml").write_text("title: Nothing\n")
+    with pytest.raises(ConfigError, match=r"experiments in .*plan\.yaml must be a list of at least one, got None"):
+        read_plan(tmp_path / "plan.yaml")
+
+
+def test_a_key_that_is_there_twice(tmp_path):
+    path = write_plan(tmp_path)
+    path.write_text(path.read_text() + "title: Another\n")
+    with pytest.raises(ConfigError, match=r"plan\.yaml is not valid YAML: the key 'title' occurs twice"):
+        read_plan(path)
+
+
+def test_a_config_whose_name_is_no_name(tmp_path):
+    plan = read_plan(write_config(tmp_path, name="my config (1).yaml"))
+    assert (plan.experiments[0].name, plan.experiments[0].title) == ("my-config-1", "my config (1)")
 
 
 def test_a_run_that_is_refused(tmp_path):

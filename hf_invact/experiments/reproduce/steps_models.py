@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import RunArguments, parse_run, read_yaml
+from ..arguments import RunArguments, parse_run
+from ..yaml_files import read_yaml
 from .subjects import SUBJECTS
 
 
