@@ -33,10 +33,6 @@ def test_in_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert callback.report.patched == 2
 
 
-def test_in_the_number_of_lines_that_are_promised() -> None:
-    assert len(TRAINER.strip().splitlines()) <= 8
-
-
 def test_without_a_trainer(capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model("bert")
     names = run(WITHOUT_A_TRAINER, model=model, batch=batch(model))
@@ -51,6 +47,8 @@ def test_its_results_are_the_committed_ones() -> None:
     assert rendered == README
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:configs|scripts)/[\w./-]+)`|\]\(([\w./-]+)\)", README))))
-def test_the_files_that_it_names_exist(path: tuple[str, str]) -> None:
-    assert (ROOT / (path[0] or path[1])).exists()
+def test_the_files_that_it_names_exist() -> None:
+    found = re.findall(r"`((?:configs|scripts)/[\w./-]+)`|\]\(([\w./-]+)\)", README)
+    paths = {code or link for code, link in found}
+    assert len(paths) > 10
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []

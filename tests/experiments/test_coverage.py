@@ -30,13 +30,20 @@ def test_at_least_150_types_are_patched() -> None:
     assert len(RESULTS["models"]) == len({row["model_type"] for row in RESULTS["models"]})
 
 
-@pytest.mark.parametrize("row", PATCHED, ids=lambda row: row["model_type"])
-def test_patched_types_keep_less_and_compute_the_same(row: dict[str, Any]) -> None:
-    assert row["patched_bytes"] < row["plain_bytes"]
-    assert row["activation_ulps"] <= 2
-    if row["activation_ulps"] == 0:
-        assert row["output_ulps"] == 0
-    assert row["gradient_error"] < 1e-3
+def test_patched_types_keep_less_and_compute_the_same() -> None:
+    """All of those that break it are named."""
+    broken = {row["model_type"]: what for row in PATCHED if (what := _broken(row))}
+    assert broken == {}
+
+
+def _broken(row: dict[str, Any]) -> list[str]:
+    holds = {
+        "keeps less": row["patched_bytes"] < row["plain_bytes"],
+        "activations are the same but for rounding": row["activation_ulps"] <= 2,
+        "so are outputs": row["output_ulps"] == 0 or row["activation_ulps"] > 0,
+        "gradients differ little": row["gradient_error"] < 1e-3,
+    }
+    return [what for what, does in holds.items() if not does]
 
 
 def test_gradients_differ_little_where_nothing_cancels_them() -> None:
