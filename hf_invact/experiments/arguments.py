@@ -192,8 +192,9 @@ def first_difference(
     """The first of `RunArguments.settings` that differs: its key, its value before and as asked; None if none does."""
     for part in parts:
         for key, value in asked[part].items():
-            if before[part].get(key) != value:
-                return key, before[part].get(key), value
+            known = before.get(part, {}).get(key)
+            if known != value:
+                return key, known, value
     return None
 
 

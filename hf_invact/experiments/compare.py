@@ -13,18 +13,19 @@ from rich.progress import Progress
 from .comparison import compare_model, diverged, divergence
 from .environment import describe_environment
 from .errors import ConfigError
-from .files import claim_folder, read_json, write_json
-from .finetune import RESULT
+from .files import claim_folder, read_mapping, write_json
 from .locks import locked_folder
 from .masking import masked_command
 from .parser import Parser
 from .plan import Experiment, Plan, PlannedRun, read_plan
 from .report import summary_table, write_report
+from .results import finished_result
 from .runs import announce, is_finished, log_of, progress_bars, train
 from .workers import RunFailed, run_in_process
 
 COMPARISON = "comparison.json"
 PLAN = "plan.json"  # marks the folder as ours
+_STEP_TIME = {"settings": dict, **dict.fromkeys(("ratio", "low", "high", "pairs"), (int, float))}
 
 
 def compare(plan: Plan, command: str, console: Console) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def _step_time(plan: Plan, experiment: Experiment, plain: PlannedRun, progress: 
     """Measured once and kept beside the runs, with the settings that it belongs to."""
     path = plan.output_dir / "runs" / f"{experiment.name}-step-time.json"
     settings = plain.arguments().settings()
-    known = read_json(path)
+    known = read_mapping(path, _STEP_TIME)
     task = announce(progress, f"{experiment.title}, step time", total=1, note="")
     if known is None or known["settings"] != settings:
         progress.update(task, note="alternating steps")
@@ -85,7 +86,7 @@ def _step_time(plan: Plan, experiment: Experiment, plain: PlannedRun, progress: 
 
 
 def _model(experiment: Experiment, plan: Plan, group: list[PlannedRun], step_time: dict[str, Any]) -> dict[str, Any]:
-    results = [(run, read_json(run.folder / RESULT)) for run in group]
+    results = [(run, finished_result(run.folder)) for run in group]
     runs = [_row(run, result, plan) for run, result in results]
     plain, inverted = (next(r for run, r in results if run.variant == variant) for variant in ("plain", "inverted"))
     sites = sorted(inverted["patched"], key=lambda site: site["curve"] is None)  # those that are inverted first

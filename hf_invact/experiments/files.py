@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .disk import full_disk, is_full
 from .errors import ConfigError
 from .locks import LOCK
 
+OWNED = ("settings.json", "run.json", "plan.json", "reproduction.json")
+"""Files that mark a folder as made by a script: without them what is left there would be taken for somebody else's."""
+
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all.
+
+    Raises:
+        ConfigError: the disk is full.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError) and is_full(error):
+            raise full_disk(path) from error
         raise
 
 
@@ -34,14 +46,40 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; None where there is no such file.
 
     Raises:
-        ConfigError: the file is no JSON.
+        ConfigError: it cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}); remove it to start over") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def read_mapping(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The content of a JSON file that holds a mapping; None where there is no such file.
+
+    Args:
+        kinds: keys that it must have, and the type or types of their values.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
+    content = read_json(path)
+    if content is None and not os.path.lexists(path):
+        return None
+    if not isinstance(content, dict):
+        raise damaged(path, f"it holds {type(content).__name__} instead of a mapping")
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind):
+            raise damaged(path, f"its {key!r} is {content.get(key)!r:.50}")
+    return content
+
+
+def damaged(path: Path, what: str) -> ConfigError:
+    """The error for a file of results that cannot be used, with what to do."""
+    own = f"remove the folder {path.parent}" if path.name in OWNED else "remove it"
+    return ConfigError(f"{path} is damaged ({what}); {own} to start over, or choose another --output_dir")
 
 
 def claim_folder(folder: Path, marker: str) -> None:
@@ -53,6 +91,7 @@ def claim_folder(folder: Path, marker: str) -> None:
         ConfigError: it cannot be made or written, or holds something else.
     """
     try:
+        _refuse_impossible(folder)
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         names = {path.name for path in folder.iterdir()} - {LOCK} if existing == folder else set()
         # An interruption may have left the marker half written.
@@ -66,3 +105,17 @@ def claim_folder(folder: Path, marker: str) -> None:
         raise ConfigError(
             f"the output folder {folder} cannot be written ({error.strerror}); choose another with --output_dir"
         ) from error
+
+
+def _refuse_impossible(folder: Path) -> None:
+    """Paths that lead through a link to nowhere, and names that the file system does not take."""
+    if "\0" in str(folder):
+        raise ConfigError(f"the output folder {str(folder)!r} is not a path; choose another with --output_dir")
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(
+                f"the output folder {folder} cannot be made: {path} is a link to {os.readlink(path)}, which does not "
+                "exist; remove the link, or choose another with --output_dir"
+            )
+    with contextlib.suppress(FileNotFoundError):
+        folder.lstat()

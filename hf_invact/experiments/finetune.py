@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,21 +23,21 @@ from .arguments import PARTS, RunArguments, first_difference, parse_run
 from .checkpoints import check_checkpoint, check_whole, holds_weights, last_resumable_checkpoint
 from .comparison import divergence
 from .data import describe_records, load_records
+from .disk import full_disk_named
 from .environment import describe_environment
 from .errors import ConfigError
-from .files import claim_folder, read_json, write_json
+from .files import claim_folder, write_json
 from .finetune_trainer import FinetuneTrainer
 from .locks import locked_folder
 from .masking import masked_text
 from .measured import MEASURED, Measured
 from .metrics import perplexity
 from .models import build_model, load_tokenizer
+from .results import RESULT, SETTINGS, read_settings
 from .study import GradientChecks, nudge
 from .tasks import PreparedTask, prepare
 from .trained import is_trained, take_trained
 
-SETTINGS = "settings.json"  # written first: marks the folder as ours
-RESULT = "run.json"  # written last: the run is finished
 TRAIN_RESULTS = "train_results.json"  # as the Trainer names it
 DATA_SEED = 0  # the split of the data does not change with the seed of the training
 
@@ -95,11 +96,11 @@ def finetune(run: RunArguments, callbacks: Sequence[TrainerCallback] = ()) -> di
 
     Raises:
         ConfigError: before any training, where something that the run names cannot be used, or where another run
-            writes into the same folder.
+            writes into the same folder; later where the disk is full.
     """
     folder = Path(str(run.training.output_dir))
     claim_folder(folder, SETTINGS)
-    with locked_folder(folder):
+    with locked_folder(folder), full_disk_named(folder):
         return _finetune(folder, run, callbacks)
 
 
@@ -167,11 +168,11 @@ def _evaluate(trainer: FinetuneTrainer, run: RunArguments) -> dict[str, Any]:
 
 
 def _refuse_another_run(folder: Path, run: RunArguments) -> None:
-    if (folder / RESULT).exists() and run.training.resume_from_checkpoint is None:
+    if os.path.lexists(folder / RESULT) and run.training.resume_from_checkpoint is None:
         raise ConfigError(
             f"{folder} holds a finished run; choose another --output_dir, or remove the folder to run it again"
         )
-    before = read_json(folder / SETTINGS)
+    before = read_settings(folder)
     if before is None or not holds_weights(folder):
         return
     # Who names the checkpoint may go on with other training arguments.

@@ -85,7 +85,8 @@ def _acquire(path: Path, what: str, option: str) -> int:
         elif _is_at(path, handle):  # else its last holder has just removed it
             _held.add(handle)
             os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            with contextlib.suppress(OSError):  # a full disk; it is only for the message
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
             return handle
         os.close(handle)
     raise ConfigError(

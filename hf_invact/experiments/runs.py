@@ -9,9 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from .arguments import first_difference
 from .errors import ConfigError
-from .files import read_json
-from .finetune import RESULT
 from .plan import PlannedRun
+from .results import read_result
 from .workers import run_in_process
 
 
@@ -41,7 +40,7 @@ def is_finished(run: PlannedRun) -> bool:
         ConfigError: it was run with other settings, or its arguments are refused.
     """
     asked = run.arguments().settings()
-    result = read_json(run.folder / RESULT)
+    result = read_result(run.folder)
     if result is None:
         return False
     if difference := first_difference(result["settings"], asked):
@@ -70,6 +69,8 @@ def train(run: PlannedRun, finished: bool, progress: Progress) -> None:
         progress.update(task, completed=done, total=total, note="training" if done < total else "evaluating")
 
     run_in_process("finetune", list(run.argv), log_of(run.folder), advance)
+    if progress.tasks[task].total is None:  # it was trained before
+        progress.update(task, total=1, completed=1)
     progress.update(task, note="")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.files import claim_folder, read_json, write_atomically, write_json
+from hf_invact.experiments.files import claim_folder, read_json, read_mapping, write_atomically, write_json
 from tests.experiments.small import contents
 
 
@@ -70,11 +70,42 @@ def test_no_file_is_none(tmp_path):
     assert read_json(tmp_path / "a.json") is None
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff"], ids=["empty", "cut", "binary"])
-def test_a_damaged_file_is_named(tmp_path, content):
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"a\.json is damaged .* remove it"):
-        read_json(tmp_path / "a.json")
+@pytest.mark.parametrize(
+    "content", [b"", b'{"a": 1', b"\xff", None, b"[" * 100_000], ids=["empty", "cut", "binary", "folder", "deep"]
+)
+def test_a_damaged_file_is_named_and_how_to_start_over(tmp_path, content):
+    for name, what in (("a.json", "remove it"), ("run.json", f"remove the folder {tmp_path}")):
+        path = tmp_path / name
+        path.mkdir() if content is None else path.write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"{name} is damaged \(.*\); {what} to start over"):
+            read_json(path)
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "3", '"text"', "{}", '{"a": null}', '{"a": "x"}'])
+def test_a_file_that_holds_something_else(tmp_path, content):
+    path = tmp_path / "a.json"
+    assert read_mapping(path, {"a": int}) is None
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"a\.json is damaged \(it.*\); remove it to start over"):
+        read_mapping(path, {"a": int})
+    path.write_text('{"a": 1}')
+    assert read_mapping(path, {"a": int}) == {"a": 1}
+
+
+@pytest.mark.parametrize("below", ["", "new", "new/deeper"], ids=["itself", "child", "grandchild"])
+def test_a_link_that_leads_nowhere_is_refused(tmp_path, below):
+    link = tmp_path / "link"
+    link.symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=f"{link} is a link to nowhere, which does not exist; remove the link, or"):
+        claim_folder(link / below, "marker.json")
+    link.unlink()
+    claim_folder(link / below, "marker.json")  # the advice works
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"], ids=["long", "zero"])
+def test_a_name_that_is_no_path_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"the output folder .* choose another with --output_dir"):
+        claim_folder(tmp_path / name, "marker.json")
 
 
 def test_a_new_an_empty_and_an_own_folder_are_taken(tmp_path):

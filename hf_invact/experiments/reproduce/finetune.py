@@ -12,10 +12,10 @@ from ...memory.plots import png
 from ..comparison import divergence
 from ..environment import describe_environment
 from ..errors import ConfigError
-from ..files import read_json, write_atomically, write_json
-from ..finetune import RESULT
+from ..files import write_atomically, write_json
 from ..plan import PlannedRun
 from ..pretrained import find_pretrained
+from ..results import finished_result
 from ..runs import is_finished, progress_bars, train
 from ..workers import RunFailed
 from .finetune_analysis import analyse
@@ -72,7 +72,7 @@ def _why_not(subject: Subject) -> str | None:
 
 
 def _model(subject: Subject, group: Sequence[PlannedRun]) -> dict[str, Any]:
-    results = [(planned, read_json(planned.folder / RESULT)) for planned in group]
+    results = [(planned, finished_result(planned.folder)) for planned in group]
     first = results[0][1]
     for planned, result in results:
         if how := divergence(result):

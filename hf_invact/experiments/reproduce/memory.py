@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ...memory.text import size
 from ..environment import describe_environment
-from ..files import read_json, write_json
+from ..files import read_mapping, write_json
 from .memory_cases import CASES, MEASURED, Case, Variant
 from .memory_counting import LORA_RANK, SAMPLED_LAYERS, count
 from .memory_measured import measure
@@ -77,7 +77,7 @@ def _finished(
     path: Path, header: Mapping[str, Any], wanted: list[tuple[Case, Variant]], console: Console
 ) -> dict[_Key, dict[str, Any]]:
     """The entries of an earlier run that need not be made again."""
-    before = read_json(path)
+    before = read_mapping(path, {"settings": dict, "environment": dict, "entries": list})
     if before is None:
         return {}
     same = before["settings"] == header["settings"] and all(

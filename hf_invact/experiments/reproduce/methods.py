@@ -19,7 +19,7 @@ from ...patching import activation_sites
 from ..benchmark.implementations import Unavailable
 from ..environment import describe_environment
 from ..errors import ConfigError
-from ..files import read_json, write_atomically, write_json
+from ..files import read_mapping, write_atomically, write_json
 from ..gradients import cosine_distance, gradient, relative_error
 from ..methods.accuracy import derivative_error
 from ..methods.catalogue import COMPARED
@@ -71,7 +71,7 @@ class _Results:
 
     def __init__(self, path: Path, header: dict[str, Any], console: Console) -> None:
         self.path = path
-        before = read_json(path)
+        before = read_mapping(path, {"settings": dict, "environment": dict, **dict.fromkeys(SECTIONS, list)})
         if before is not None and header["settings"]["quick"] and not before["settings"]["quick"]:
             raise ConfigError(f"{path} holds a full measurement, which --quick would replace; choose another folder")
         if before is not None and all(before[key] == header[key] for key in ("settings", "environment")):

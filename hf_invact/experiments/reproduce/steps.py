@@ -17,7 +17,7 @@ from ..benchmark.timing import Failure, failure_of
 from ..benchmark.variants import PLAIN
 from ..environment import describe_environment
 from ..errors import ConfigError
-from ..files import read_json, write_atomically, write_json
+from ..files import read_mapping, write_atomically, write_json
 from ..steptime import steps_of
 from .steps_models import FULL, QUICK, StepModel
 from .steps_plots import png_of
@@ -64,7 +64,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
 
 def _finished(path: Path, content: dict[str, Any], models: tuple[StepModel, ...]) -> dict[str, dict[str, Any]]:
     """What was measured with the same settings in the same environment, by name."""
-    before = read_json(path)
+    before = read_mapping(path, {"settings": dict, "environment": dict, "entries": list})
     if before is None or any(before.get(key) != content[key] for key in SAME):
         return {}
     asked = {model.name: model.settings() for model in models}

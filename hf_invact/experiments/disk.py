@@ -1,0 +1,56 @@
+"""Tells a full disk by the errors of the libraries that write to it."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .errors import ConfigError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOTHING = 2**14  # bytes: PyTorch's writer does not say why it failed
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Turn the error of a full disk into a line.
+
+    Args:
+        folder: what is written inside of the context is below it.
+
+    Raises:
+        ConfigError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if _is_full(error, folder):
+            raise full_disk(folder) from error
+        raise
+
+
+def full_disk(path: Path) -> ConfigError:
+    """The error for a file or folder that cannot be written any further."""
+    return ConfigError(
+        f"{path} cannot be written: the disk is full; make room, and run the same command again to go on"
+    )
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it says that a disk, or one's share of it, is full."""
+    return error.errno in _FULL
+
+
+def _is_full(error: BaseException, folder: Path) -> bool:
+    chain: BaseException | None = error
+    while chain is not None:
+        if (isinstance(chain, OSError) and is_full(chain)) or "No space left on device" in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    is_writer = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+    return is_writer and shutil.disk_usage(folder).free < _NOTHING
