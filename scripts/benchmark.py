@@ -6,7 +6,10 @@ Usage: python scripts/benchmark.py [--device cuda] [--backends eager compile] [-
 
 import sys
 
-from hf_invact.experiments.benchmark.command import main
+try:
+    from hf_invact.experiments.script import start
+except KeyboardInterrupt:  # while PyTorch is loaded
+    sys.exit(130)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start("hf_invact.experiments.benchmark.command"))

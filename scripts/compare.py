@@ -5,7 +5,10 @@ Usage: python scripts/compare.py CONFIG.yaml [--output_dir DIR] [--seeds 0 1 2] 
 
 import sys
 
-from hf_invact.experiments.compare import main
+try:
+    from hf_invact.experiments.script import start
+except KeyboardInterrupt:  # while PyTorch is loaded
+    sys.exit(130)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start("hf_invact.experiments.compare"))

@@ -7,7 +7,10 @@ The keys are those of transformers.TrainingArguments and of hf_invact.experiment
 
 import sys
 
-from hf_invact.experiments.finetune import main
+try:
+    from hf_invact.experiments.script import start
+except KeyboardInterrupt:  # while PyTorch is loaded
+    sys.exit(130)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start("hf_invact.experiments.finetune"))

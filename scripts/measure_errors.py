@@ -17,9 +17,12 @@ from pathlib import Path
 import torch
 
 from hf_invact.curves import CURVES, Curve, Fit
-from hf_invact.experiments.derivative_errors import DRAWS, SEED, figure, measure
 from hf_invact.experiments.environment import describe_environment
-from hf_invact.memory.plots import png
+from hf_invact.experiments.script import missing_packages_named
+
+with missing_packages_named():
+    from hf_invact.experiments.derivative_errors import DRAWS, SEED, figure, measure
+    from hf_invact.memory.plots import png
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "results" / "derivative-errors.json"

@@ -5,8 +5,10 @@ Usage: python scripts/reproduce.py {memory,methods,steps,finetune,all} [--quick]
 
 import sys
 
-from hf_invact.experiments.reproduce.command import main, quieten_libraries
+try:
+    from hf_invact.experiments.script import start
+except KeyboardInterrupt:  # while PyTorch is loaded
+    sys.exit(130)
 
 if __name__ == "__main__":
-    quieten_libraries()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start("hf_invact.experiments.reproduce.command", "quiet_main"))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,6 +26,8 @@ from .masking import masked_text
 from .steptime import measure_step_time
 
 Progress = Callable[[int, int], None]
+
+_TO_END = 10.0  # seconds that a process has to clean up in
 
 _START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # macOS' own libraries do not survive a fork
 
@@ -62,6 +66,8 @@ def run_in_process(job: str, argv: list[str], log: Path, progress: Progress) -> 
         raise
     except BaseException:
         process.terminate()
+        process.join(_TO_END)
+        process.kill()
         process.join()
         raise
     process.join()
@@ -86,6 +92,8 @@ def _listen(receiver: Connection, progress: Progress, log: Path) -> Any:
 
 def _work(job: str, argv: list[str], log: Path, sender: Connection) -> None:
     _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to all processes; the parent ends this one
+    signal.signal(signal.SIGTERM, _end)
     with open(log, "wb", buffering=0) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
@@ -94,9 +102,14 @@ def _work(job: str, argv: list[str], log: Path, sender: Connection) -> None:
     except ConfigError as error:
         sender.send(("config error", str(error)))
     except Exception as error:  # whatever it is, the parent reports it
-        print(masked_text(traceback.format_exc()), file=sys.stderr)
         sender.send(("error", masked_text(f"{type(error).__name__}: {error}")))
+        print(masked_text(traceback.format_exc()), file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _end(signal_number: int, frame: FrameType | None) -> None:
+    """As an exception, so that locks and semaphores are given back."""
+    raise SystemExit(1)
 
 
 def _die_with_parent() -> None:

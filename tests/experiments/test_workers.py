@@ -75,8 +75,8 @@ def test_nothing_to_invert_is_a_config_error(tmp_path):
 
 def test_an_error_names_the_log_which_has_the_traceback(tmp_path):
     log = tmp_path / "log"
-    with pytest.raises(RunFailed, match=f"ValueError: .*batch_size.*; the whole output is in {log}"):
-        run_in_process("finetune", argv(tmp_path, per_device_train_batch_size=0), log, ignore)
+    with pytest.raises(RunFailed, match=f"TypeError: .*nope.*; the whole output is in {log}"):
+        run_in_process("finetune", argv(tmp_path, lr_scheduler_kwargs={"nope": 1}), log, ignore)
     assert "Traceback" in log.read_text()
     assert multiprocessing.active_children() == []
 

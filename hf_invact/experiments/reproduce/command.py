@@ -14,7 +14,7 @@ import transformers
 from rich.console import Console
 
 from ..errors import ConfigError
-from ..files import claim_folder, read_json, write_json
+from ..files import claim_folder, read_mapping, write_json
 from ..locks import locked_folder
 from ..parser import Parser
 from ..workers import RunFailed
@@ -31,11 +31,12 @@ QUICK_FOLDER = Path("results/reproduction-quick")
 MARKER = "reproduction.json"  # marks the folder as ours, and holds the seconds that each part has taken there
 
 
-def quieten_libraries() -> None:
-    """Leave the console to the parts: no bars and no reports of loaded weights. For a process of one's own."""
+def quiet_main(argv: Sequence[str]) -> int:
+    """`main` in a process of its own, with the console left to the parts: no bars, no reports of loaded weights."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    return main(argv)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,10 +75,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seconds_before(path: Path, console: Console) -> dict[str, float]:
+    try:
+        return {part: float(seconds) for part, seconds in (read_mapping(path, {}) or {}).items()}
+    except (ConfigError, TypeError, ValueError):
+        console.print(f"{path} was damaged: what earlier parts have taken is lost, their results are not.")
+        return {}
+
+
 def _run(part: str, folder: Path, quick: bool, console: Console) -> None:
     console.rule(f"{part}: {PARTS[part]}")
     began = time.monotonic()
-    before = read_json(folder / MARKER) or {}
+    before = _seconds_before(folder / MARKER, console)
     write_json(folder / MARKER, before)
     # A part's own command, so that each file names the one that writes it again.
     own = [part, *(["--quick"] if quick else [])]
