@@ -20,8 +20,10 @@ from transformers import PreTrainedModel
 import hf_invact
 from hf_invact import InvActConfig, PatchingError, patch_model, unpatch_model
 from hf_invact.patching import slot
+from hf_invact.patching.conflicts import replaced_forward
 from tests.learned import two_blocks
 from tests.models import batch, loss_and_gradients, tiny_model
+from tests.versions import since_transformers
 
 PACKAGE = Path(hf_invact.__file__).parent
 
@@ -90,6 +92,28 @@ def test_accelerates_hooks_are_told_from_another_forward(
         assert part in str(error.value)
     assert list(slot.patched(model)) == []
     assert patch_model(model, InvActConfig(exclude=("*.1.mlp",))).patched == 1
+
+
+PARALLEL_STYLES = ("colwise", "rowwise", "moe_tp_experts", "moe_identity_expert", "all_reduce", "local_params")
+
+
+@since_transformers("5.17", "tensor parallelism by a forward of its own")
+@pytest.mark.parametrize("style", PARALLEL_STYLES)
+def test_tensor_parallelism_of_transformers_is_told_from_another_forward(style: str) -> None:
+    from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
+
+    if style not in ALL_PARALLEL_STYLES:
+        pytest.skip(f"this version of Transformers has no {style}")
+    layer = nn.Linear(4, 4)
+    ALL_PARALLEL_STYLES[style].install_forward(layer, None)
+    assert "forward" in vars(layer)
+    assert replaced_forward(layer) is None
+    wrap(layer)
+    assert replaced_forward(layer) is None
+    replaced = nn.Linear(4, 4)
+    replace(replaced)
+    ALL_PARALLEL_STYLES[style].install_forward(replaced, None)
+    assert replaced_forward(replaced) == f"{forward.__module__}.forward"
 
 
 def test_an_activation_whose_forward_was_replaced() -> None:
