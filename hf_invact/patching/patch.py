@@ -19,9 +19,11 @@ from .errors import PatchingError
 from .hooks import hook_of_others
 from .planner import Decision, Planner, rule
 from .plans import PLANS, Plan
+from .present import present, remember
 from .registry import Found, find_activations
 from .report import PatchReport, Site
 from .requirements import require_module, require_weights
+from .sharding import plain_name
 from .slot import Inverse
 
 
@@ -38,7 +40,9 @@ class _Candidate:
         plan = decision.plan.name if decision.plan else None
         curve = self.inverse.name if self.inverse and decision.plan else None
         block = type(found.module).__name__
-        return Site(found.site, block, activation, curve, plan, decision.before, decision.after, decision.reason)
+        return Site(
+            plain_name(found.site), block, activation, curve, plan, decision.before, decision.after, decision.reason
+        )
 
 
 def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchReport:
@@ -75,6 +79,7 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
             slot.restore(block, attribute)
         else:
             slot.install(block, attribute, candidate.inverse, config.backend, plan)
+            remember(block, attribute, candidate.decision, config)
     return report
 
 
@@ -132,13 +137,14 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
         _require_attribute(found)
     _require_backend(model, config.backend)
     by_rule = [_plan_by_rule(found) for found in everything]
+    standing = [present(model, found.module, found.attribute, config) for found in everything]
     planner = Planner(model, config)
     with ExitStack() as originals:
         for found in everything:
             originals.enter_context(slot.restored(found.module, found.attribute))
         candidates = [
-            _candidate(planner, found, plan, is_excluded=found.name not in chosen)
-            for found, plan in zip(everything, by_rule, strict=True)
+            _candidate(planner, found, plan, stands, is_excluded=found.name not in chosen)
+            for found, plan, stands in zip(everything, by_rule, standing, strict=True)
         ]
     if not any(candidate.inverse for candidate in candidates):
         sites = tuple(candidate.site for candidate in candidates)
@@ -175,7 +181,9 @@ def _plan_by_rule(found: Found) -> Plan | None:
     return present or (rule(found.block.is_gated) if found.block else None)
 
 
-def _candidate(planner: Planner, found: Found, by_rule: Plan | None, *, is_excluded: bool) -> _Candidate:
+def _candidate(
+    planner: Planner, found: Found, by_rule: Plan | None, stands: Decision | None, *, is_excluded: bool
+) -> _Candidate:
     name, module, attribute = found.name, found.module, found.attribute
     activation = getattr(module, attribute)
     if is_excluded:
@@ -190,7 +198,7 @@ def _candidate(planner: Planner, found: Found, by_rule: Plan | None, *, is_exclu
     if isinstance(activation, nn.Module) and (hook := hook_of_others(activation)):
         why = f"left alone: a hook of others is on it ({hook}), which gets what it gets in the unpatched model"
         return _Candidate(found, inverse, Decision(None, reason=why))
-    return _Candidate(found, inverse, planner.decide(name, attribute, inverse, by_rule))
+    return _Candidate(found, inverse, stands or planner.decide(name, attribute, inverse, by_rule))
 
 
 def _left_alone(found: Found, why: str) -> _Candidate:
@@ -227,7 +235,7 @@ def _nothing_found(model: nn.Module) -> str:
 
 
 def _matches(names: Sequence[str], pattern: str) -> list[str]:
-    return [name for name in names if fnmatchcase(name, pattern)]
+    return [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(plain_name(name), pattern)]
 
 
 def _shorten(names: Sequence[str]) -> str:

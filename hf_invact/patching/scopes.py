@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import slot
 from .errors import PatchingError
 from .probe import TOKENS, NoProbeError, Scope, autocast, reason
+from .sharding import require_whole
 from .surroundings import Surrounding, surroundings
 from .undisturbed import undisturbed
 
@@ -76,7 +77,7 @@ def _attempts(model: nn.Module, around: Surrounding) -> Iterator[Scope]:
     weights = weights or [weight for weight in model.parameters() if weight.is_floating_point()]
     if not weights:
         return
-    _require_whole(module)
+    require_whole(model, module)
     dtype, device = weights[0].dtype, weights[0].device
     for width in _widths(model, module):
         for name in WITHOUT_ATTENTION:
@@ -86,13 +87,6 @@ def _attempts(model: nn.Module, around: Surrounding) -> Iterator[Scope]:
         yield Scope(module, width, dtype, device, wrapped=around.wrapped, has_mask=True)
     for width in dict.fromkeys(each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d)):
         yield Scope(module, width, dtype, device, wrapped=around.wrapped, is_image=True)
-
-
-def _require_whole(module: nn.Module) -> None:
-    for weight in module.parameters():
-        is_part = hasattr(weight, "device_mesh") or hasattr(weight, "ds_id")  # of a DTensor, of DeepSpeed's ZeRO-3
-        if is_part or weight.numel() == 0 or weight.is_meta:
-            raise NoProbeError("its weights are sharded or missing")
 
 
 def _widths(model: nn.Module, module: nn.Module) -> list[int]:

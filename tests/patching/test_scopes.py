@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from hf_invact import InvActConfig, patch_model
+from hf_invact import patch_model
 from hf_invact.patching.probe import NoProbeError
 from hf_invact.patching.scopes import find_scope
 from tests.models import each_model, tiny_model
@@ -163,17 +163,6 @@ def test_weights_of_zero_3_are_patched_by_rule(name: str, kept_whole: int) -> No
     sites = patch_model(model).sites
     assert [site.plan for site in sites] == RULES[name]
     assert all("its weights are sharded or missing" in site.reason for site in sites)
-
-
-@each_model
-def test_what_was_measured_before_the_weights_were_sharded_stays(name: str) -> None:
-    model = tiny_model(name)
-    measured = [site.plan for site in patch_model(model).sites]
-    for parameter in model.parameters():
-        parameter.data = torch.empty(0)
-    sites = patch_model(model, InvActConfig(backend="eager")).sites
-    assert [site.plan for site in sites] == measured
-    assert all(site.reason.startswith("by rule, not measured") for site in sites)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
