@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
@@ -14,9 +15,12 @@ from .pending import NotAGateError
 from .plans import AUTO_PLAN, GATE_OUTPUT, OUTPUT, PLANS, Plan
 from .probe import Measurement, NoProbeError, Scope, measure
 from .scopes import find_scope
+from .shadow import on_whole_weights
 from .signature import Signature, signature
 from .slot import Inverse
 from .surroundings import Surrounding, surroundings
+
+COPIED = "measured on a copy without memory: its weights are sharded or missing"
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,23 @@ class Planner:
     def _decide(
         self, name: str, attribute: str, inverse: Inverse, by_rule: Plan | None, around: list[Surrounding]
     ) -> tuple[Decision, nn.Module | None]:
-        """The decision, and the module that was run for it."""
+        """The decision, and the module that was run for it, if it is one of the model."""
         try:
-            scope = find_scope(self.model, name, attribute, self.config.autocast_dtype, around)
-            plain = measure(scope, self.config.autocast_dtype)
+            return on_whole_weights(self.model, partial(self._probe, name, attribute, inverse, around))
         except NoProbeError as error:
             return self._unmeasured(by_rule, str(error)), None
-        return self._measured(scope, plain, self.model.get_submodule(name), attribute, inverse), scope.module
+
+    def _probe(
+        self, name: str, attribute: str, inverse: Inverse, around: list[Surrounding], model: nn.Module
+    ) -> tuple[Decision, nn.Module | None]:
+        """Of the model, or a copy of it."""
+        is_copy = model is not self.model
+        scope = find_scope(model, name, attribute, self.config.autocast_dtype, None if is_copy else around)
+        plain = measure(scope, self.config.autocast_dtype)
+        decision = self._measured(scope, plain, model.get_submodule(name), attribute, inverse)
+        if not is_copy:
+            return decision, scope.module
+        return replace(decision, reason=f"{decision.reason} ({COPIED})" if decision.reason else COPIED), None
 
     def _unmeasured(self, plan: Plan | None, why: str) -> Decision:
         if self.config.plan in PLANS:

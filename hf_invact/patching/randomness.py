@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 SEED = 0
 
@@ -43,11 +43,13 @@ class _State:
     """What a source of random numbers goes on from."""
 
     def __init__(self, get: Callable[[], Any], put: Callable[[Any], object]) -> None:
-        self._get, self._put, self._before = get, put, get()
+        with _disable_current_modes():  # states are real where all else is fake
+            self._get, self._put, self._before = get, put, get()
 
     def put_back(self) -> None:
-        if not _equal(self._get(), self._before):
-            self._put(self._before)
+        with _disable_current_modes():
+            if not _equal(self._get(), self._before):
+                self._put(self._before)
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from .isolation import CHECKPOINT, is_part_of_the_forward
 
@@ -86,7 +85,8 @@ def _of_hook(hook: object, owner: nn.Module) -> object:
 
 
 def _of_tensor(tensor: Tensor) -> object:
-    has_values = not (tensor.is_meta or isinstance(tensor, FakeTensor)) and tensor.numel() <= SMALL
+    is_plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta  # nor fake, nor sharded
+    has_values = is_plain and tensor.numel() <= SMALL
     return _kind(tensor), tuple(tensor.detach().flatten().tolist()) if has_values else None
 
 

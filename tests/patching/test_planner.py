@@ -216,24 +216,6 @@ def test_two_activations_in_one_block_do_not_disturb_each_other() -> None:
 
 
 @each_model
-def test_without_weights_a_rule_decides(name: str) -> None:
-    real = [figures(site)[0] for site in patch_model(tiny_model(name)).sites if site.name.startswith(REGISTERED)]
-    with torch.device("meta"):
-        model = tiny_model(name)
-    sites = [site for site in patch_model(model).sites if site.name.startswith(REGISTERED)]
-    assert [figures(site) for site in sites] == [(plan, None, None) for plan in real]
-    assert all(site.reason == "by rule, not measured: its weights are sharded or missing" for site in sites)
-
-
-def test_without_weights_a_block_that_is_not_registered_is_left_alone() -> None:
-    with torch.device("meta"):
-        model = tiny_model("bert")
-    head = patch_model(model).sites[-1]
-    assert (head.name, head.plan) == ("cls.predictions.transform.transform_act_fn", None)
-    assert head.reason == "left alone: not measured (its weights are sharded or missing)"
-
-
-@each_model
 def test_weights_whose_results_cannot_be_compared_are_measured_too(name: str) -> None:
     """As some ranks hold them while another loads the real ones."""
     real = patch_model(tiny_model(name))

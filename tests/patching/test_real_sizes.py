@@ -84,9 +84,11 @@ def test_patching_a_7b_block_takes_seconds() -> None:
     assert [site.plan for site in report.sites] == ["gate-output"] * 2
 
 
-def test_without_weights_a_stated_rule_decides() -> None:
+def test_without_weights_the_same_is_measured() -> None:
     with torch.device("meta"):
         model = mistral(2)
     report = patch_model(model)
-    assert [(site.plan, site.before) for site in report.sites] == [("gate-output", None)] * 2
-    assert all(site.reason == "by rule, not measured: its weights are sharded or missing" for site in report.sites)
+    width = 14336
+    kept = (4 * 2 * width, (2 * 2 + 1 / 8) * width)
+    assert [(site.plan, site.before, site.after) for site in report.sites] == [("gate-output", *kept)] * 2
+    assert all(site.reason.startswith("measured on a copy without memory") for site in report.sites)

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 
-from hf_invact import patch_model
+from hf_invact.patching import patch_model
 from hf_invact.patching.probe import NoProbeError
 from hf_invact.patching.scopes import find_scope
-from tests.models import each_model, tiny_model
+from tests.models import tiny_model
 
 
 @pytest.mark.parametrize(
@@ -123,46 +122,6 @@ def test_a_long_reason_is_cut_to_one_line() -> None:
         find_scope(nn.ModuleList([Talkative(Silent())]), "0.inner", "act")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 200
-
-
-RULES = {
-    "gpt2": ["output"] * 2,
-    "bert": ["output"] * 2 + [None],
-    "mistral": ["gate-output"] * 2,
-    "llama": ["gate-output"] * 2,
-}
-
-
-@each_model
-def test_weights_that_are_sharded_are_patched_by_rule(name: str, process_group: None) -> None:
-    model = tiny_model(name)
-    fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
-    sites = patch_model(model).sites
-    # BERT's prediction head is not registered, so there is no rule for it.
-    assert [site.plan for site in sites] == RULES[name]
-    assert all("not measured" in site.reason and "its weights are sharded or missing" in site.reason for site in sites)
-
-
-@each_model
-def test_weights_that_are_missing_are_patched_by_rule(name: str) -> None:
-    model = tiny_model(name)
-    for parameter in model.parameters():
-        parameter.data = torch.empty(0)
-    assert [site.plan for site in patch_model(model).sites] == RULES[name]
-
-
-@pytest.mark.parametrize("kept_whole", [0, 10**6], ids=["partitioned", "kept whole"])
-@each_model
-def test_weights_of_zero_3_are_patched_by_rule(name: str, kept_whole: int) -> None:
-    """DeepSpeed marks every parameter, empties it, and keeps small ones whole."""
-    model = tiny_model(name)
-    for number, parameter in enumerate(model.parameters()):
-        parameter.ds_id, parameter.ds_shape = number, parameter.shape
-        if parameter.numel() > kept_whole:
-            parameter.data = torch.empty(0)
-    sites = patch_model(model).sites
-    assert [site.plan for site in sites] == RULES[name]
-    assert all("its weights are sharded or missing" in site.reason for site in sites)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

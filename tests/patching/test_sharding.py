@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_invact import InvActConfig, patch_model, register_block
+from hf_invact import InvActConfig, patch_model, register_block, unpatch_model
 from hf_invact.patching.sharding import is_sharded
 from tests.models import tiny_model
 
@@ -96,6 +96,8 @@ def test_another_plan_can_still_be_demanded() -> None:
     fully_shard(model)
     sites = patch_model(model, InvActConfig(plan="gate-inputs")).sites
     assert [site.plan for site in sites] == ["gate-inputs"] * 2
+    assert all(site.after < site.before for site in sites)
+    unpatch_model(model)
 
 
 def test_ddp_is_measured_as_what_it_wraps() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.compatibility import Matrix
-from tests.patching.test_scopes import RULES
+from tests.patching.test_shadow import COPIED, RULES
 from tests.processes.cases import CASES, DEEPSPEED_CASES, ROWS, SHARDED_BY_FSDP2, SINCE, STEPS, WORLD, Case, Record
 from tests.versions import since_transformers
 
@@ -98,13 +98,11 @@ def test_losses_gradients_and_bytes(case: Case, found: Records) -> None:
 
 
 @each(PATCHED)
-def test_plans_are_measured_on_whole_weights_and_by_rule_on_sharded_ones(case: Case, found: Records) -> None:
-    by_rule = is_by_rule(case)
+def test_plans_are_measured_on_whole_weights_and_on_a_copy_of_sharded_ones(case: Case, found: Records) -> None:
     measured = [plan or "output" for plan in RULES[case.model]]  # BERT's head, for which there is no rule, as well
     for records in found:
         plans = records[str(case)].plans
-        assert [plan for plan, _ in plans] == (RULES[case.model] if by_rule else measured)
-        assert ["its weights are sharded or missing" in why for _, why in plans] == [by_rule] * len(plans)
+        assert plans == [(plan, COPIED if is_copied(case) else "") for plan in measured]
 
 
 @each([case for case in PATCHED if case.way in ROWS])
@@ -119,7 +117,7 @@ def record(case: Case, found: Records, matrix: Matrix) -> None:
         plain_bytes=plain.saved_bytes,
         patched_bytes=patched.saved_bytes,
         plan=patched.plans[0][0] or "left alone",
-        note="Weights are sharded before it is patched, so the plan is by rule." if is_by_rule(case) else "",
+        note="Weights are sharded before it is patched, so plans are measured on a copy." if is_copied(case) else "",
     )
 
 
@@ -136,22 +134,20 @@ def test_the_trainer_leaves_the_model_unpatched(case: Case, found: Records) -> N
 
 @each(DEEPSPEED_CASES)
 def test_deepspeed(case: Case, found_by_deepspeed: Records, matrix: Matrix) -> None:
-    by_rule = is_by_rule(case)
+    is_sharded = is_copied(case)
     for rank, (plain, patched) in pairs(case, found_by_deepspeed):
         assert (patched.wrapper, patched.world) == ("DeepSpeedEngine", WORLD)
-        assert patched.shards == ({"ZeRO-3"} if by_rule else {"whole"})
+        assert patched.shards == ({"ZeRO-3"} if is_sharded else {"whole"})
         assert patched.losses == pytest.approx(plain.losses, rel=1e-5), rank
         if case.patched == "no":
             continue
         assert patched.saved_bytes < 0.95 * plain.saved_bytes, rank
-        assert ["its weights are sharded or missing" in why for _, why in patched.plans] == [by_rule] * len(
-            patched.plans
-        )
+        assert [why for _, why in patched.plans] == [COPIED if is_sharded else ""] * len(patched.plans)
         assert not patched.patched_at_the_end
         record(case, found_by_deepspeed, matrix)
 
 
-def is_by_rule(case: Case) -> bool:
+def is_copied(case: Case) -> bool:
     """Whether weights are sharded when it is patched."""
     return case.way == "zero3" or (case.way in SHARDED_BY_FSDP2 and case.patched == "after")
 
