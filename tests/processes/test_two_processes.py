@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
@@ -15,42 +12,35 @@ import torch
 from tests.compatibility import Matrix
 from tests.patching.test_shadow import COPIED, RULES
 from tests.processes.cases import CASES, DEEPSPEED_CASES, ROWS, SHARDED_BY_FSDP2, SINCE, STEPS, WORLD, Case, Record
+from tests.processes.launch import launch
 from tests.versions import since_transformers
 
 WORKER = Path(__file__).with_name("worker.py")
-ROOT = WORKER.parents[2]
-SECONDS = 300
 
 Records: TypeAlias = list[dict[str, Record]]  # by process
 
 pytestmark = pytest.mark.slow
 
 
-def launch(table: str, folder: Path) -> Records:
+def train(table: str, folder: Path) -> Records:
     """Train a table's cases in processes of their own; all in one start, since that takes most of the time."""
     options = (
         *("--output_dir", str(folder), "--use_cpu", "true", "--ddp_backend", "gloo", "--max_steps", str(STEPS)),
         *("--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--logging_steps", "1"),
         *("--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"),
     )
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(WORLD))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, str(WORKER), table, *options], env=environment, capture_output=True, text=True, timeout=SECONDS
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    return launch(WORKER, folder, table, *options)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Records:
-    return launch("torch", tmp_path_factory.mktemp("torch"))
+    return train("torch", tmp_path_factory.mktemp("torch"))
 
 
 @pytest.fixture(scope="module")
 def found_by_deepspeed(tmp_path_factory: pytest.TempPathFactory) -> Records:
     pytest.importorskip("deepspeed", reason="needs DeepSpeed, a C++ compiler and ninja")
-    return launch("deepspeed", tmp_path_factory.mktemp("deepspeed"))
+    return train("deepspeed", tmp_path_factory.mktemp("deepspeed"))
 
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:

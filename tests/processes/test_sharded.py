@@ -1,0 +1,70 @@
+"""Weights that are sharded when a model is patched, in two real processes: they agree, and train as without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models import tiny_model
+from tests.patching.test_shadow import COPIED
+from tests.processes import sharded
+from tests.processes.launch import launch
+from tests.versions import since_transformers
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("sharded")
+    return launch(Path(sharded.__file__), folder, str(folder))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", sharded.FSDP1)
+def test_fsdp1_trains_as_without(name: str, when: str, found: list[dict[str, Any]]) -> None:
+    first, second = (results[f"{name}, {when}"] for results in found)
+    assert second.report == first.report
+    assert all(("not measured" in site.reason) == (when == "after") for site in first.report.sites)
+    for results in found:
+        plain, patched = results[f"{name}, no"], results[f"{name}, {when}"]
+        assert patched.losses == pytest.approx(plain.losses, rel=1e-2 if "mixed" in name else 1e-5)
+        assert when == "after" or patched.saved_bytes < plain.saved_bytes
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=since_transformers(sharded.SINCE[way.partition(",")[0]], "on a CPU"))
+        for way in sharded.AT_LOAD
+    ],
+)
+def test_weights_that_are_sharded_at_load_are_measured(way: str, found: list[dict[str, Any]]) -> None:
+    first, second = (results[f"{way}, after"] for results in found)
+    assert second.report == first.report
+    assert [site.reason for site in first.report.sites] == [COPIED] * 2
+    for results in found:
+        plain, patched = results[f"{way}, no"], results[f"{way}, after"]
+        assert patched.losses == pytest.approx(plain.losses, rel=1e-5)
+        saved = plain.saved_bytes - patched.saved_bytes
+        if way.startswith("tensor"):  # with experts, how many tokens come here depends on the tokens
+            assert saved == pytest.approx(32 * first.report.saved_bytes_per_token, rel=0.02)  # in a batch
+        assert saved > 0
+
+
+def test_a_process_without_weights_decides_as_the_one_that_loads_them(found: list[dict[str, Any]]) -> None:
+    loaded, missing = (results["one process loads"].sites for results in found)
+    figures = [(site.plan, site.before, site.after) for site in loaded]
+    assert [(site.plan, site.before, site.after) for site in missing] == figures
+    assert {site.reason for site in loaded} == {""}
+    assert {site.reason for site in missing} == {COPIED}
+
+
+def test_the_callback_keeps_what_it_has_patched_when_the_trainer_wraps_the_model(found: list[dict[str, Any]]) -> None:
+    for results in found:
+        first, second = results["callback"]
+        assert first.saved_bytes_per_token > 0
+        assert second == first
+    assert len(first.sites) == tiny_model("llama").config.num_hidden_layers
