@@ -118,8 +118,10 @@ def gate(
         activation: name of a curve, one of `hf_invact.curves.CURVES`.
         saving: "output" keeps the product (which the next layer keeps anyway), ``up``, and one bit per element, where
             the activation has a turning point; its output is rebuilt as their quotient. So that an ``up`` of 0 does
-            not lose it, the smallest factors are taken for 2^-60 (2^-12 in float16). "inputs" keeps ``gate`` and
-            ``up``; the gradients are then exactly the native ones, at the cost of computing the product again.
+            not lose it, factors below 2^-60 are taken for that. "inputs" keeps ``gate`` and ``up``; the gradients are
+            then exactly the native ones, at the cost of computing the product again. So does "output" where a rounded
+            product does not tell the activation's output: in float16, whose products underflow and overflow, and for
+            clipped_gelu, hardswish, laplace and relu6, whose derivative jumps.
 
     Raises:
         ValueError: unknown `activation`, `saving` or `backend`, or `gate` and `up` differ in shape or dtype.

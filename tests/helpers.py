@@ -18,8 +18,11 @@ from hf_invact.ops import SAVINGS, Saving, gate
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
-# The smallest factors that a gate's product is made with, where it is kept in place of the activation's output.
-TINY = {torch.float16: 2.0**-12, torch.bfloat16: 2.0**-60, torch.float32: 2.0**-60, torch.float64: 2.0**-60}
+# A gate's product is made with no smaller factor, where it is kept in place of the activation's output: in these dtypes
+# (for a factor in float16 this is 0), and for these curves.
+TINY = 2.0**-60
+PRODUCT_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+GATED = tuple(curve for curve in CURVES.values() if curve.name not in ("clipped_gelu", "hardswish", "laplace", "relu6"))
 
 # Fitted and over the whole line (clipped_gelu is GELU's fit between its limits), and exact.
 FITTED = tuple(curve for curve in CURVES.values() if isinstance(curve.inverse, Fit) and curve.limits is None)
@@ -185,10 +188,12 @@ CASES = list(_cases())
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_curve = pytest.mark.parametrize("curve", CURVES.values(), ids=lambda curve: curve.name)
+each_gated = pytest.mark.parametrize("curve", GATED, ids=lambda curve: curve.name)
 each_fitted = pytest.mark.parametrize("curve", FITTED, ids=lambda curve: curve.name)
 each_operation = pytest.mark.parametrize("curve", [GELU, *REPRESENTATIVES], ids=lambda curve: curve.name)
 each_closed = pytest.mark.parametrize("curve", CLOSED, ids=lambda curve: curve.name)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+each_product_dtype = pytest.mark.parametrize("dtype", PRODUCT_DTYPES, ids=dtype_name)
 each_half_dtype = pytest.mark.parametrize("dtype", HALF_DTYPES, ids=dtype_name)
 each_saving = pytest.mark.parametrize("saving", SAVINGS)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)

@@ -61,7 +61,7 @@ def clipped_gelu(low: float, high: float) -> Curve:
     gradient is that of GELU; the output cannot tell.)
     """
     forward, derivative = (bind(function, low=low, high=high) for function in (_clipped_gelu, _clipped_derivative))
-    return Curve("clipped_gelu", forward, derivative, FITS["gelu"], limits=(low, high))
+    return Curve("clipped_gelu", forward, derivative, FITS["gelu"], limits=(low, high), jumps=True)
 
 
 def _clipped_gelu(x: Tensor, low: float, high: float) -> Tensor:

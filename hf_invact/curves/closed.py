@@ -180,10 +180,10 @@ def _sqrtsoftplus_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype) -
 
 _SELU = _exponential("selu", F.selu, scale=SELU_SCALE, alpha=SELU_ALPHA)
 # From y = 3 on the derivative is 1, and it is 0 at y = 0 on the left; outputs that round to them are taken for them.
-HARDSWISH = Curve("hardswish", F.hardswish, _hardswish_derivative, ClosedForm(_hardswish_slope, x_min=-1.5))
+HARDSWISH = Curve("hardswish", F.hardswish, _hardswish_derivative, ClosedForm(_hardswish_slope, x_min=-1.5), jumps=True)
 # The output underflows, and the derivative is lost, where x is below the root of the dtype's smallest number.
 RELU2 = Curve("relu2", _relu2, _relu2_derivative, ClosedForm(_relu2_slope))
-RELU6 = Curve("relu6", F.relu6, _relu6_derivative, ClosedForm(_relu6_slope), limits=(0.0, 6.0))
+RELU6 = Curve("relu6", F.relu6, _relu6_derivative, ClosedForm(_relu6_slope), limits=(0.0, 6.0), jumps=True)
 # Digits are lost as y nears 1 (and, below, where PyTorch's own 1 + erf cancels).
-LAPLACE = Curve("laplace", _laplace, _laplace_derivative, ClosedForm(_laplace_slope))
+LAPLACE = Curve("laplace", _laplace, _laplace_derivative, ClosedForm(_laplace_slope), jumps=True)
 SQRTSOFTPLUS = Curve("sqrtsoftplus", _sqrtsoftplus, _sqrtsoftplus_derivative, ClosedForm(_sqrtsoftplus_slope))

@@ -96,6 +96,8 @@ class Curve:
         inverse: the derivative as a function of the output, fitted or exact.
         scale: ``f(x) = g(scale * x) / scale``, where ``inverse`` belongs to ``g`` (1 except for quick_gelu).
         limits: the derivative is 0 where the output is not strictly between them (gelu_10, relu6).
+        jumps: the derivative jumps at an output other than 0, or changes nearly as fast, so that it takes the output
+            itself: one that is off by a rounding may lie on the other side.
         key: names it to operators (see `keys`).
     """
 
@@ -105,6 +107,7 @@ class Curve:
     inverse: Fit | ClosedForm
     scale: float = 1.0
     limits: tuple[float, float] | None = None
+    jumps: bool = False
     key: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

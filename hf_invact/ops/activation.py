@@ -12,6 +12,7 @@ from .autocast import autocast
 from .backends import AUTO, check_backend
 from .distributed import are_placed_alike, is_distributed, of_parts
 from .operators import ACTIVATION, EXACT_ACTIVATION, EXACT_GATE, GATE
+from .quotient import tells_output
 from .wanted import is_array, wants_gradient
 
 Saving = Literal["output", "inputs"]
@@ -53,9 +54,10 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
     Args:
         gate, up: of one shape and floating dtype, any memory layout.
         curve: the activation.
-        saving: "output" keeps the product (which the next layer keeps anyway), ``up``, and one bit per element; the
-            product of an ``up`` that is nearly 0 is that of the smallest factor which still keeps the activation's
-            output (2^-60, in float16 2^-12). "inputs" keeps ``gate`` and ``up``, and is exact.
+        saving: "output" keeps the product (which the next layer keeps anyway), ``up``, and one bit per element; an
+            ``up`` below 2^-60 is taken for that, so that the product keeps the activation's output. "inputs" keeps
+            ``gate`` and ``up``, and is exact; so does "output" where a product does not tell the activation's output:
+            in float16, and for activations whose derivative jumps (see `quotient.tells_output`).
         backend: "eager", "compile" or "triton"; None or "auto" chooses (see `backends.choose_backend`).
 
     Raises:
@@ -82,7 +84,7 @@ def gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving = "output", back
 def _gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving, backend: str) -> Tensor:
     gate = autocast(gate, curve)
     y: Tensor
-    if saving == "output":
+    if saving == "output" and tells_output(curve, gate.dtype, up.dtype):
         y, _ = GATE(gate, _on_its_own(up), curve.key, backend)
     else:
         y = EXACT_GATE(gate, up, curve.key, backend)

@@ -15,7 +15,14 @@ from .layout import with_layout
 from .once import refusal
 
 
-def _differentiate(operator: OpOverload, backward: OpOverload, inputs: int, label: str, saves_output: bool) -> None:
+def _differentiate(
+    operator: OpOverload,
+    backward: OpOverload,
+    inputs: int,
+    label: str,
+    saves_output: bool,
+    exact_backward: OpOverload | None = None,
+) -> None:
     """Register the gradient operator as the derivative of an operator, and that it has none itself.
 
     Args:
@@ -24,6 +31,7 @@ def _differentiate(operator: OpOverload, backward: OpOverload, inputs: int, labe
         saves_output: the operator returns the side bits too, and saves output and bits in place of its first input. The
             very tensor that it returns is saved, which the next layer keeps anyway ("Inverted Activations", arXiv
             2407.15545).
+        exact_backward: the gradient operator from the inputs, which are saved where the output does not tell enough.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -32,6 +40,8 @@ def _differentiate(operator: OpOverload, backward: OpOverload, inputs: int, labe
         if saves_output:
             y, side = output
             ctx.mark_non_differentiable(side)
+        ctx.saves_output = saves_output and (exact_backward is None or operators.gate_keeps_output(*inputs[:3]))
+        if ctx.saves_output:
             ctx.save_for_backward(y, *tensors[1:], side if curve_of(ctx.curve).x_min is not None else None)
             ctx.stride = y.stride()
         else:
@@ -40,12 +50,14 @@ def _differentiate(operator: OpOverload, backward: OpOverload, inputs: int, labe
     def apply_gradient(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * (inputs + 2)
-        kept = ctx.saved_tensors
-        if saves_output:
+        kept, apply = ctx.saved_tensors, backward
+        if ctx.saves_output:
             # The bits are in memory order, which hooks that move saved tensors elsewhere need not keep.
             y, *others = kept
             kept = (with_layout(y, y.size(), ctx.stride), *others)
-        gradients = backward(dy, *kept, ctx.curve, ctx.backend)
+        elif exact_backward is not None:
+            apply = exact_backward
+        gradients = apply(dy, *kept, ctx.curve, ctx.backend)
         return *(gradients if inputs > 1 else (gradients,)), None, None
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
@@ -107,6 +119,10 @@ def _sample(tensor: Tensor, dim: int | None, index: int) -> Tensor:
 
 
 _differentiate(operators.ACTIVATION, operators.ACTIVATION_BACKWARD, 1, "an inverted", saves_output=True)
-_differentiate(operators.GATE, operators.GATE_BACKWARD, 2, "an inverted gate of", saves_output=True)
+_differentiate(
+    *(operators.GATE, operators.GATE_BACKWARD, 2, "an inverted gate of"),
+    saves_output=True,
+    exact_backward=operators.EXACT_GATE_BACKWARD,
+)
 _differentiate(operators.EXACT_ACTIVATION, operators.EXACT_ACTIVATION_BACKWARD, 1, "a recomputed", saves_output=False)
 _differentiate(operators.EXACT_GATE, operators.EXACT_GATE_BACKWARD, 2, "a recomputed gate of", saves_output=False)

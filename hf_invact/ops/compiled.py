@@ -18,7 +18,7 @@ from .compiling import Lanes, run
 from .formula import dtype_inside, split
 from .layout import flat, flat_like
 from .packing import empty_bits
-from .quotient import DEFAULT_TINY, TINY, is_near
+from .quotient import TINY
 
 # Of the distance between a number and its neighbour, if the number's significand is 1; up to twice as much if it is
 # more. From 1/2 to 3/2 of the distance are rounded to a whole.
@@ -75,7 +75,7 @@ def _backward(curve: Curve, lanes: Lanes, side: Tensor | None, dx: Tensor, dy: T
 
 
 def _multiply(curve: Curve, lanes: Lanes, side: None, product: Tensor, y: Tensor, up: Tensor) -> None:
-    product.copy_(y * _away_from_zero(up, up.dtype))
+    product.copy_(y * _away_from_zero(up.to(product.dtype)))
 
 
 def _gate_backward(
@@ -92,11 +92,11 @@ def _gate_backward(
     """In half precision with what `_rebuild` returned."""
     dtype, bend = product.dtype, _bend(curve, product.dtype)
     if y is None:
-        y = _or_limit(product / _away_from_zero(up, dtype), curve, dtype)
+        y = product / _away_from_zero(up.to(dtype))
     else:
         is_number = _round(y, dtype) == y
         bends = zip(bend, _bend(curve, dtype, is_between=True), strict=True)
-        bend = Bend(*(torch.where(is_number, at, between) for at, between in bends))
+        bend = Bend(*(torch.where(is_number, at, torch.full_like(y, float(between))) for at, between in bends))
     _write_gradients(dgate, dup, dy, up, y, _derivative(curve, dtype, y, _is_left(side, lanes), bend))
 
 
@@ -114,7 +114,7 @@ def _rebuild(curve: Curve, lanes: Lanes, side: None, dy: Tensor, up: Tensor, pro
     integers, which the compiler would move one by one on a CPU.
     """
     dtype = product.dtype
-    exact, divisor = product.float(), _away_from_zero(up.float(), dtype)
+    exact, divisor = product.float(), _away_from_zero(up.float())
     quotient = exact / divisor
     usual = torch.where(quotient.abs() < 2.0**100, quotient, 0.0)
     y = _round(quotient, dtype, usual)
@@ -122,14 +122,7 @@ def _rebuild(curve: Curve, lanes: Lanes, side: None, dy: Tensor, up: Tensor, pro
     step = y.abs() * (NEARLY_A_STEP * torch.finfo(dtype).eps)
     neighbour = _round(torch.where(quotient < y, y - step, y + step), dtype, usual)
     is_possible = _round(neighbour * divisor, dtype) == exact
-    return _or_limit(torch.where(is_possible, 0.5 * y + 0.5 * neighbour, y), curve, dtype)
-
-
-def _or_limit(y: Tensor, curve: Curve, dtype: torch.dtype) -> Tensor:
-    """A rebuilt output, or the limit that it can have been."""
-    for value in curve.limits or ():
-        y = torch.where(is_near(y, value, dtype), value, y)
-    return y
+    return torch.where(is_possible, 0.5 * y + 0.5 * neighbour, y)
 
 
 def _pack_sides(curve: Curve, lanes: Lanes, side: None, words: Tensor, x: Tensor) -> None:
@@ -159,10 +152,12 @@ def _is_left(side: Tensor | None, lanes: Lanes) -> Tensor | None:
     return is_left.view(-1)
 
 
-def _away_from_zero(factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As `quotient.away_from_zero`. (A vector of signs is copied by calling a function on a CPU.)"""
-    tiny = TINY.get(dtype, DEFAULT_TINY)
-    return torch.where(factor.abs() < tiny, torch.where(factor < 0, -tiny, tiny), factor)
+def _away_from_zero(factor: Tensor) -> Tensor:
+    """As `quotient.away_from_zero`, of a dtype that has such numbers.
+
+    (A vector of signs is copied by calling a function on a CPU.)
+    """
+    return torch.where(factor.abs() < TINY, torch.where(factor < 0, -TINY, torch.full_like(factor, TINY)), factor)
 
 
 def _round(x: Tensor, dtype: torch.dtype, like: Tensor | None = None) -> Tensor:

@@ -95,11 +95,11 @@ def gate_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor
     """``f(gate) * up``, and the side bits of ``gate``.
 
     Args:
-        gate, up: of one shape and floating dtype, any layout.
+        gate, up: of one shape, any layout and floating dtypes for which `quotient.tells_output` holds.
 
     Returns:
-        The product and the bits as `forward` returns them. Where ``up`` is smaller than the dtype's `quotient.TINY`,
-        it is replaced by that in the product, which otherwise would have lost ``f(gate)``.
+        The product and the bits as `forward` returns them. Where ``up`` is smaller than `quotient.TINY`, it is replaced
+        by that in the product, which otherwise would have lost ``f(gate)``.
     """
     product, side = forward(gate, curve)
     products, ups = flat(product), flat_like(up, product)
@@ -114,7 +114,7 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     Args:
         dy: gradient of the product, of its shape, any layout and floating dtype.
         product: dense.
-        up: of the product's shape and dtype, any layout.
+        up: of the product's shape, any floating dtype and layout.
         side: as `gate_forward` returned it.
 
     Returns:
@@ -127,7 +127,7 @@ def gate_backward(dy: Tensor, product: Tensor, up: Tensor, side: Tensor | None, 
     slopes, scratch = slopes_of_rebuilt(curve, product), Scratch(dtype_inside(product), product.device)
     for start, stop in pieces(products):
         factor = scratch.wide("factor", ups[start:stop])
-        y = rebuild(products[start:stop], factor, curve.limits or (), scratch)
+        y = rebuild(products[start:stop], factor, scratch)
         slope = slopes(y, _bits_of(side, start, stop))
         gradient = scratch.wide("gradient", gradients[start:stop])
         multiply(gradient, y, out=dups[start:stop])
@@ -144,7 +144,10 @@ def exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: Curve) -> t
 
     Args:
         dy: gradient of the product, of its shape and dtype, any layout.
-        gate, up: of one shape and floating dtype, any layout.
+        gate, up: of one shape, any floating dtypes and layouts.
+
+    Returns:
+        Both with the shape and layout that the product has, each in the dtype of its input.
     """
     dgate, dup = _recomputed(dy, [gate, up], lambda gate, up: curve.forward(gate) * up)
     return dgate, dup
@@ -161,7 +164,7 @@ def exact_backward(dy: Tensor, x: Tensor, curve: Curve) -> Tensor:
 
 
 def _recomputed(dy: Tensor, inputs: list[Tensor], function: Callable[..., Tensor]) -> list[Tensor]:
-    results = [torch.empty_like(inputs[0]) for _ in inputs]
+    results = [torch.empty_like(inputs[0], dtype=tensor.dtype) for tensor in inputs]
     gradients, *flat_inputs = (flat_like(tensor, results[0]) for tensor in (dy, *inputs))
     flat_results = [flat(result) for result in results]
     for start, stop in pieces(gradients):

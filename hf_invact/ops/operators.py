@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from .backends import choose_backend
 from .keys import curve_of
 from .packing import packed_size
+from .quotient import tells_output
 
 NAMESPACE = "hf_invact"
 try:
@@ -48,12 +49,24 @@ def _activation_backward_like(dy: Tensor, y: Tensor, side: Tensor | None, curve:
 
 
 def _gate(gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
-    product, side = choose_backend(backend, gate).gate_forward(gate, up, curve_of(curve))
+    chosen = choose_backend(backend, gate)
+    if not gate_keeps_output(gate, up, curve):
+        product = _exact_gate(gate, up, curve, backend)
+        return product, _no_bits(product)
+    product, side = chosen.gate_forward(gate, up, curve_of(curve))
     return product, _no_bits(product) if side is None else side
 
 
 def _gate_like(gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
-    return _activation_like(gate, curve, backend)
+    y, side = _activation_like(gate, curve, backend)
+    if not gate_keeps_output(gate, up, curve):
+        return _exact_gate(gate, up, curve, backend), _no_bits(y)
+    return y, side
+
+
+def gate_keeps_output(gate: Tensor, up: Tensor, curve: str) -> bool:
+    """Whether `GATE` keeps its product and side bits for the backward pass; else it keeps ``gate`` itself."""
+    return tells_output(curve_of(curve), gate.dtype, up.dtype)
 
 
 def _gate_backward(
@@ -83,7 +96,7 @@ def _exact_activation_backward_like(dy: Tensor, x: Tensor, curve: str, backend: 
 
 
 def _exact_gate(gate: Tensor, up: Tensor, curve: str, backend: str) -> Tensor:
-    return curve_of(curve).forward(gate).mul_(up)
+    return curve_of(curve).forward(gate).to(torch.promote_types(gate.dtype, up.dtype)).mul_(up)
 
 
 def _exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
@@ -92,7 +105,7 @@ def _exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: str, backe
 
 
 def _exact_gate_backward_like(dy: Tensor, gate: Tensor, up: Tensor, curve: str, backend: str) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(gate), torch.empty_like(gate)
+    return torch.empty_like(gate), torch.empty_like(gate, dtype=up.dtype)
 
 
 def _autograd() -> AbstractContextManager[None]:

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from ..curves import Curve
 from .formula import dtype_inside
 from .scratch import Scratch
 
-# A factor smaller than this would take what it is multiplied with along to 0. The exponents of bfloat16 and float32
-# have room; in float16 the product of the smallest factor and an output of 1/4 is just not subnormal.
-TINY = {torch.float16: 2.0**-12}
-DEFAULT_TINY = 2.0**-60
+# A factor smaller than this would take what it is multiplied with along to 0. The exponents of bfloat16, float32 and
+# float64 have room for it.
+TINY = 2.0**-60
 SIGN_AND_EXPONENT = -1 << 23  # of a float32 number's bits
 
 
-def away_from_zero(factor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def tells_output(curve: Curve, gate: torch.dtype, up: torch.dtype) -> bool:
+    """Whether the rounded product of ``f(gate)`` and ``up`` tells ``f(gate)`` well enough for the gradients.
+
+    float16 has too few exponents: the product of two common numbers loses its digits (0.005 * 0.001) or overflows.
+    Where the derivative jumps, the product's rounding may lead to the other side. And a product that is wider than the
+    gate does not tell to which digits ``f(gate)`` was rounded.
+    """
+    product = torch.promote_types(gate, up)
+    return product == gate and product != torch.float16 and not curve.jumps
+
+
+def away_from_zero(factor: Tensor) -> Tensor:
     """The factor, or the smallest that keeps what it is multiplied with, with its sign; new memory only for that.
 
-    The sign of 0 does not count.
-
-    Args:
-        dtype: the product's; None for that of the factor.
+    The sign of 0 does not count. A factor in float16, which has no such number, comes back in float32 then.
     """
-    tiny = TINY.get(dtype or factor.dtype, DEFAULT_TINY)
-    if _costs_little_to_ask(factor) and factor.abs().min().item() >= tiny:
+    if _costs_little_to_ask(factor) and factor.abs().min().item() >= TINY:
         return factor
-    return factor.abs().clamp_(min=tiny).copysign_(factor + 0.0)  # -0 + 0 is 0
+    if factor.dtype == torch.float16:
+        factor = factor.float()
+    return factor.abs().clamp_(min=TINY).copysign_(factor + 0.0)  # -0 + 0 is 0
 
 
 def _costs_little_to_ask(tensor: Tensor) -> bool:
@@ -38,15 +46,14 @@ def _costs_little_to_ask(tensor: Tensor) -> bool:
     return is_real and tensor.device.type == "cpu" and tensor.numel() > 0
 
 
-def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = (), scratch: Scratch | None = None) -> Tensor:
+def rebuild(product: Tensor, factor: Tensor, scratch: Scratch | None = None) -> Tensor:
     """The output ``y`` whose product with ``away_from_zero(factor)`` was rounded to ``product``; shape (size,) each.
 
     In half precision ``y`` was rounded too. Unless the product is subnormal, mostly only one number of the dtype can
     have had it, and is found; else two neighbours can, and the middle between them is taken.
 
     Args:
-        factor: of the product's dtype, or the same numbers in a wider one.
-        likely: outputs of whole ranges of inputs, which are taken where they can have been it.
+        factor: of the product's dtype, or the same numbers in another one.
         scratch: where the result is, in float32 (float64 for float64). None takes new memory.
 
     Returns:
@@ -54,19 +61,10 @@ def rebuild(product: Tensor, factor: Tensor, likely: Iterable[float] = (), scrat
     """
     wide = dtype_inside(product)
     scratch = scratch or Scratch(wide, product.device)
-    divisor = away_from_zero(factor, product.dtype).to(wide)
+    divisor = away_from_zero(factor).to(wide)
     if product.dtype == wide:
-        y = torch.div(product, divisor, out=scratch.empty("y", product.numel()))
-    else:
-        y = _middle(product, divisor, scratch)
-    for value in likely:
-        y.masked_fill_(is_near(y, value, product.dtype), value)
-    return y
-
-
-def is_near(y: Tensor, value: float, dtype: torch.dtype) -> Tensor:
-    """Whether an output that was rebuilt from numbers of this dtype can have been the value; bools."""
-    return (y - value).abs_() <= abs(value) * torch.finfo(dtype).eps
+        return torch.div(product, divisor, out=scratch.empty("y", product.numel()))
+    return _middle(product, divisor, scratch)
 
 
 def uncertainty(rebuilt: Tensor, dtype: torch.dtype) -> Tensor | None:

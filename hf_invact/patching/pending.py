@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ..curves import Curve
-from ..ops import Saving, gate
+from ..ops import Saving, gate, tells_output
 from ..ops.autocast import active_dtype
 
 _PRODUCTS = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)
@@ -99,6 +99,8 @@ class _Pending:
 
     def times(self, other: Any) -> Tensor:
         if self._fits(other):
+            if self.is_strict:
+                self._require_that_its_product_tells()
             return gate(self.x, other, self.curve, self.saving, self.backend)
         value = self.tensor()
         product: Tensor = value * (_tensor_of(other) if type(other) is PendingActivation else other)
@@ -110,6 +112,13 @@ class _Pending:
             return False
         is_as_called = torch.is_grad_enabled() and active_dtype(self.x) == self.autocast_dtype
         return is_as_called and other.shape == self.x.shape and other.dtype == self.x.dtype
+
+    def _require_that_its_product_tells(self) -> None:
+        if self.saving == "output" and not tells_output(self.curve, self.x.dtype, self.x.dtype):
+            raise NotAGateError(
+                f"in {self.x.dtype} a product with {self.curve.name} does not tell the activation's output; the plan "
+                "'gate-inputs' keeps gate and up instead"
+            )
 
     def tensor(self) -> Tensor:
         if self.is_strict:

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from hf_invact.curves import CURVES, GELU, SILU, Curve, Fit, elu
 from hf_invact.ops import BACKENDS, compiled, compiling, gate, invert
+from hf_invact.ops.quotient import tells_output
 from hf_invact.ops.slopes import slopes_of_rebuilt
 from tests.helpers import (
     LAYOUTS,
     all_numbers,
     dtype_name,
-    each_half_dtype,
     last_place,
     normal,
     output_and_gradients,
     threads,
 )
-from tests.ops.test_quotient import pairs
+from tests.ops.test_quotient import HALF, pairs
 
 pytestmark = [
     pytest.mark.slow,
@@ -73,6 +73,8 @@ def test_as_the_plain_backend(curve: Curve, dtype: torch.dtype, size: int) -> No
     assert torch.equal(y, expected)
     assert_same_bits(side, expected_side)
     assert_close(COMPILE.backward(dy, y, side, curve), EAGER.backward(dy, y, expected_side, curve), curve, dy)
+    if not tells_output(curve, dtype, dtype):
+        return
     (product, side), (expected, expected_side) = (backend.gate_forward(x, up, curve) for backend in (COMPILE, EAGER))
     assert torch.equal(product, expected)
     assert_same_bits(side, expected_side)
@@ -209,14 +211,25 @@ def test_a_gradient_of_another_dtype_is_rounded_once() -> None:
         assert ((result - expected).abs() < 1e-5).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("of_up", [torch.float16, torch.bfloat16], ids=dtype_name)
+def test_an_up_of_half_precision_beside_a_wide_gate(of_up: torch.dtype) -> None:
+    x, dy, up = normal(PIECE), normal(PIECE, seed=1), (1e-4 * normal(PIECE, seed=2)).to(of_up)
+    up[:5] = torch.tensor([0.0, -0.0, 1e-7, -1e-7, 1.0])
+    results, expected = (
+        output_and_gradients(lambda a, u: torch.ops.hf_invact.gate(a, u, "softplus", backend)[0], x, up, dy=dy)  # noqa: B023
+        for backend in ("compile", "eager")
+    )
+    for result, of_eager in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, of_eager, rtol=1e-5, atol=1e-6)
+
+
 def rebuilt(curve: Curve, product: Tensor, up: Tensor) -> Tensor:
     lanes = compiling.lanes_of(product.device, (product.dtype,))
     return compiled._rebuild(curve, lanes, None, torch.ones_like(product), up, product)
 
 
-@each_half_dtype
-def test_rebuilt_outputs_are_within_a_step_and_mostly_exact(dtype: torch.dtype) -> None:
-    y, up, product = pairs(dtype)
+def test_rebuilt_outputs_are_within_a_step_and_mostly_exact() -> None:
+    (y, up, product), dtype = pairs(), HALF
     found = rebuilt(GELU, product, up)
     assert found.dtype == torch.float32
     assert found.isfinite().all()
@@ -226,13 +239,13 @@ def test_rebuilt_outputs_are_within_a_step_and_mostly_exact(dtype: torch.dtype) 
     is_usual = (y.abs() < 2.0**100) & (product.abs() < 2.0**110)  # larger ones are not multiplied back
     is_usual = is_usual[told]
     assert (distance <= torch.where(is_usual, step / 2, step)).all()
-    # Where two outputs can have been it, their middle is taken. Measured: 0.7800 in bfloat16, 0.7821 in float16.
+    # Where two outputs can have been it, their middle is taken. Measured: 0.7800.
     assert (distance == 0)[is_usual & (product.abs() < 2.0**100)[told]].double().mean() > 0.779
 
 
-@each_half_dtype
 @pytest.mark.parametrize("curve", [GELU, SILU], ids=lambda curve: curve.name)
-def test_next_to_the_turning_point_middles_have_derivatives_of_their_own(curve: Curve, dtype: torch.dtype) -> None:
+def test_next_to_the_turning_point_middles_have_derivatives_of_their_own(curve: Curve) -> None:
+    dtype = HALF
     assert isinstance(curve.inverse, Fit)
     numbers = all_numbers(dtype).float()
     lowest = numbers[numbers > curve.inverse.y_min - curve.output_error(dtype)].sort().values[:3]
@@ -244,16 +257,8 @@ def test_next_to_the_turning_point_middles_have_derivatives_of_their_own(curve: 
     torch.testing.assert_close(dgate, expected, rtol=0, atol=1e-4)
 
 
-@each_half_dtype
-def test_the_largest_output_is_rebuilt_as_a_number(dtype: torch.dtype) -> None:
-    up = all_numbers(dtype)
+def test_the_largest_output_is_rebuilt_as_a_number() -> None:
+    up = all_numbers(HALF)
     up = up[(up.abs() > 1e-3) & (up.abs() < 1)]
-    largest = torch.full_like(up, torch.finfo(dtype).max)
-    assert torch.allclose(rebuilt(GELU, largest * up, up), largest.float(), rtol=torch.finfo(dtype).eps)
-
-
-@each_half_dtype
-def test_outputs_of_whole_ranges_of_inputs_are_taken_where_they_can_have_been_it(dtype: torch.dtype) -> None:
-    curve, up = CURVES["clipped_gelu"], torch.linspace(0.1, 3, 10_000, dtype=dtype)
-    ten = torch.full_like(up, 10.0)
-    assert (rebuilt(curve, ten * up, up) == 10).all()
+    largest = torch.full_like(up, torch.finfo(HALF).max)
+    assert torch.allclose(rebuilt(GELU, largest * up, up), largest.float(), rtol=torch.finfo(HALF).eps)

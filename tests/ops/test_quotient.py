@@ -9,57 +9,56 @@ import torch
 from torch import Tensor
 
 from hf_invact.ops.quotient import away_from_zero, rebuild, uncertainty
-from tests.helpers import HALF_DTYPES, TINY, all_numbers, dtype_name, each_dtype, each_half_dtype, last_place, normal
+from tests.helpers import TINY, all_numbers, dtype_name, each_product_dtype, last_place, normal
 
+HALF = torch.bfloat16
 SPECIAL = (0.0, -0.0, 1e-4, -1e-3, 100.3, -1000.0)
 
 
 def factors(dtype: torch.dtype) -> Tensor:
     """Significands of all kinds, normal numbers, and those that are special or nearly so."""
     significands = torch.linspace(1, 2, 35)
-    beside_tiny = TINY[dtype] * torch.tensor([0.3, 1.0, 1.4, 3.3, 77.0])
+    beside_tiny = TINY * torch.tensor([0.3, 1.0, 1.4, 3.3, 77.0])
     return torch.cat([significands, normal(20), beside_tiny, torch.tensor(SPECIAL)]).to(dtype)
 
 
-def pairs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Each finite output of a half-precision dtype, a factor, and their product, where that is finite."""
-    y = all_numbers(dtype)
+def pairs() -> tuple[Tensor, Tensor, Tensor]:
+    """Each finite output, a factor, and their product, where that is finite."""
+    y = all_numbers(HALF)
     y = y[y.isfinite()]
-    outputs, others = (grid.flatten() for grid in torch.meshgrid(y, factors(dtype), indexing="ij"))
+    outputs, others = (grid.flatten() for grid in torch.meshgrid(y, factors(HALF), indexing="ij"))
     products = outputs * away_from_zero(others)
     finite = products.isfinite()
     return outputs[finite], others[finite], products[finite]
 
 
-@each_half_dtype
-def test_every_output_is_rebuilt_within_the_error_it_states(dtype: torch.dtype) -> None:
-    y, factor, product = pairs(dtype)
+def test_every_output_is_rebuilt_within_the_error_it_states() -> None:
+    y, factor, product = pairs()
     rebuilt = rebuild(product, factor)
     assert rebuilt.dtype == torch.float32
     assert rebuilt.isfinite().all()
-    error = uncertainty(rebuilt, dtype)
+    error = uncertainty(rebuilt, HALF)
     assert error is not None
     assert error.isfinite().all()
 
     distance = (rebuilt.double() - y.double()).abs()
-    half_step = last_place(y.double(), dtype) / 2
-    smallest = torch.finfo(dtype).smallest_normal
+    half_step = last_place(y.double(), HALF) / 2
+    smallest = torch.finfo(HALF).smallest_normal
     is_subnormal = product.abs() < smallest
-    lost = last_place(product.double(), dtype) / 2 / away_from_zero(factor).double().abs()
+    lost = last_place(product.double(), HALF) / 2 / away_from_zero(factor).double().abs()
     assert (distance <= error + half_step + lost.where(is_subnormal, 0.0)).all()
 
     told = ~is_subnormal & (y.abs() >= smallest)
-    assert (distance == 0)[told].double().mean() > 0.765  # measured: 0.769 in bfloat16, 0.776 in float16
+    assert (distance == 0)[told].double().mean() > 0.765  # measured: 0.769
     assert (distance <= half_step)[told].all()
 
 
-@each_half_dtype
-def test_outputs_next_to_a_turning_point_are_known_with_every_factor(dtype: torch.dtype) -> None:
-    """There an error is magnified; even in float16 the products with the smallest factor have the digits for it."""
-    y, factor, product = pairs(dtype)
+def test_outputs_next_to_a_turning_point_are_known_with_every_factor() -> None:
+    """There an error is magnified; the products with the smallest factor have the digits for it too."""
+    y, factor, product = pairs()
     near = (y <= -0.16) & (y >= -0.4)
     rebuilt = rebuild(product[near], factor[near])
-    error, half_step = uncertainty(rebuilt, dtype), last_place(y[near].double(), dtype) / 2
+    error, half_step = uncertainty(rebuilt, HALF), last_place(y[near].double(), HALF) / 2
     assert ((rebuilt - y[near]).abs() <= error + half_step).all()
     assert (error <= 2 * half_step).all()
 
@@ -75,7 +74,7 @@ def test_wide_outputs_are_rebuilt_but_for_two_roundings(dtype: torch.dtype) -> N
         assert ((rebuilt - y).abs() <= 1.01 * torch.finfo(dtype).eps * y.abs()).all()
 
 
-@each_dtype
+@each_product_dtype
 def test_zero_stays_zero(dtype: torch.dtype) -> None:
     factor = factors(dtype)
     for zero in (0.0, -0.0):
@@ -83,21 +82,9 @@ def test_zero_stays_zero(dtype: torch.dtype) -> None:
         assert (rebuilt == 0).all()
 
 
-@each_dtype
-@pytest.mark.parametrize("output", [1.0, 5.99, 6.0])
-def test_likely_outputs_are_taken_where_they_can_have_been_it(output: float, dtype: torch.dtype) -> None:
-    factor = normal(10_000, dtype=dtype)
-    y = torch.full_like(factor, output)
-    product = y * away_from_zero(factor)
-    plain, likely = rebuild(product, factor), rebuild(product, factor, (0.0, 6.0))
-    may_be_six = (plain - 6).abs() <= 6 * torch.finfo(dtype).eps
-    assert torch.equal(likely, torch.where(may_be_six, 6.0, plain))
-    assert may_be_six.all() == (y == 6).all()
-
-
-@each_dtype
+@each_product_dtype
 def test_away_from_zero_keeps_the_sign_and_all_but_the_smallest(dtype: torch.dtype) -> None:
-    tiny = TINY[dtype]
+    tiny = TINY
     factor = torch.tensor([0.0, -0.0, tiny / 2, -tiny / 2, tiny, -1.5 * tiny, 3.0, -math.inf], dtype=dtype)
     expected = torch.tensor([tiny, tiny, tiny, -tiny, tiny, -1.5 * tiny, 3.0, -math.inf], dtype=dtype)
     before = factor.clone()
@@ -106,35 +93,33 @@ def test_away_from_zero_keeps_the_sign_and_all_but_the_smallest(dtype: torch.dty
     assert away_from_zero(torch.tensor(math.nan, dtype=dtype)).isnan()
 
 
-@each_dtype
+@each_product_dtype
 def test_factors_that_all_are_away_from_zero_are_not_copied(dtype: torch.dtype) -> None:
-    factor = torch.tensor([TINY[dtype], -1.0, math.inf], dtype=dtype)
+    factor = torch.tensor([TINY, -1.0, math.inf], dtype=dtype)
     assert away_from_zero(factor) is factor
     assert away_from_zero(factor[:0]).shape == (0,)
 
 
-@each_dtype
+@each_product_dtype
 def test_changes_none_of_its_arguments(dtype: torch.dtype) -> None:
     product, factor = normal(1000, dtype=dtype), normal(1000, dtype=dtype, seed=1)
     before = product.clone(), factor.clone()
-    rebuilt = rebuild(product, factor, (0.0, 6.0))
+    rebuilt = rebuild(product, factor)
     rebuilt.zero_()  # the caller's own
     assert torch.equal(product, before[0])
     assert torch.equal(factor, before[1])
 
 
-@each_half_dtype
-def test_the_largest_outputs_stay_finite(dtype: torch.dtype) -> None:
-    factor = torch.linspace(0.5, 1, 129, dtype=dtype)
-    y = torch.full_like(factor, torch.finfo(dtype).max)
+def test_the_largest_outputs_stay_finite() -> None:
+    factor = torch.linspace(0.5, 1, 129, dtype=HALF)
+    y = torch.full_like(factor, torch.finfo(HALF).max)
     for output in (y, -y):
         rebuilt = rebuild(output * factor, factor)
-        assert ((rebuilt - output.float()).abs() <= torch.finfo(dtype).eps / 2 * y.float()).all()
-        assert rebuilt.to(dtype).isfinite().all()
+        assert ((rebuilt - output.float()).abs() <= torch.finfo(HALF).eps / 2 * y.float()).all()
+        assert rebuilt.to(HALF).isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=dtype_name)
-def test_what_is_not_finite_stays_so(dtype: torch.dtype) -> None:
-    product = torch.tensor([math.inf, math.nan, 1.0, math.inf], dtype=dtype)
-    factor = torch.tensor([2.0, 2.0, math.nan, math.inf], dtype=dtype)
+def test_what_is_not_finite_stays_so() -> None:
+    product = torch.tensor([math.inf, math.nan, 1.0, math.inf], dtype=HALF)
+    factor = torch.tensor([2.0, 2.0, math.nan, math.inf], dtype=HALF)
     assert rebuild(product, factor).isfinite().tolist() == [False] * 4

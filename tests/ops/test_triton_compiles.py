@@ -20,6 +20,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 from hf_invact.curves import CURVES, Fit
+from hf_invact.ops.quotient import tells_output
 from hf_invact.ops.triton import launch
 
 backend, architecture, warp_size = sys.argv[1].split(":")
@@ -42,8 +43,9 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
         if isinstance(curve.inverse, Fit) and (dtype == torch.bfloat16 or curve.name == "clipped_gelu"):
             y, side = launch.forward(gate, curve)
             launch.backward(dy, y, side, curve)
-            launch.gate_forward(gate, up, curve)
-            launch.gate_backward(dy, y, up, side, curve)
+            if tells_output(curve, dtype, dtype):
+                launch.gate_forward(gate, up, curve)
+                launch.gate_backward(dy, y, up, side, curve)
             if curve.name in launch.SLOPES:
                 launch.exact_backward(dy, gate, curve)
                 launch.exact_gate_backward(dy, gate, up, curve)

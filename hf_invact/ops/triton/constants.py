@@ -10,7 +10,6 @@ import torch
 
 from ...curves import Curve, Fit
 from ..formula import split
-from ..quotient import DEFAULT_TINY, TINY
 
 
 class RatioConstants(NamedTuple):
@@ -32,7 +31,6 @@ class FitConstants(NamedTuple):
     error: float
     limits: tuple[float, float] | None
     is_coarse: bool
-    tiny: float
     eps: float
     smallest_normal: float
     half_of_the_last: float  # half the distance between the two largest numbers
@@ -58,7 +56,6 @@ def constants_of(curve: Curve, dtype: torch.dtype) -> FitConstants:
         error=curve.output_error(dtype),
         limits=curve.limits,
         is_coarse=is_coarse,
-        tiny=TINY.get(dtype, DEFAULT_TINY),
         eps=info.eps,
         smallest_normal=info.smallest_normal,
         half_of_the_last=0.5 * info.eps * 2.0 ** math.floor(math.log2(info.max)),

@@ -12,9 +12,12 @@ import triton
 import triton.language as tl
 from triton import knobs
 
+from ..quotient import TINY as SMALLEST_FACTOR
+
 # Kernels run in Python then, on the CPU: for tests.
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 ALL = tl.constexpr(tl.PropagateNan.ALL)
+TINY = tl.constexpr(SMALLEST_FACTOR)
 
 if INTERPRETED.value:
 
@@ -141,7 +144,7 @@ def _ratio(root, FIT: tl.constexpr, SIDE: tl.constexpr):
 
 
 @triton.jit
-def away_from_zero(factor, TINY: tl.constexpr):
+def away_from_zero(factor):
     return _with_sign_of(tl.maximum(tl.abs(factor), TINY, ALL), factor + 0.0)  # -0 + 0 is 0
 
 
@@ -168,9 +171,6 @@ def rebuild(product, factor, DTYPE: tl.constexpr, FIT: tl.constexpr):
     else:
         y = product / factor
         error = tl.full([1, 1], FIT.error, tl.float32)
-    if FIT.limits is not None:
-        for index in tl.static_range(2):
-            y = tl.where(tl.abs(y - FIT.limits[index]) <= tl.abs(y) * FIT.eps, FIT.limits[index], y)
     return y, error
 
 

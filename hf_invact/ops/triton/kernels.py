@@ -57,15 +57,14 @@ def gate_forward(
     size,
     ACTIVATION: tl.constexpr,
     THRESHOLD: tl.constexpr,
-    FIT: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
     groups, elements, is_inside = _positions(size, GROUPS)
     gate = tl.load(gate_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     # Rounded twice, as in the unfused code.
-    y = round_to(_limited(ACTIVATION(gate), FIT), product_ptr.dtype.element_ty).to(tl.float32)
-    product = round_to(y * away_from_zero(up, FIT.tiny), product_ptr.dtype.element_ty)
+    y = round_to(ACTIVATION(gate), product_ptr.dtype.element_ty).to(tl.float32)
+    product = round_to(y * away_from_zero(up), product_ptr.dtype.element_ty)
     tl.store(product_ptr + elements, product, mask=is_inside)
     _store_bits(side_ptr, groups, size, is_left_of(gate, THRESHOLD) & is_inside)
 
@@ -79,7 +78,7 @@ def gate_backward(
     product = tl.load(product_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + elements, mask=is_inside, other=1.0).to(tl.float32)
     is_left = _load_bits(side_ptr, groups, size, FIT)
-    y, error = rebuild(product, away_from_zero(up, FIT.tiny), product_ptr.dtype.element_ty, FIT)
+    y, error = rebuild(product, away_from_zero(up), product_ptr.dtype.element_ty, FIT)
     # Multiplied in the order of the native gradients, which overflows nowhere else.
     dgate = derivative(y, is_left, error, FIT) * (dy * up)
     tl.store(dup_ptr + elements, round_to(dy * y, dup_ptr.dtype.element_ty), mask=is_inside)
@@ -113,7 +112,7 @@ def exact_gate_backward(
     up = tl.load(up_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     # Rounded where the unfused code rounds.
     y, dactivation = round_to(ACTIVATION(gate), DTYPE).to(tl.float32), round_to(dy * up, DTYPE).to(tl.float32)
-    tl.store(dup_ptr + elements, round_to(dy * y, DTYPE), mask=is_inside)
+    tl.store(dup_ptr + elements, round_to(dy * y, dup_ptr.dtype.element_ty), mask=is_inside)
     tl.store(dgate_ptr + elements, round_to(dactivation * SLOPE(gate), DTYPE), mask=is_inside)
 
 

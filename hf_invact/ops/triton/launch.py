@@ -49,7 +49,8 @@ def forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor | None]:
         return y, side
     y = torch.empty_like(x)
     side = empty_bits(y)
-    _launch(kernels.forward, flat_like(x, y), flat(y), side, **_of_the_forward(curve, x.dtype))
+    constants = {**_of_the_forward(curve, x.dtype), "FIT": constants_of(curve, x.dtype)}
+    _launch(kernels.forward, flat_like(x, y), flat(y), side, **constants)
     return y, side
 
 
@@ -101,7 +102,7 @@ def exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: Curve) -> t
     """As `eager.exact_gate_backward`, but for the last digits; one pass for the activations written in Triton."""
     if curve.name not in SLOPES:
         return compiled.exact_gate_backward(dy, gate, up, curve)
-    dgate, dup = torch.empty_like(gate), torch.empty_like(gate)
+    dgate, dup = torch.empty_like(gate), torch.empty_like(gate, dtype=up.dtype)
     inputs = (flat_like(tensor, dgate) for tensor in (dy, gate, up))
     functions = {"ACTIVATION": ACTIVATIONS[curve.name], "SLOPE": SLOPES[curve.name]}
     _launch(kernels.exact_gate_backward, *inputs, flat(dgate), flat(dup), **functions)
@@ -109,11 +110,7 @@ def exact_gate_backward(dy: Tensor, gate: Tensor, up: Tensor, curve: Curve) -> t
 
 
 def _of_the_forward(curve: Curve, dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        "ACTIVATION": ACTIVATIONS[curve.name],
-        "THRESHOLD": curve.threshold(dtype),
-        "FIT": constants_of(curve, dtype),
-    }
+    return {"ACTIVATION": ACTIVATIONS[curve.name], "THRESHOLD": curve.threshold(dtype)}
 
 
 def _launch(kernel: Any, *tensors: Tensor, **constants: Any) -> None:
