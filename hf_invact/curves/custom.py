@@ -14,7 +14,7 @@ from .shape import Function, Shape, UnsuitableActivation, examine, grid
 
 
 def fit_curve(name: str, forward: Function, derivative: Function | None, max_error: float) -> Curve:
-    """Fit the derivative of a function to its output.
+    """Fit the derivative of a function to its output, on the CPU whatever the default device.
 
     Args:
         forward: ``f``, element-wise, for tensors of any floating dtype.
@@ -25,8 +25,9 @@ def fit_curve(name: str, forward: Function, derivative: Function | None, max_err
         UnsuitableActivation: the function cannot be inverted (see `shape.examine`), or not that exactly.
     """
     derivative = derivative or _Autograd(forward)
-    shape = examine(forward, derivative)
-    fit = fitting.fit(shape.x_min, shape.y_min, *_branches(forward, derivative, shape))
+    with torch.device("cpu"):
+        shape = examine(forward, derivative)
+        fit = fitting.fit(shape.x_min, shape.y_min, *_branches(forward, derivative, shape))
     if not fit.fine.error <= max_error:
         raise UnsuitableActivation(
             f"the best fit of its derivative is off by {fit.fine.error:.2g}, more than {max_error:g}"
@@ -55,7 +56,8 @@ def _spread(start: float, end: float, root: Function) -> Tensor:
     """Inputs from start to end that lie evenly on a branch, by its root, and denser towards both of its ends."""
     inside = grid()
     inside = inside[(inside > min(start, end)) & (inside < max(start, end))]
-    x = torch.cat([torch.tensor([start]), inside if start < end else inside.flip(0), torch.tensor([end])])
+    ends = torch.tensor([[start], [end]], dtype=torch.float64)
+    x = torch.cat([ends[0], inside if start < end else inside.flip(0), ends[1]])
     roots = root(x).numpy()
     shares = (1 - np.cos(np.pi * np.arange(fitting.POINTS) / (fitting.POINTS - 1))) / 2
     return torch.from_numpy(np.interp(roots[0] + (roots[-1] - roots[0]) * shares, roots, x.numpy()))

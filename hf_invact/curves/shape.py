@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,8 +72,8 @@ def examine(forward: Function, derivative: Function) -> Shape:
 def grid() -> Tensor:
     """Inputs in float64, ascending: even within `NEAR`, and ever sparser up to `FAR`."""
     near = torch.arange(-NEAR, NEAR + STEP, STEP, dtype=torch.float64)
-    far = torch.logspace(torch.log10(torch.tensor(NEAR)).item(), torch.log10(torch.tensor(FAR)).item(), 2001)[1:]
-    return torch.cat([-far.double().flip(0), near, far.double()])
+    far = torch.logspace(math.log10(NEAR), math.log10(FAR), 2001, dtype=torch.float64)[1:]
+    return torch.cat([-far.flip(0), near, far])
 
 
 def _require_elementwise(forward: Function, x: Tensor) -> None:

@@ -54,7 +54,7 @@ def measure(curve: Curve, draws: Tensor, largest: float = math.inf) -> Derivativ
     rms, bias, worst = error.square().mean().sqrt().item(), error.mean().item(), error.abs().max().item()
     if draws.dtype.itemsize > 2:
         return DerivativeError(rms, bias, worst, None)
-    everything = _with_slope(curve, numbers(draws.dtype, largest))
+    everything = _with_slope(curve, numbers(draws.dtype, largest).to(draws.device))
     worst = max(worst, error_of(curve, everything).abs().max().item())
     floor, _ = floor_of(curve, everything)
     return DerivativeError(rms, bias, worst, floor)
@@ -78,21 +78,21 @@ def floor_of(curve: Curve, x: Tensor) -> tuple[Floor, Tensor]:
     _, group = torch.unique(2 * output + _is_left(curve, x), return_inverse=True)
     count = int(group.max()) + 1
 
-    highest = torch.full((count,), -math.inf, dtype=torch.float64).scatter_reduce(0, group, exact, "amax")
-    lowest = torch.full((count,), math.inf, dtype=torch.float64).scatter_reduce(0, group, exact, "amin")
+    highest = exact.new_full((count,), -math.inf).scatter_reduce(0, group, exact, "amax")
+    lowest = exact.new_full((count,), math.inf).scatter_reduce(0, group, exact, "amin")
     half_spreads = (highest - lowest) / 2
 
     weight = _probability(x.double())
-    total = torch.zeros(count, dtype=torch.float64).index_add(0, group, weight)
-    mean = torch.zeros(count, dtype=torch.float64).index_add(0, group, weight * exact) / total.clamp(min=1e-300)
+    total = exact.new_zeros(count).index_add(0, group, weight)
+    mean = exact.new_zeros(count).index_add(0, group, weight * exact) / total.clamp(min=1e-300)
     deviation = torch.where(weight > 0, exact - mean[group], 0.0)
     rms = (weight * deviation.square()).sum().div(weight.sum()).sqrt().item()
     return Floor(half_spreads.max().item(), rms), half_spreads[group]
 
 
 def numbers(dtype: torch.dtype, largest: float = math.inf) -> Tensor:
-    """All finite numbers of a half-precision dtype up to a size, in ascending order."""
-    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    """All finite numbers of a half-precision dtype up to a size, in ascending order, on the CPU."""
+    x = torch.arange(-(2**15), 2**15, device="cpu").to(torch.int16).view(dtype)
     return x[x.isfinite() & (x.abs() <= largest)].sort().values
 
 

@@ -130,7 +130,7 @@ def _lines(curve: Curve, is_left: bool, cells: int, places: int) -> tuple[_Side,
     """
     end = _end(curve, is_left)
     start = _bits((cells - 1) / places) - (_bits(end) >> SHIFT)
-    positions = torch.arange(places + 1) / places
+    positions = torch.arange(places + 1, dtype=torch.float32) / places
     bits = (positions.view(torch.int32) - start).clamp_(min=0).bitwise_left_shift_(SHIFT)
     edges = bits.view(torch.float32).double().clamp_(max=end)
     low, high = edges[:-1], edges[1:]

@@ -110,8 +110,10 @@ def _fit_and_measure(
         raise UnsuitableActivation(f"{name} cannot be inverted: {type(forward).__name__} has parameters of its own")
     try:
         curve = fit_curve(name, forward, derivative, max_error)
-        _make_constants(curve)
-        return RegisteredActivation(curve, MappingProxyType({dtype: _measure(curve, dtype) for dtype in DTYPES}))
+        with torch.device("cpu"):
+            _make_constants(curve)
+            errors = {dtype: _measure(curve, dtype) for dtype in DTYPES}
+        return RegisteredActivation(curve, MappingProxyType(errors))
     except UnsuitableActivation as error:
         raise UnsuitableActivation(f"{name} cannot be inverted: {error}") from None
 
