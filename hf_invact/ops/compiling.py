@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch._inductor
-import torch._inductor.config as inductor
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -149,8 +148,7 @@ def _compiled(
     options: dict[str, Any] = {"emulate_precision_casts": True}
     if on_cpu:
         # Multiplications and additions in one instruction: without it the polynomials take twice as long.
-        flag = inductor.cpp.enable_floating_point_contract_flag  # a bool in older versions
-        options["cpp.enable_floating_point_contract_flag"] = "fast" if isinstance(flag, str) else True
+        options["cpp.enable_floating_point_contract_flag"] = "fast"
         options["realize_opcount_threshold"] = written_anew
         # A vector's side bits come of up to four bytes and two rows of `Lanes`. More than the compiler's own limit of
         # four reads it would write to memory first.
