@@ -5,6 +5,7 @@ The processes are forked from a server that has imported the heavy packages alre
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -43,7 +44,7 @@ def run_in_process(job: str, argv: list[str], log: Path, progress: Progress) -> 
         job: name of the job.
         argv: the run's arguments, as `arguments.parse_run` takes them.
         log: file that takes the process's output.
-        progress: called with steps done and steps in all.
+        progress: called with steps done and steps in all. Warnings of the scripts' own are printed.
 
     Returns:
         What the job returned.
@@ -82,6 +83,8 @@ def _listen(receiver: Connection, progress: Progress, log: Path) -> Any:
             raise RunFailed(f"the process was killed; its output is in {log}") from None
         if kind == "progress":
             progress(*content)
+        elif kind == "warning":
+            print(f"warning: {content}", file=sys.stderr)
         elif kind == "result":
             return content
         elif kind == "config error":
@@ -97,6 +100,7 @@ def _work(job: str, argv: list[str], log: Path, sender: Connection) -> None:
     with open(log, "wb", buffering=0) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    logging.getLogger(__package__).addHandler(_ToParent(sender))
     try:
         sender.send(("result", JOBS[job](argv, sender)))
     except ConfigError as error:
@@ -105,6 +109,17 @@ def _work(job: str, argv: list[str], log: Path, sender: Connection) -> None:
         sender.send(("error", masked_text(f"{type(error).__name__}: {error}")))
         print(masked_text(traceback.format_exc()), file=sys.stderr)
         raise SystemExit(1) from error
+
+
+class _ToParent(logging.Handler):
+    """Warnings that the user must see, who does not read the log of a run that ends well."""
+
+    def __init__(self, sender: Connection) -> None:
+        super().__init__(logging.WARNING)
+        self.sender = sender
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.sender.send(("warning", self.format(record)))
 
 
 def _end(signal_number: int, frame: FrameType | None) -> None:

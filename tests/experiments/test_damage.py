@@ -14,6 +14,7 @@ import pytest
 
 from hf_invact.experiments import compare, finetune
 from hf_invact.experiments.arguments import parse_run
+from hf_invact.experiments.workers import run_in_process
 from tests.experiments.small import contents, write_config
 from tests.helpers import threads
 
@@ -79,6 +80,17 @@ def test_a_checkpoint_that_is_damaged_gives_way_to_an_older_one(trained, tmp_pat
         json.loads((folder / "run.json").read_text())["loss"]
         == json.loads((trained / "run/run.json").read_text())["loss"]
     )
+
+
+def test_a_comparison_shows_that_a_checkpoint_was_passed_over(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "run", folder)
+    (folder / "run.json").unlink()
+    (folder / "checkpoint-4/model.safetensors").write_bytes(b"cut")
+    argv = [str(trained / "config.yaml"), "--output_dir", str(folder)]
+    run_in_process("finetune", argv, tmp_path / "log", lambda done, total: None)
+    line = f"warning: passing over a damaged checkpoint: {folder / 'checkpoint-4'}: model.safetensors cannot be read"
+    assert line in capsys.readouterr().err
 
 
 def test_no_checkpoint_that_is_whole(trained, unfinished, capsys):
