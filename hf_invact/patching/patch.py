@@ -137,7 +137,7 @@ def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
         _require_attribute(found)
     _require_backend(model, config.backend)
     by_rule = [_plan_by_rule(found) for found in everything]
-    standing = [present(model, found.module, found.attribute, config) for found in everything]
+    standing = present(model, everything, config)
     planner = Planner(model, config)
     with ExitStack() as originals:
         for found in everything:

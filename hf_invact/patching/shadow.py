@@ -52,12 +52,18 @@ def on_whole_weights(model: nn.Module, probe: Callable[[nn.Module], Result]) -> 
 
 @contextmanager
 def _without_memory(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy with weights of fake tensors, whose mode is active inside."""
+    """A copy with weights of fake tensors, whose mode is active inside.
+
+    They are on the CPU, wherever the model is: not every process may know that, and CUDA's random numbers cannot be put
+    back among fake tensors. An autocast that is active for the model's device holds for the CPU as well.
+    """
+    device = next((weight.device.type for weight in model.parameters() if not weight.is_meta), "cpu")
+    autocast = torch.autocast("cpu", torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
     fake_tensors = FakeTensorMode(allow_non_fake_inputs=True)
     fake_tensors.cache_enabled = False  # PyTorch keeps the entries of this cache for ever
     _LOGGER.addFilter(_tell_nothing)
     try:
-        with fake_tensors, _GroupedProducts():
+        with fake_tensors, _GroupedProducts(), autocast:
             yield _Copies(model).of(model)
     finally:
         _LOGGER.removeFilter(_tell_nothing)
@@ -87,7 +93,6 @@ class _Copies:
         self._modules: dict[int, nn.Module] = {}
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}  # with the original, which keeps its id from being reused
         self._gathered = dict(_gathered(model))
-        self._device = next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
 
     def of(self, module: nn.Module) -> nn.Module:
         if id(module) in self._modules:
@@ -128,8 +133,7 @@ class _Copies:
     def _fake(self, tensor: Tensor, module: nn.Module) -> Tensor:
         if id(tensor) not in self._tensors:
             size, dtype = self._gathered.get(tensor) or (_computed_size(tensor, module), tensor.dtype)
-            device = self._device if tensor.is_meta else tensor.device
-            made = torch.empty(size, dtype=dtype, device=device)
+            made = torch.empty(size, dtype=dtype, device="cpu")
             is_weight = isinstance(tensor, nn.Parameter)
             self._tensors[id(tensor)] = tensor, nn.Parameter(made, tensor.requires_grad) if is_weight else made
         return self._tensors[id(tensor)][1]

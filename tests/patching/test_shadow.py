@@ -170,3 +170,10 @@ def test_a_forward_that_is_not_its_classs_is_not_run_on_a_copy() -> None:
     (site,) = patch_model(nn.ModuleList([layer]), InvActConfig(plan="input")).sites
     assert site.reason.startswith("as the config says, not measured: its weights are sharded or missing, and of a copy")
     assert ran == []
+
+
+def test_an_autocast_that_is_active_counts() -> None:
+    with torch.device("meta"):
+        model = tiny_model("llama")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_measured_on_a_copy(patch_model(model), patch_model(tiny_model("llama")))

@@ -25,8 +25,8 @@ SIZES: dict[str, Any] = {
     **{"intermediate_size": 96, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2},
 }
 EXPERTS = {"mixtral": {"num_local_experts": 4}, "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2}}
-# At load, with what in the end computes the experts: since which version of Transformers that runs on a CPU.
-SINCE = {"tensor parallel": "5.12", "expert parallel": "5.21"}
+# Since which version of Transformers it shards so while it loads.
+SINCE = {"tensor parallel": "5.17", "expert parallel": "5.21"}
 AT_LOAD = {
     **{f"tensor parallel, {name}": name for name in ("qwen2", "phi3", "starcoder2", "mixtral", "qwen3_moe")},
     "expert parallel, mixtral": "mixtral",

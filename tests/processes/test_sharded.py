@@ -37,7 +37,7 @@ def test_fsdp1_trains_as_without(name: str, when: str, found: list[dict[str, Any
 @pytest.mark.parametrize(
     "way",
     [
-        pytest.param(way, marks=since_transformers(sharded.SINCE[way.partition(",")[0]], "on a CPU"))
+        pytest.param(way, marks=since_transformers(sharded.SINCE[way.partition(",")[0]], "sharded so at load"))
         for way in sharded.AT_LOAD
     ],
 )
