@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from ..memory.calls import watch_outputs
 from ..patching import slot
+from ..patching.sharding import plain_name
 
 
 class Calls:
     """Of one or several forward passes.
 
     Attributes:
-        uncalled: qualified names of the inverted activations that were not called.
+        uncalled: names of the inverted activations that were not called, as reports call them.
         tokens: by the names of those that were, the tokens for which their blocks have kept something; None where
             the shape of the hidden states does not tell.
     """
@@ -33,7 +34,7 @@ class Calls:
             until_end: takes what ends the counting, and calls it when the measurement ends.
         """
         for block_name, block, attribute in slot.patched(model):
-            name = f"{block_name}.{attribute}" if block_name else attribute
+            name = plain_name(f"{block_name}.{attribute}" if block_name else attribute)
             self.uncalled.append(name)
             self.tokens[name] = 0
             until_end(watch_outputs(getattr(block, attribute), partial(self._note_call, name)))

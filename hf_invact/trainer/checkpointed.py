@@ -6,10 +6,15 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ..patching.sharding import plain_name
+
 
 def checkpointed_modules(model: nn.Module) -> tuple[str, ...]:
-    """Qualified names of the layers that Transformers or PyTorch's wrapper recompute; a script may recompute more."""
-    return tuple(dict.fromkeys(name for named in model.named_modules() for name in _recomputed(*named)))
+    """Names of the layers that Transformers or PyTorch's wrapper recompute, as reports call them.
+
+    A script may recompute more.
+    """
+    return tuple(dict.fromkeys(plain_name(name) for named in model.named_modules() for name in _recomputed(*named)))
 
 
 def _recomputed(name: str, module: nn.Module) -> Iterator[str]:
