@@ -20,6 +20,7 @@ from torch.nn.utils import prune, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from hf_invact import PatchReport, patch_model
+from hf_invact.patching.undisturbed import undisturbed
 from tests.models import tiny_model
 from tests.patching.structures import STRUCTURES
 
@@ -46,14 +47,14 @@ def figures(report: PatchReport) -> list[tuple[str | None, int | None, int | Non
 MEASURED = figures(patch_model(nn.Sequential(MLP(), nn.Tanh())))
 
 
-def test_no_hook_of_a_module_or_a_weight_or_of_all_modules_runs() -> None:
+def test_no_hook_of_a_module_or_a_weight_runs() -> None:
     fired: list[str] = []
     model = nn.Sequential(MLP(), nn.Tanh())
 
     def note(kind: str) -> Callable[..., None]:
         return lambda *args: fired.append(kind)
 
-    for module in model.modules():
+    for module in (model, model[0], model[0].up, model[0].down):  # one on the activation itself keeps it from inversion
         module.register_forward_hook(note("forward"))
         module.register_forward_hook(note("always"), always_call=True)
         module.register_forward_pre_hook(note("pre-forward"))
@@ -62,17 +63,28 @@ def test_no_hook_of_a_module_or_a_weight_or_of_all_modules_runs() -> None:
     for weight in model.parameters():
         weight.register_hook(note("weight"))
         weight.register_post_accumulate_grad_hook(note("accumulated"))
-    of_all = [register_module_forward_hook(note("global")), register_module_full_backward_hook(note("global"))]
-    try:
-        report = patch_model(model)
-    finally:
-        for handle in of_all:
-            handle.remove()
+    report = patch_model(model)
     assert fired == []
     assert figures(report) == MEASURED
     model(torch.randn(2, 8, requires_grad=True)).sum().backward()
     kinds = {"forward", "always", "pre-forward", "backward", "pre-backward", "weight", "accumulated"}
     assert set(fired) == kinds
+
+
+def test_no_hook_of_all_modules_runs() -> None:
+    fired: list[str] = []
+    model, x = MLP(), torch.randn(2, 8)
+    of_all = [
+        register_module_forward_hook(lambda *args: fired.append("forward")),
+        register_module_full_backward_hook(lambda *args: fired.append("backward")),
+    ]
+    try:
+        with undisturbed(model, torch.device("cpu")):
+            torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    finally:
+        for handle in of_all:
+            handle.remove()
+    assert fired == []
 
 
 @pytest.mark.parametrize(
