@@ -14,6 +14,8 @@ CHECKPOINT = "checkpoint"  # in names of attributes and functions
 _TURNING_OFF = ("no_", "non_", "not_", "disable", "skip", "without")  # in names of flags that mean the opposite
 # What `torch.utils.checkpoint.checkpoint` takes for itself.
 _OPTIONS = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
+# Where wrappers of PyTorch that compile, checkpoint or offload a module hold it.
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 # Whose hooks set the weight that a module computes with: weight and spectral normalization, pruning.
 _PART_OF_THE_FORWARD = "torch.nn.utils."
 
@@ -56,9 +58,9 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _what_to_call(module: nn.Module) -> Callable[..., Any]:
-    if "_orig_mod" in module._modules:  # of what `torch.compile` returns for a module
-        original: nn.Module = module._modules["_orig_mod"]  # type: ignore[assignment]
-        return original
+    for wrapped in _WRAPPED:
+        if wrapped in module._modules:
+            return module.get_submodule(wrapped)
     hooks = [hook for hook in module._forward_pre_hooks.values() if is_part_of_the_forward(hook)]
     return partial(_forward_with, hooks, module) if hooks else module.forward
 

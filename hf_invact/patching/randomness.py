@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 SEED = 0
@@ -93,7 +92,7 @@ class _OwnGenerators(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
             return func(*args, **kwargs)
-        if kwargs.get("generator") is not None or any(isinstance(each, (FakeTensor, torch.Generator)) for each in args):
+        if kwargs.get("generator") is not None or any(isinstance(each, torch.Generator) for each in args):
             return func(*args, **kwargs)
         generator = self._generator(
             next((each.device for each in args if isinstance(each, Tensor)), kwargs.get("device"))

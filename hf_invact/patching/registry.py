@@ -115,10 +115,10 @@ def find_activations(model: nn.Module) -> Iterator[Found]:
 def _replaced_by_copies(model: nn.Module) -> set[nn.Module]:
     found: set[nn.Module] = set()
     for module in model.modules():
-        original, copies = (module._modules.get(key) for key in ("original_module", "modules_to_save"))
-        active = getattr(module, "active_adapters", ())
-        if original is None or copies is None or getattr(module, "disable_adapters", False):
+        if not ("original_module" in module._modules and "modules_to_save" in module._modules):
             continue
+        original, copies = module.get_submodule("original_module"), module.get_submodule("modules_to_save")
+        active = () if getattr(module, "disable_adapters", False) else getattr(module, "active_adapters", ())
         if any(adapter in copies._modules for adapter in active):
             found.update(original.modules())
     return found

@@ -61,7 +61,9 @@ def find_scope(
                 continue
             if witness.is_hidden:
                 who = type(scope.module).__name__
-                raise NoProbeError(f"{who} checkpoints or offloads in a way that cannot be turned off for a probe")
+                raise NoProbeError(
+                    f"{who} runs it without gradients, or checkpoints or offloads in a way that cannot be turned off"
+                )
             if _uses(output, witness.results[-1]):
                 return replace(
                     scope, precision=_coarsest(scope, witness.results[-1], output, autocast_dtype=autocast_dtype)

@@ -201,5 +201,5 @@ def test_a_block_that_cannot_be_kept_from_checkpointing_says_so(use_reentrant: b
             return y
 
     (site,) = patch_model(nn.Sequential(Always(), nn.Tanh())).sites
-    why = "Always checkpoints or offloads in a way that cannot be turned off for a probe"
+    why = "Always runs it without gradients, or checkpoints or offloads in a way that cannot be turned off"
     assert site.reason == f"left alone: not measured ({why})"

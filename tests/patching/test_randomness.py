@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_invact import patch_model
 from hf_invact.patching.randomness import own_random_numbers
@@ -92,3 +93,19 @@ def test_a_seed_that_is_set_inside_is_put_back() -> None:
         torch.manual_seed(12345)
     if threading.active_count() == 1:
         assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_block_without_weights_that_draws() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.act, self.down = nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(self.down(self.act(self.up(x))) * torch.rand(1), 0.5)
+
+    (real,) = patch_model(nn.ModuleList([Block()])).sites
+    with FakeTensorMode():
+        (fake,) = patch_model(nn.ModuleList([Block()])).sites
+    assert fake == real
+    assert fake.plan == "output"

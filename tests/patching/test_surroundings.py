@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper, offload_wrapper
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from hf_invact import PatchReport, patch_model, unpatch_model
@@ -82,15 +82,20 @@ def test_two_levels_around_a_block_are_tried_and_no_third() -> None:
     [
         torch.compile,
         checkpoint_wrapper,
+        offload_wrapper,
         Wrapper,
         nn.Sequential,
         lambda module: Wrapper(nn.ModuleList([module])[0]),
         lambda module: torch.compile(checkpoint_wrapper(Wrapper(nn.Sequential(module)))),
     ],
-    ids=["compiled", "checkpointed", "of a user", "sequential", "list", "nested"],
+    ids=["compiled", "checkpointed", "offloaded", "of a user", "sequential", "list", "nested"],
 )
 def test_wrappers_are_no_levels(wrap: Callable[..., nn.Module]) -> None:
     assert plans(nn.ModuleList([wrap(Outer(wrap(Middle(wrap(Inner())))))])) == PLAIN
+
+
+def test_a_scripted_module_beside_a_block() -> None:
+    assert plans(nn.ModuleList([Outer(Middle(Inner())), torch.jit.script(nn.Linear(8, 8))])) == PLAIN
 
 
 def test_a_layer_that_takes_any_arguments_is_a_level() -> None:
