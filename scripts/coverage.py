@@ -8,6 +8,7 @@ Usage: python scripts/coverage.py [MODEL_TYPE ...]
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,10 @@ def main() -> int:
     for name in options.model_types:
         if name not in MODEL_TYPES:
             parser.error(f"the installed Transformers knows no model type {name!r}")
+    if not 0 < options.seconds < math.inf:
+        parser.error(f"--seconds must be a number above 0, got {options.seconds}")
+    if options.jobs is not None and options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
     found = []
     for coverage in check_all(options.model_types or MODEL_TYPES, seconds=options.seconds, jobs=options.jobs):
         found.append(coverage)

@@ -78,8 +78,11 @@ def read_mapping(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def damaged(path: Path, what: str) -> ConfigError:
     """The error for a file of results that cannot be used, with what to do."""
-    own = f"remove the folder {path.parent}" if path.name in OWNED else "remove it"
-    return ConfigError(f"{path} is damaged ({what}); {own} to start over, or choose another --output_dir")
+    if path.name in OWNED:
+        advice = f"remove the folder {path.parent} to start over, or choose another --output_dir"
+    else:
+        advice = "remove it to start over"
+    return ConfigError(f"{path} is damaged ({what}); {advice}")
 
 
 def claim_folder(folder: Path, marker: str) -> None:

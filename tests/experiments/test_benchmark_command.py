@@ -135,6 +135,9 @@ def test_a_case_that_fails_is_recorded_said_and_the_rest_measured(
         (["--device", "mps"], "--device must be cpu, cuda or cuda:N, got 'mps'"),
         (["--minute", "3"], "unrecognized arguments: --minute 3"),
         (["--plot-only", "missing.json"], "missing.json does not exist"),
+        (["--minutes", "nan"], "--minutes must be a number above 0, got nan"),
+        (["--minutes", "-1"], "--minutes must be a number above 0, got -1.0"),
+        (["--seed", "4294967296"], "--seed must be a whole number from 0 to 4294967295, got 4294967296"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -163,12 +163,21 @@ def test_the_page_tells_patched_unused_and_unpatched_apart() -> None:
     assert "- d: no\\|pe" in page
 
 
-def test_the_script_refuses_an_unknown_type(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["no-such-type"], "no-such-type"),
+        (["gpt2", "--seconds", "nan"], "--seconds must be a number above 0, got nan"),
+        (["gpt2", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+    ],
+    ids=["type", "seconds", "jobs"],
+)
+def test_the_script_refuses_what_it_cannot_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], named: str
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["coverage.py", "no-such-type"])
+    monkeypatch.setattr("sys.argv", ["coverage.py", *options])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "scripts" / "coverage.py"), run_name="__main__")
     assert stopped.value.code == 2
-    assert "no-such-type" in capsys.readouterr().err
+    assert named in capsys.readouterr().err
     assert "gpt2" in MODEL_TYPES

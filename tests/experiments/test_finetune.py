@@ -18,6 +18,7 @@ from hf_invact.experiments.arguments import parse_run
 from hf_invact.experiments.environment import describe_environment
 from hf_invact.experiments.errors import ConfigError
 from hf_invact.experiments.finetune import build, finetune
+from hf_invact.experiments.locks import LOCK
 from tests.experiments.small import MODELS, RESULTS, SENTENCES, contents, losses, write_config, write_records
 from tests.helpers import threads
 
@@ -271,7 +272,7 @@ def test_settings_are_written_before_training_and_the_result_after_it(tmp_path):
             present.append({path.name for path in (tmp_path / "run").iterdir()})
 
     train(tmp_path, "gpt2", Look(), max_steps=1)
-    assert present == [{"settings.json"}]
+    assert present == [{"settings.json", LOCK}]
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,17 @@ def test_loss_that_is_not_finite_is_shown(tmp_path: Path) -> None:
     assert "<td>NaN</td>" in page
 
 
+def test_bytes_that_were_not_measured(tmp_path: Path) -> None:
+    comparison = _one_model()
+    comparison["models"][0]["inverted"] = 0
+    for run in comparison["models"][0]["runs"]:
+        run |= dict.fromkeys(("saved_bytes", "saved_parts", "intermediate_units", "step_seconds"))
+    page = write_report(comparison, tmp_path).read_text(encoding="utf-8")
+    assert "nothing was inverted in GPT-2: both of its runs are plain." in page
+    assert "not measured" in page
+    assert [path.name for path in tmp_path.glob("plots/*")] == ["1-gpt2-loss.png"]
+
+
 def test_model_without_inverted_runs(tmp_path: Path) -> None:
     comparison = _one_model()
     model = comparison["models"][0]

@@ -6,6 +6,7 @@ Nothing here but `figures` needs more than torch, transformers and accelerate.
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import torch
 import transformers
 
 from ..errors import ConfigError
+from ..limits import SEEDS
 from ..locks import locked
 from ..masking import masked_command
 from .machine import choose_device
@@ -93,4 +95,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
     parser.add_argument("--plot-only", type=Path, metavar="FILE", help="draw the figures of a file, measure nothing")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if not 0 < options.minutes < math.inf:
+        raise ConfigError(f"--minutes must be a number above 0, got {options.minutes}")
+    if not 0 <= options.seed < SEEDS:
+        raise ConfigError(f"--seed must be a whole number from 0 to {SEEDS - 1}, got {options.seed}")
+    return options

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..files import read_mapping, write_json
+from ..files import read_json, write_json
 
 FORMAT = 1
 SECTIONS = ("operators", "steps")
@@ -28,7 +28,7 @@ class Results:
 
     def __init__(self, path: Path, header: dict[str, Any], orders: dict[str, Callable[[Any], Any]]) -> None:
         self.path, self._orders = path, orders
-        before = read_mapping(path, {})
+        before = read_json(path)
         if before is not None:
             _check_owner(path, before, header)
         if before is not None and not before["complete"] and all(before[key] == header[key] for key in SAME):
@@ -66,16 +66,17 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file, or it is damaged or no benchmark.
     """
-    content = read_mapping(path, {})
+    content: dict[str, Any] | None = read_json(path)
     if content is None:
         raise ConfigError(f"{path} does not exist")
     _check_format(path, content)
     return content
 
 
-def _check_format(path: Path, content: dict[str, Any]) -> None:
+def _check_format(path: Path, content: Any) -> None:
     kinds = {"device": dict, "environment": dict, "settings": dict, "complete": bool, **dict.fromkeys(SECTIONS, list)}
-    if content.get("format") != FORMAT or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
+    is_ours = isinstance(content, dict) and content.get("format") == FORMAT
+    if not is_ours or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         raise ConfigError(f"{path} holds no results of this benchmark (format {FORMAT}); choose another with --output")
 
 
