@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -19,7 +19,7 @@ class Block:
         cls: full name of the module class. Subclasses count too.
         activation: attribute of the block that is called with one tensor.
         is_gated: whether its result is multiplied with another projection. Counts only where the block cannot be
-            probed.
+            probed, and only in subclasses that do not override `forward`.
     """
 
     cls: str
@@ -103,13 +103,21 @@ def find_activations(model: nn.Module) -> Iterator[Found]:
     for name, module in model.named_modules():
         if module in replaced or is_activation(module):
             continue
-        block = next((_BLOCKS[full_name(cls)] for cls in type(module).__mro__ if full_name(cls) in _BLOCKS), None)
-        if block is not None:
+        if (block := _registered(type(module))) is not None:
             yield Found(name, module, block.activation, block)
             continue
         for attribute, value in {**vars(module), **module._modules}.items():
             if callable(value) and inverse_of(original_of(value)) is not None:
                 yield Found(name, module, attribute, None)
+
+
+def _registered(cls: type[nn.Module]) -> Block | None:
+    """What a class is registered as. Of a subclass with a forward of its own, nobody knows that it multiplies."""
+    registered = next((base for base in cls.__mro__ if full_name(base) in _BLOCKS), None)
+    if registered is None:
+        return None
+    block = _BLOCKS[full_name(registered)]
+    return block if cls.forward is getattr(registered, "forward", None) else replace(block, is_gated=False)
 
 
 def _replaced_by_copies(model: nn.Module) -> set[nn.Module]:

@@ -82,6 +82,30 @@ def test_a_registered_block_is_patched_and_so_are_its_subclasses(cls: type[FeedF
     assert model(normal(2, 8)).grad_fn is not None
 
 
+class GatedFeedForward(FeedForward):
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up(x)
+        return self.down(self.squash(up) * up)
+
+
+class LoggingFeedForward(GatedFeedForward):
+    def forward(self, x: Tensor) -> Tensor:
+        act = self.squash(self.up(x))
+        return self.down(act * act.detach().mean())
+
+
+def test_a_subclass_with_a_forward_of_its_own_need_not_be_gated() -> None:
+    register_block(GatedFeedForward, activation="squash", is_gated=True)
+    plans = {}
+    for cls in (GatedFeedForward, type("Renamed", (GatedFeedForward,), {}), LoggingFeedForward):
+        model = cls()
+        for weight in model.parameters():
+            weight.data = weight.data.new_empty(0)  # so that it cannot be probed
+        (site,) = patch_model(model).sites
+        plans[cls.__name__] = site.plan
+    assert plans == {"GatedFeedForward": "gate-output", "Renamed": "gate-output", "LoggingFeedForward": "output"}
+
+
 def test_a_subclass_may_be_registered_on_its_own() -> None:
     register_block(SpecialFeedForward, activation="squash")
     assert block_of(FeedForward()) is None  # and found by its form
