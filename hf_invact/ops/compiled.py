@@ -207,10 +207,10 @@ def _ratio(ratio: Ratio, root: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _polynomial(coefficients: tuple[float, ...], u: Tensor) -> Tensor:
-    *others, highest = coefficients
+    highest, *others = coefficients[::-1]
     if not others:
         return torch.full_like(u, highest)
-    total = highest * u + others.pop()
-    for coefficient in reversed(others):
+    total = highest * u + others[0]
+    for coefficient in others[1:]:  # to PyTorch 2.11's compiler they are a tuple
         total = total * u + coefficient
     return total
