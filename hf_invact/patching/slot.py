@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils.hooks import RemovableHandle
 
 from ..curves import Curve
@@ -43,6 +44,12 @@ class PatchedActivation(InvertedActivation):
         if isinstance(original, nn.Module):
             hooks.share(original, self)
         self.train(getattr(original, "training", True))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # `torch.fx` looks for a module that is called among the model's, where one in a function's place is not.
+        if not isinstance(self.original, nn.Module) and any(isinstance(value, Proxy) for value in args):
+            return self.original(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
         """What `nn.Module.__call__` calls."""
