@@ -197,7 +197,11 @@ def test_an_interrupt_is_one_line(
     config: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hf_invact.planning.command.dry_run", lambda *_: signal.raise_signal(signal.SIGINT))
-    assert main(["plan", config, *SIZE]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells turn off in the background
+    try:
+        assert main(["plan", config, *SIZE]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err.splitlines() == ["hf-invact: interrupted"]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from ..curves import Curve
 from ..ops import Saving, gate, tells_output
@@ -68,7 +67,7 @@ class PendingActivation:
         if func in _PRODUCTS and len(args) == 2 and not kwargs:
             pending, other = args if type(args[0]) is cls else reversed(args)
             return pending.times(other)
-        args, kwargs = tree_map_only(PendingActivation, _tensor_of, (args, kwargs or {}))
+        args, kwargs = _with_tensors(args), _with_tensors(kwargs or {})
         return func(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -149,6 +148,18 @@ def _is_inside_a_function() -> bool:
 
 def _is_in_inference_mode() -> bool:
     return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
+def _with_tensors(value: Any) -> Any:
+    """Arguments with a tensor for every pending activation. (PyTorch's own function for it leaves cycles behind.)"""
+    if type(value) is PendingActivation:
+        return _tensor_of(value)
+    if isinstance(value, dict):
+        return {key: _with_tensors(each) for key, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        parts = map(_with_tensors, value)
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
 
 
 def _tensor_of(pending: PendingActivation) -> Tensor:

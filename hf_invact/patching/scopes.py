@@ -102,7 +102,7 @@ def _widths(model: nn.Module, module: nn.Module) -> list[int]:
 
 def _try(scope: Scope, block: nn.Module, attribute: str, autocast_dtype: torch.dtype | None) -> tuple[Tensor, _Witness]:
     witness = _Witness(getattr(block, attribute))
-    hooks = torch.autograd.graph.saved_tensors_hooks(witness.save, lambda tensor: tensor)
+    hooks = torch.autograd.graph.saved_tensors_hooks(witness.saves.note, lambda tensor: tensor)
     with (
         slot.replaced(block, attribute, _Witnessed(witness)),
         undisturbed(scope.module, scope.device),
@@ -126,20 +126,26 @@ class _Witness:
         self.original = original
         self.results: list[Tensor] = []
         self.is_hidden = False
-        self._count = 0
-
-    def save(self, tensor: Tensor) -> Tensor:
-        """To be called for what is saved for the backward pass."""
-        self._count += 1
-        return tensor.detach()  # else one that saves its own result would hold itself
+        self.saves = _Saves()
 
     def call(self, *args: Any, **kwargs: Any) -> Tensor:
         result = self.original(*args, **kwargs)
         self.results.append(result)
-        before = self._count
+        before = self.saves.count
         torch.ones((), device="cpu", requires_grad=True).exp()
-        self.is_hidden |= self._count == before
+        self.is_hidden |= self.saves.count == before
         return result
+
+
+class _Saves:
+    """Counts what is saved for the backward pass. Apart from the results, whose graph holds it: they would never go."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def note(self, tensor: Tensor) -> Tensor:
+        self.count += 1
+        return tensor.detach()  # else one that saves its own result would hold itself
 
 
 class _Witnessed(nn.Module):

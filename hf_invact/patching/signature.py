@@ -86,7 +86,7 @@ def _of_hook(hook: object, owner: nn.Module) -> object:
 
 def _of_tensor(tensor: Tensor) -> object:
     is_plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta  # nor fake, nor sharded
-    has_values = is_plain and tensor.numel() <= SMALL
+    has_values = is_plain and tensor.numel() <= SMALL and tensor.untyped_storage().nbytes() > 0
     return _kind(tensor), tuple(tensor.detach().flatten().tolist()) if has_values else None
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_invact import InvActConfig, patch_model
+from hf_invact.memory.calls import watch_outputs
 from tests.combinations.loops import loop
 from tests.combinations.table import PRECISION
 from tests.combinations.training import (
@@ -52,10 +53,11 @@ def test_under_autocast_gpt2s_activation_returns_the_very_tensor_that_the_next_l
     patch_model(model, InvActConfig(autocast_dtype=dtype))
     outputs: list[torch.Tensor] = []
     mlps = [layer.mlp for layer in model.transformer.h]
-    hooks = [mlp.act.register_forward_hook(lambda module, args, output: outputs.append(output)) for mlp in mlps]
+    ends = [watch_outputs(mlp.act, outputs.append) for mlp in mlps]  # not by hooks, with which they are not inverted
     with torch.autocast("cpu", dtype), record_saved() as saved:
         model(**batch(model, tokens=12))  # so that no weight has as many elements
-    assert [hook.remove() for hook in hooks] == [None, None]
+    for end in ends:
+        end()
     assert [dtype_name(output.dtype) for output in outputs] == [dtype_name(dtype)] * 2
     for output in outputs:
         storage = output.untyped_storage().data_ptr()

@@ -112,8 +112,8 @@ def test_a_cut_run_goes_on_where_it_stopped(quick: Any, tmp_path: Path, capsys: 
 
 
 def test_when_the_time_is_over_what_is_missing_is_said(quick: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert quick("--minutes", "0", code=1) == []
-    assert "not measured in 0 minutes: gelu fp32 4096" in capsys.readouterr().err
+    assert quick("--minutes", "1e-9", code=1) == []
+    assert "not measured in 1e-09 minutes: gelu fp32 4096" in capsys.readouterr().err
 
 
 def test_a_case_that_fails_is_recorded_said_and_the_rest_measured(

@@ -84,11 +84,16 @@ def test_a_missing_package_is_named_with_its_extra():
     assert re.fullmatch(f"({line}){{5}}", ended.stdout), ended.stdout + ended.stderr
 
 
+def _hear_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which shells turn off for what they start in the background
+
+
 @pytest.mark.slow
 def test_an_interrupted_comparison_ends_with_one_line(tmp_path):
     config, out = write_config(tmp_path, max_steps=100_000), tmp_path / "out"
     command = [sys.executable, str(ROOT / "scripts/compare.py"), str(config), "--output_dir", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+    options = {"cwd": ROOT, "start_new_session": True, "preexec_fn": _hear_interrupts}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
     deadline = time.monotonic() + 120
     while not list(out.glob("runs/*/settings.json")):
         assert process.poll() is None

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_invact import InvertedActivationsCallback, inverted_activations, patch_model
+from hf_invact import InvertedActivationsCallback, inverted_activations, patch_model, unpatch_model
+from hf_invact.memory.calls import watch
 from hf_invact.patching import activation_sites
 from tests.helpers import threads
 from tests.models import batch, each_model, tiny_model
@@ -73,14 +74,18 @@ def watched(model: PreTrainedModel, name: str) -> tuple[list[weakref.ref[Tensor]
     inputs: list[weakref.ref[Tensor]] = []
     outputs: list[weakref.ref[Tensor]] = []
 
-    def note(found: list[weakref.ref[Tensor]]) -> Callable[[nn.Module, Any], None]:
-        return lambda module, args: found.append(weakref.ref(args[0]))
+    def note(found: list[weakref.ref[Tensor]]) -> Callable[[Any], Any]:
+        def watcher(call: Any) -> Any:
+            found.append(weakref.ref(call.args[0]))
+            return call()
 
-    for site in activation_sites(model):
-        model.get_submodule(site).register_forward_pre_hook(note(inputs))
+        return watcher
+
+    for site in activation_sites(model):  # not by hooks, which would keep them from being inverted
+        watch(model.get_submodule(site), note(inputs))
     for path, module in model.named_modules():
         if path.endswith(CONSUMERS[name]) and "attention" not in path and "attn" not in path:
-            module.register_forward_pre_hook(note(outputs))
+            watch(module, note(outputs))
     return inputs, outputs
 
 
@@ -115,10 +120,12 @@ def test_a_step_without_a_backward_pass_is_freed_at_once(name: str) -> None:
 @each_model
 def test_what_probes_keep_is_freed_at_once(name: str) -> None:
     model = tiny_model(name)
-    inputs, outputs = watched(model, name)
+    patch_model(model)  # once: what the first probe of a process makes and keeps
+    unpatch_model(model)
+    gc.collect()
+    before = live_tensors()
     patch_model(model)
-    assert len(outputs) > 2
-    assert alive(inputs) == alive(outputs) == 0
+    assert live_tensors() == before
 
 
 @each_model

@@ -8,7 +8,7 @@ import pytest
 
 import hf_invact
 from hf_invact import InvActConfig
-from hf_invact.planning import MemoryPlan, compare_memory, fit_memory, render, render_comparison, render_fit
+from hf_invact.planning import Lora, MemoryPlan, compare_memory, fit_memory, render, render_comparison, render_fit
 from hf_invact.planning.text import verdict
 from tests.models import tiny_model
 from tests.planning.small import small_config
@@ -68,11 +68,11 @@ def test_patching_that_lowers_the_peak_is_not_advised_against() -> None:
 
 
 def test_a_plan_that_patches_nothing_says_so_and_why() -> None:
-    config = InvActConfig(plan="gate-inputs")
-    nothing = hf_invact.plan_memory(small_config("bert"), 2, 16, optimizer="sgd", config=config)
+    lora, config = Lora(targets="attention"), InvActConfig(exclude=("*predictions*",))
+    nothing = hf_invact.plan_memory(small_config("bert"), 2, 16, optimizer="sgd", lora=lora, config=config)
     text = render(nothing)
     assert "Nothing is patched, so the peak is the same." in text
-    assert "\n\nNothing is patched: the activation is not multiplied with a tensor" in text
+    assert "\n\nNothing is patched: nothing would keep less" in text
 
 
 @pytest.mark.parametrize("model_type", ["llama", "t5"])
