@@ -28,7 +28,7 @@ from .steptime import measure_step_time
 
 Progress = Callable[[int, int], None]
 
-_TO_END = 10.0  # seconds that a process has to clean up in
+_TO_END = 10  # seconds that a process has to clean up in
 
 _START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # macOS' own libraries do not survive a fork
 
@@ -66,8 +66,11 @@ def run_in_process(job: str, argv: list[str], log: Path, progress: Progress) -> 
         process.join()  # it is ending by itself
         raise
     except BaseException:
-        process.terminate()
-        process.join(_TO_END)
+        for _ in range(_TO_END):
+            process.terminate()  # again, since code that it interrupts may catch what the first one raised
+            process.join(1)
+            if not process.is_alive():
+                break
         process.kill()
         process.join()
         raise
