@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from hf_invact import InvertedActivationsCallback, MemoryCallback, PatchingError, patch_model
+from hf_invact.memory.text import size
 from hf_invact.trainer.calls import Calls
 from hf_invact.trainer.outcome import Outcome
 from tests.models import each_model, tiny_model
@@ -50,9 +51,11 @@ def outcome(folder: Path) -> dict[str, Any]:
 def test_one_line_says_what_is_done_and_one_what_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     begin, end = lines(tiny_model("llama"), tmp_path, caplog)
     assert begin == ("inverted activations: 2 of 2 sites patched, 1.48 KiB per token less for the backward pass")
+    kept, plain = (outcome(tmp_path)[f"saved_activation_bytes{kind}"] for kind in ("", "_plain"))
+    assert plain - kept == 2 * 756 * 32  # of 32 tokens
     assert end.startswith(
-        "inverted activations at the end: 2 of 2 sites; kept for the backward pass in the first step: 143.88 KiB "
-        "(without: 191.13 KiB, computed); "
+        "inverted activations at the end: 2 of 2 sites; kept for the backward pass in the first step: "
+        f"{size(kept)} (without: {size(plain)}, computed); "
     )
     assert end.endswith(f"why, site by site: {tmp_path / FILE}")
 
