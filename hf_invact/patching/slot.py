@@ -195,28 +195,6 @@ def tried(block: nn.Module, attribute: str, inverse: Inverse, backend: str, plan
 
 
 @contextmanager
-def recorded(block: nn.Module, attribute: str, results: list[Tensor]) -> Iterator[None]:
-    """The original object inside, with its results added to a list."""
-    with replaced(block, attribute, _Recorder(original_of(getattr(block, attribute)), results)):
-        yield
-
-
-class _Recorder(nn.Module):
-    # Not made where it is used: a class is a cycle, which would hold the results until garbage is collected.
-    original: Callable[..., Tensor]
-
-    def __init__(self, original: Any, results: list[Tensor]) -> None:
-        super().__init__()
-        object.__setattr__(self, "original", original)  # not as a submodule
-        self.results = results
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        result: Tensor = self.original(*args, **kwargs)
-        self.results.append(result)
-        return result
-
-
-@contextmanager
 def replaced(block: nn.Module, attribute: str, activation: object) -> Iterator[None]:
     """Any other object in an activation's place inside; afterwards what was there."""
     before = getattr(block, attribute)
