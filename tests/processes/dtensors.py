@@ -111,4 +111,5 @@ if __name__ == "__main__":
     check_placements(each_half)
     check_learned(each_half)
     check_tensor_parallel(each_half)
+    distributed.barrier()  # gloo aborts a process whose peer closes its connections first
     distributed.destroy_process_group()
