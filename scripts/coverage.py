@@ -16,11 +16,13 @@ from pathlib import Path
 # No small model is worth a question to the hub; set before anything of Hugging Face is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from hf_invact.experiments.coverage.check import SEED
-from hf_invact.experiments.coverage.processes import check_all
-from hf_invact.experiments.coverage.shrink import MODEL_TYPES
-from hf_invact.experiments.environment import describe_environment
-from hf_invact.experiments.files import write_json
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
+
+from experiments.coverage.check import SEED
+from experiments.coverage.processes import check_all
+from experiments.coverage.shrink import MODEL_TYPES
+from experiments.environment import describe_environment
+from experiments.files import write_json
 
 TARGET = Path(__file__).parents[1] / "results" / "coverage.json"
 

@@ -2,15 +2,18 @@
 
 Usage: python scripts/finetune.py [CONFIG.yaml] [--use_inverted_activations] [--key value ...]
 
-The keys are those of transformers.TrainingArguments and of hf_invact.experiments.arguments.
+The keys are those of transformers.TrainingArguments and of experiments.arguments.
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
 
 try:
-    from hf_invact.experiments.script import start
+    from experiments.script import start
 except KeyboardInterrupt:  # while PyTorch is loaded
     sys.exit(130)
 
 if __name__ == "__main__":
-    sys.exit(start("hf_invact.experiments.finetune"))
+    sys.exit(start("experiments.finetune"))

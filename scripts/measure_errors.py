@@ -12,16 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
+
+from experiments.environment import describe_environment
+from experiments.script import missing_packages_named
 from hf_invact.curves import CURVES, Curve, Fit
-from hf_invact.experiments.environment import describe_environment
-from hf_invact.experiments.script import missing_packages_named
 
 with missing_packages_named():
-    from hf_invact.experiments.derivative_errors import DRAWS, SEED, figure, measure
+    from experiments.derivative_errors import DRAWS, SEED, figure, measure
     from hf_invact.memory.plots import png
 
 ROOT = Path(__file__).parents[1]

@@ -13,12 +13,14 @@ from typing import Any
 
 from transformers.activations import ACT2FN
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
+
+from experiments.script import missing_packages_named
 from hf_invact.curves import CURVES, Curve, Fit
-from hf_invact.experiments.script import missing_packages_named
 from hf_invact.patching.activations import inverse_of, reason_to_leave
 
 with missing_packages_named():
-    from hf_invact.experiments.derivative_errors import LARGEST_INPUT
+    from experiments.derivative_errors import LARGEST_INPUT
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "activations.md"

@@ -12,15 +12,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_invact.experiments.script import missing_packages_named
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
+
+from experiments.script import missing_packages_named
 
 with missing_packages_named():
-    from hf_invact.experiments import compatibility
-    from hf_invact.experiments.benchmark import tables
-    from hf_invact.experiments.benchmark.results import read_results
-    from hf_invact.experiments.coverage import table as coverage
-    from hf_invact.experiments.report import SummaryRow, summary_rows
-    from hf_invact.experiments.reproduce import page as reproduction
+    from experiments import compatibility
+    from experiments.benchmark import tables
+    from experiments.benchmark.results import read_results
+    from experiments.coverage import table as coverage
+    from experiments.report import SummaryRow, summary_rows
+    from experiments.reproduce import page as reproduction
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -4,11 +4,14 @@ Usage: python scripts/reproduce.py {memory,methods,steps,finetune,all} [--quick]
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
 
 try:
-    from hf_invact.experiments.script import start
+    from experiments.script import start
 except KeyboardInterrupt:  # while PyTorch is loaded
     sys.exit(130)
 
 if __name__ == "__main__":
-    sys.exit(start("hf_invact.experiments.reproduce.command", "quiet_main"))
+    sys.exit(start("experiments.reproduce.command", "quiet_main"))

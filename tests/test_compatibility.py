@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hf_invact.experiments.compatibility import COLUMNS, page
+from experiments.compatibility import COLUMNS, page
 from tests.compatibility import GROUPS, PATH, Matrix
 from tests.models import MODEL_NAMES
 

@@ -27,11 +27,11 @@ ORDER = (
     ("nn",),
     ("patching",),
     ("trainer", "planning", "environment"),
-    ("experiments", "launch"),
+    ("launch",),
     ("cli",),
     ("__main__",),
 )
-USERS_OF_MEMORY = ("patching", "trainer", "planning", "environment", "experiments", "launch", "cli")
+USERS_OF_MEMORY = ("patching", "trainer", "planning", "environment", "launch", "cli")
 ALLOWED = {part: {part, *sum(ORDER[:level], ())} for level, parts in enumerate(ORDER) for part in parts}
 ALLOWED["memory"] = {"memory"}
 for _part in USERS_OF_MEMORY:
@@ -197,4 +197,4 @@ def test_changes_no_class_no_function_and_no_environment_variable(step: str, eff
 def test_importing_brings_neither_the_scripts_nor_the_trainer_of_transformers(effects: dict[str, Any]) -> None:
     assert "hf_invact.trainer" in effects["imported"]
     assert "transformers.trainer" not in effects["imported"]
-    assert not any(name.startswith("hf_invact.experiments") for name in effects["imported"])
+    assert not any(name.startswith("experiments") for name in effects["imported"])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_invact.experiments.arguments import first_difference, parse_run
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.yaml_files import read_yaml
+from experiments.arguments import first_difference, parse_run
+from experiments.errors import ConfigError
+from experiments.yaml_files import read_yaml
 from tests.experiments.small import MODELS, write_config
 
 

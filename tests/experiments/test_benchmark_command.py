@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from hf_invact.experiments.benchmark import command
-from hf_invact.experiments.benchmark import run as run_module
-from hf_invact.experiments.benchmark.command import main
-from hf_invact.experiments.benchmark.machine import choose_device
-from hf_invact.experiments.benchmark.operators import OPERATORS
-from hf_invact.experiments.errors import ConfigError
+from experiments.benchmark import command
+from experiments.benchmark import run as run_module
+from experiments.benchmark.command import main
+from experiments.benchmark.machine import choose_device
+from experiments.benchmark.operators import OPERATORS
+from experiments.errors import ConfigError
 from tests.experiments.benchmark_files import cuda_results
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ OPTIONAL = ["datasets", "evaluate", "jinja2", "liger_kernel", "matplotlib", "pef
 BARE = f"""
 import sys
 sys.modules.update((name, None) for name in {OPTIONAL})
-from hf_invact.experiments.benchmark.command import main
+from experiments.benchmark.command import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from hf_invact.experiments.benchmark import operator_times, traffic
-from hf_invact.experiments.benchmark.implementations import Unavailable, import_liger, inverted, native
-from hf_invact.experiments.benchmark.operator_times import OperatorCase, measure_operator, operator_cases
-from hf_invact.experiments.benchmark.operators import OPERATORS, Operator
-from hf_invact.experiments.benchmark.settings import Settings, settings_for
+from experiments.benchmark import operator_times, traffic
+from experiments.benchmark.implementations import Unavailable, import_liger, inverted, native
+from experiments.benchmark.operator_times import OperatorCase, measure_operator, operator_cases
+from experiments.benchmark.operators import OPERATORS, Operator
+from experiments.benchmark.settings import Settings, settings_for
 
 CPU = torch.device("cpu")
 QUICK = settings_for("cpu", None, 0, quick=True)

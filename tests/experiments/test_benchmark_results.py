@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hf_invact.experiments import files
-from hf_invact.experiments.benchmark.results import Results, read_results
-from hf_invact.experiments.errors import ConfigError
+from experiments import files
+from experiments.benchmark.results import Results, read_results
+from experiments.errors import ConfigError
 
 HEADER: dict[str, Any] = {
     "format": 1,

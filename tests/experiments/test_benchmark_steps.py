@@ -14,13 +14,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from hf_invact.experiments.benchmark import step_times, variants
-from hf_invact.experiments.benchmark.implementations import Unavailable
-from hf_invact.experiments.benchmark.models import CASES, build_model, make_batch
-from hf_invact.experiments.benchmark.settings import settings_for
-from hf_invact.experiments.benchmark.step_times import compare_variants, measure_steps
-from hf_invact.experiments.benchmark.training import Training
-from hf_invact.experiments.benchmark.variants import variants_of
+from experiments.benchmark import step_times, variants
+from experiments.benchmark.implementations import Unavailable
+from experiments.benchmark.models import CASES, build_model, make_batch
+from experiments.benchmark.settings import settings_for
+from experiments.benchmark.step_times import compare_variants, measure_steps
+from experiments.benchmark.training import Training
+from experiments.benchmark.variants import variants_of
 
 CPU = torch.device("cpu")
 QUICK = settings_for("cpu", None, 0, quick=True)

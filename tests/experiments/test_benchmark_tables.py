@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hf_invact.experiments.benchmark import tables
-from hf_invact.experiments.benchmark.figures import operator_figure, step_figure, write_figures
-from hf_invact.experiments.files import write_json
+from experiments.benchmark import tables
+from experiments.benchmark.figures import operator_figure, step_figure, write_figures
+from experiments.files import write_json
 from tests.experiments.benchmark_files import SIZES, cuda_results
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "render_results.py"

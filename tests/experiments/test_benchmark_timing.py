@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from hf_invact.experiments.benchmark.timing import Effort, alternate, warm_up
+from experiments.benchmark.timing import Effort, alternate, warm_up
 
 CPU = torch.device("cpu")
 

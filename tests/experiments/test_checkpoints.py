@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from hf_invact.experiments.checkpoints import check_checkpoint, check_whole, last_resumable_checkpoint
-from hf_invact.experiments.errors import ConfigError
+from experiments.checkpoints import check_checkpoint, check_whole, last_resumable_checkpoint
+from experiments.errors import ConfigError
 from tests.experiments.small import MODELS, contents
 
 STATE = '{"global_step": 1, "max_steps": 200}'

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_invact.experiments.compare import main
-from hf_invact.experiments.comparison import compare_model
-from hf_invact.experiments.files import read_json
+from experiments.compare import main
+from experiments.comparison import compare_model
+from experiments.files import read_json
 from tests.experiments.small import contents, write_config, write_plan
 
 
@@ -87,7 +87,7 @@ def test_running_it_again_runs_nothing_again(finished, monkeypatch):
     def no_process(*args):
         raise AssertionError("a finished run was started again")
 
-    monkeypatch.setattr("hf_invact.experiments.compare.run_in_process", no_process)
+    monkeypatch.setattr("experiments.compare.run_in_process", no_process)
     before = run_times(finished.folder)
     report = (finished.folder / "report.html").read_bytes()
     assert main([str(finished.plan)]) == 0

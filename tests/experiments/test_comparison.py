@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_invact.experiments.comparison import compare_model
+from experiments.comparison import compare_model
 
 FINITE = st.floats(-100, 100)
 CURVES = st.lists(FINITE, min_size=1, max_size=5)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_invact.experiments import corpus
-from hf_invact.experiments.errors import ConfigError
+from experiments import corpus
+from experiments.errors import ConfigError
 
 SOURCE = '''
 """Module."""

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import transformers
 
-from hf_invact.experiments.coverage import table
-from hf_invact.experiments.coverage.check import Coverage, check
-from hf_invact.experiments.coverage.errors import UncoveredError
-from hf_invact.experiments.coverage.processes import check_all
-from hf_invact.experiments.coverage.shrink import MODEL_TYPES, small_configs
+from experiments.coverage import table
+from experiments.coverage.check import Coverage, check
+from experiments.coverage.errors import UncoveredError
+from experiments.coverage.processes import check_all
+from experiments.coverage.shrink import MODEL_TYPES, small_configs
 
 ROOT = Path(__file__).parents[2]
 RESULTS: dict[str, Any] = json.loads((ROOT / "results" / "coverage.json").read_text(encoding="utf-8"))

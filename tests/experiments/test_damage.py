@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from hf_invact.experiments import compare, finetune
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.workers import run_in_process
+from experiments import compare, finetune
+from experiments.arguments import parse_run
+from experiments.workers import run_in_process
 from tests.experiments.small import contents, write_config
 from tests.helpers import threads
 

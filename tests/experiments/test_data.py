@@ -10,9 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hf_invact.experiments.arguments import DataArguments
-from hf_invact.experiments.data import describe_records, load_records, training_texts
-from hf_invact.experiments.errors import ConfigError
+from experiments.arguments import DataArguments
+from experiments.data import describe_records, load_records, training_texts
+from experiments.errors import ConfigError
 
 WIKITEXT = " \n = Valkyria = \n \n Senjō no Valkyria 3 is a role @-@ playing game . \n It was released in 2011 . \n" * 4
 PAIRS = [
@@ -24,9 +24,9 @@ TEMPLATE = "### Instruction:\n{instruction}\n{input}\n### Response:\n{output}"
 
 UNREACHABLE = """
 import time
-from hf_invact.experiments.arguments import DataArguments
-from hf_invact.experiments.data import load_records
-from hf_invact.experiments.errors import ConfigError
+from experiments.arguments import DataArguments
+from experiments.data import load_records
+from experiments.errors import ConfigError
 start = time.monotonic()
 try:
     load_records(DataArguments(task="causal-lm", dataset_name="wikitext", dataset_config_name="wikitext-2-raw-v1"), 0)

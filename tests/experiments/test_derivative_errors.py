@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
+from experiments.derivative_errors import DRAWS, SEED, figure, measure
 from hf_invact.curves import CURVES, GELU
-from hf_invact.experiments.derivative_errors import DRAWS, SEED, figure, measure
 from hf_invact.memory.plots import png
 from tests.helpers import FITTED, normal
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_invact.experiments import compare, finetune
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.comparison import divergence
-from hf_invact.experiments.files import read_json
-from hf_invact.experiments.finetune_trainer import FinetuneTrainer
+from experiments import compare, finetune
+from experiments.arguments import parse_run
+from experiments.comparison import divergence
+from experiments.files import read_json
+from experiments.finetune_trainer import FinetuneTrainer
 from tests.experiments.small import losses, write_config
 from tests.helpers import threads
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.files import claim_folder, read_json, read_mapping, write_atomically, write_json
+from experiments.errors import ConfigError
+from experiments.files import claim_folder, read_json, read_mapping, write_atomically, write_json
 from tests.experiments.small import contents
 
 

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.environment import describe_environment
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.finetune import build, finetune
-from hf_invact.experiments.locks import LOCK
+from experiments.arguments import parse_run
+from experiments.environment import describe_environment
+from experiments.errors import ConfigError
+from experiments.finetune import build, finetune
+from experiments.locks import LOCK
 from tests.experiments.small import MODELS, RESULTS, SENTENCES, contents, losses, write_config, write_records
 from tests.helpers import threads
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hf_invact.experiments.gradients import cosine_distance, gradient, relative_error
+from experiments.gradients import cosine_distance, gradient, relative_error
 from tests.models import batch as make_batch
 from tests.models import tiny_model
 

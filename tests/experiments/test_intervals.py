@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_invact.experiments.intervals import interval, paired_difference
+from experiments.intervals import interval, paired_difference
 
 VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=8)
 

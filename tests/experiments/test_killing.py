@@ -16,8 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from hf_invact.experiments.compare import main
-from hf_invact.experiments.files import read_json
+from experiments.compare import main
+from experiments.files import read_json
 from tests.experiments.small import alive_after, contents, write_config
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.errors import ConfigError
+from experiments.arguments import parse_run
+from experiments.errors import ConfigError
 from tests.experiments.small import write_config
 
 LIMITS = {

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from hf_invact.experiments.benchmark.command import main as benchmark
-from hf_invact.experiments.compare import main as compare
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.files import claim_folder
-from hf_invact.experiments.finetune import main as finetune
-from hf_invact.experiments.locks import LOCK, locked, locked_folder
-from hf_invact.experiments.reproduce.command import main as reproduce
+from experiments.benchmark.command import main as benchmark
+from experiments.compare import main as compare
+from experiments.errors import ConfigError
+from experiments.files import claim_folder
+from experiments.finetune import main as finetune
+from experiments.locks import LOCK, locked, locked_folder
+from experiments.reproduce.command import main as reproduce
 from tests.experiments.small import contents, write_config
 
 ROOT = Path(__file__).parents[2]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.compare import main as compare
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.finetune import main as finetune
-from hf_invact.experiments.masking import is_secret, masked, masked_command, masked_text
+from experiments.arguments import parse_run
+from experiments.compare import main as compare
+from experiments.errors import ConfigError
+from experiments.finetune import main as finetune
+from experiments.masking import is_secret, masked, masked_command, masked_text
 from tests.experiments.small import MODELS, write_config
 
 SECRET = "s3cr3tValue0123456789"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from hf_invact.experiments.metrics import F1, Accuracy, ClassificationMetrics, perplexity
+from experiments.metrics import F1, Accuracy, ClassificationMetrics, perplexity
 
 
 def test_they_are_metrics_of_the_evaluate_library():

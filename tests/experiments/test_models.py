@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.data import load_records
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.models import build_model, load_tokenizer
-from hf_invact.experiments.tasks import prepare
+from experiments.arguments import parse_run
+from experiments.data import load_records
+from experiments.errors import ConfigError
+from experiments.models import build_model, load_tokenizer
+from experiments.tasks import prepare
 from tests.experiments.small import MODELS, SENTENCES, write_config, write_records
 
 
@@ -143,13 +143,13 @@ def test_quantized_weights_with_adapters(tmp_path, pretrained):
     ids=["key", "value"],
 )
 def test_refused_quantization(tmp_path, pretrained, monkeypatch, quantization, message):
-    monkeypatch.setattr("hf_invact.experiments.models.find_spec", lambda name: name)
+    monkeypatch.setattr("experiments.models.find_spec", lambda name: name)
     with pytest.raises(ConfigError, match=message):
         from_folder(tmp_path, pretrained, lora={"r": 2}, quantization=quantization)
 
 
 def test_quantization_without_bitsandbytes(tmp_path, pretrained, monkeypatch):
-    monkeypatch.setattr("hf_invact.experiments.models.find_spec", lambda name: None)
+    monkeypatch.setattr("experiments.models.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs the package bitsandbytes: pip install '\.\[quantization\]'"):
         from_folder(tmp_path, pretrained, lora={"r": 2}, quantization=QUANTIZATION)
 

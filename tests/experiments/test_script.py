@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from hf_invact.experiments import script
+from experiments import script
 from tests.experiments.small import write_config
 
 ROOT = Path(__file__).parents[2]

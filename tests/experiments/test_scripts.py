@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hf_invact.experiments.finetune import main
+from experiments.finetune import main
 from tests.experiments.small import MODELS, contents, write_config
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "finetune.py"
@@ -102,7 +102,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(tmp_path, monkeypatch):
     def fail(run):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("hf_invact.experiments.finetune.build", fail)
+    monkeypatch.setattr("experiments.finetune.build", fail)
     with pytest.raises(ZeroDivisionError):
         main([str(write_config(tmp_path))])
 

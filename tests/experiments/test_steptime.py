@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hf_invact.experiments import steptime
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.finetune import build
-from hf_invact.experiments.steptime import TrainerSteps, measure_step_time, steps_of
+from experiments import steptime
+from experiments.arguments import parse_run
+from experiments.finetune import build
+from experiments.steptime import TrainerSteps, measure_step_time, steps_of
 from hf_invact.nn import InvertedActivation
 from tests.experiments.small import contents, write_config
 from tests.helpers import threads

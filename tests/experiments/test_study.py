@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.finetune import build, finetune
-from hf_invact.experiments.methods.catalogue import METHODS
-from hf_invact.experiments.study import nudge, nudged
+from experiments.arguments import parse_run
+from experiments.errors import ConfigError
+from experiments.finetune import build, finetune
+from experiments.methods.catalogue import METHODS
+from experiments.study import nudge, nudged
 from tests.experiments.small import losses, write_config
 from tests.models import each_model, tiny_model
 

@@ -15,10 +15,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hf_invact.experiments.arguments import DataArguments
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.tasks import PreparedTask, prepare
-from hf_invact.experiments.tokenizer import train_tokenizer
+from experiments.arguments import DataArguments
+from experiments.errors import ConfigError
+from experiments.tasks import PreparedTask, prepare
+from experiments.tokenizer import train_tokenizer
 
 LINES = [" = Title = \n", " \n", "", " The game was released in two versions , and it was praised . \n"] * 20
 PAIRS = [

@@ -3,8 +3,8 @@
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.tokenizer import ensure_padding, train_tokenizer
+from experiments.errors import ConfigError
+from experiments.tokenizer import ensure_padding, train_tokenizer
 
 TEXTS = [
     f"Return the {a} of the {b}, or None if there is no {a}." for a in ("name", "size") for b in ("file", "résumé")

@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hf_invact.experiments.arguments import parse_run
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.files import read_json
-from hf_invact.experiments.finetune import finetune
+from experiments.arguments import parse_run
+from experiments.errors import ConfigError
+from experiments.files import read_json
+from experiments.finetune import finetune
 from tests.experiments.small import contents, losses, write_config
 from tests.helpers import threads
 

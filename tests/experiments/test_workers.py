@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hf_invact.experiments import workers
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.files import read_json
-from hf_invact.experiments.workers import RunFailed, run_in_process
+from experiments import workers
+from experiments.errors import ConfigError
+from experiments.files import read_json
+from experiments.workers import RunFailed, run_in_process
 from tests.experiments.small import alive_after, write_config
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.checkpoints import last_resumable_checkpoint
 from hf_invact import InvertedActivationsCallback
-from hf_invact.experiments.checkpoints import last_resumable_checkpoint
 from tests.helpers import threads
 from tests.lifetime.killed import MOMENTS
 from tests.lifetime.small import MODELS, STEPS, train

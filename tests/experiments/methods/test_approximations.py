@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
+from experiments.benchmark.implementations import Unavailable
+from experiments.methods.accuracy import derivative_error
+from experiments.methods.catalogue import METHODS
+from experiments.methods.codes import pack_codes, unpack_codes
+from experiments.methods.derivative import StoredDerivative
+from experiments.methods.few_bit import FewBit, best_steps
+from experiments.methods.quantized import Noise, QuantizedInput
 from hf_invact.curves import CURVES, GELU, GELU_TANH, SILU, Curve
-from hf_invact.experiments.benchmark.implementations import Unavailable
-from hf_invact.experiments.methods.accuracy import derivative_error
-from hf_invact.experiments.methods.catalogue import METHODS
-from hf_invact.experiments.methods.codes import pack_codes, unpack_codes
-from hf_invact.experiments.methods.derivative import StoredDerivative
-from hf_invact.experiments.methods.few_bit import FewBit, best_steps
-from hf_invact.experiments.methods.quantized import Noise, QuantizedInput
 from tests.helpers import each_dtype, normal, output_and_gradient
 
 DRAWS = 1 << 16

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from hf_invact.experiments.benchmark.implementations import Unavailable
-from hf_invact.experiments.gradients import cosine_distance, gradient
-from hf_invact.experiments.methods.catalogue import COMPARED, METHODS
+from experiments.benchmark.implementations import Unavailable
+from experiments.gradients import cosine_distance, gradient
+from experiments.methods.catalogue import COMPARED, METHODS
 from hf_invact.memory import SavedActivations, intermediate_units
 from hf_invact.patching import activation_sites
 from tests.models import batch, tiny_model

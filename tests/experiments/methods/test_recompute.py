@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedModel
 
-from hf_invact.experiments.gradients import gradient
-from hf_invact.experiments.methods.recompute import recomputed_activations
+from experiments.gradients import gradient
+from experiments.methods.recompute import recomputed_activations
 from hf_invact.memory import SavedActivations
 from tests.models import batch, each_model, tiny_model
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.reproduce import command, finetune, memory, methods, page, steps
-from hf_invact.experiments.workers import RunFailed
+from experiments.errors import ConfigError
+from experiments.reproduce import command, finetune, memory, methods, page, steps
+from experiments.workers import RunFailed
 
 MODULES: dict[str, ModuleType] = {"memory": memory, "methods": methods, "steps": steps, "finetune": finetune}
 

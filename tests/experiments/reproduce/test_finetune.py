@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.methods.catalogue import METHODS
-from hf_invact.experiments.reproduce import finetune
-from hf_invact.experiments.reproduce.finetune_analysis import FINAL_LOSS, analyse
-from hf_invact.experiments.reproduce.finetune_plots import methods_figure
-from hf_invact.experiments.reproduce.finetune_tables import headline, section
-from hf_invact.experiments.reproduce.subjects import CONTROL, QUICK_SUBJECTS, SUBJECTS, Subject
+from experiments.errors import ConfigError
+from experiments.methods.catalogue import METHODS
+from experiments.reproduce import finetune
+from experiments.reproduce.finetune_analysis import FINAL_LOSS, analyse
+from experiments.reproduce.finetune_plots import methods_figure
+from experiments.reproduce.finetune_tables import headline, section
+from experiments.reproduce.subjects import CONTROL, QUICK_SUBJECTS, SUBJECTS, Subject
 from tests.experiments.small import contents, write_config
 
 EVERY_SUBJECT = (*SUBJECTS, *QUICK_SUBJECTS)

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from hf_invact.experiments.reproduce import memory
-from hf_invact.experiments.reproduce.memory_cases import ACTIVATION, CASES, COMPILED, OURS, PLAIN, Case, Variant
-from hf_invact.experiments.reproduce.memory_counting import Count
-from hf_invact.experiments.reproduce.memory_plots import save_figures
+from experiments.reproduce import memory
+from experiments.reproduce.memory_cases import ACTIVATION, CASES, COMPILED, OURS, PLAIN, Case, Variant
+from experiments.reproduce.memory_counting import Count
+from experiments.reproduce.memory_plots import save_figures
 
 COMMAND = "python scripts/reproduce.py memory --quick"
 # One case with three variants, and one with its compiled one.

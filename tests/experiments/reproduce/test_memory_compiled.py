@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from hf_invact.experiments.reproduce.memory_cases import CASES, COMPILED, COMPILED_OURS, Case, Variant
-from hf_invact.experiments.reproduce.memory_compiled import compiled_bytes
-from hf_invact.experiments.reproduce.memory_counting import (
+from experiments.reproduce.memory_cases import CASES, COMPILED, COMPILED_OURS, Case, Variant
+from experiments.reproduce.memory_compiled import compiled_bytes
+from experiments.reproduce.memory_counting import (
     SAMPLED_LAYERS,
     _compiled,
     batch_of,

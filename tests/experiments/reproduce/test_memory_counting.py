@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from hf_invact.experiments.reproduce.memory_cases import (
+from experiments.reproduce.memory_cases import (
     ACTIVATION,
     CASES,
     CHECKPOINTED,
@@ -22,8 +22,8 @@ from hf_invact.experiments.reproduce.memory_cases import (
     PLAIN,
     Variant,
 )
-from hf_invact.experiments.reproduce.memory_counting import Count, built, count, patch, prepare, source_of
-from hf_invact.experiments.reproduce.memory_published import as_in_the_notebook
+from experiments.reproduce.memory_counting import Count, built, count, patch, prepare, source_of
+from experiments.reproduce.memory_published import as_in_the_notebook
 from hf_invact.memory import SavedActivations, by_part
 
 QUICK = {case.key: case for case in CASES["quick"]}

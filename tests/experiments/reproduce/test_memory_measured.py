@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from hf_invact.experiments.reproduce import memory_measured
-from hf_invact.experiments.reproduce.memory_cases import CASES, OURS, PLAIN, Case, Variant
-from hf_invact.experiments.reproduce.memory_measured import EMULATED, OUT_OF_MEMORY, measure
+from experiments.reproduce import memory_measured
+from experiments.reproduce.memory_cases import CASES, OURS, PLAIN, Case, Variant
+from experiments.reproduce.memory_measured import EMULATED, OUT_OF_MEMORY, measure
 from hf_invact.nn import InvertedActivation
 
 QUICK = {case.key: case for case in CASES["quick"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_invact.experiments.reproduce.memory_tables import headline, section
+from experiments.reproduce.memory_tables import headline, section
 
 GIB = 2**30
 BERT = {"weights": 0.409, "plain": 5.12, "inverted": 4.03, "source": "a notebook", "change": -0.2314}

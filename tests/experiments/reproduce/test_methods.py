@@ -14,11 +14,11 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.files import read_json, write_json
-from hf_invact.experiments.methods.catalogue import COMPARED
-from hf_invact.experiments.reproduce import methods, methods_plots, methods_tables
-from hf_invact.experiments.reproduce.methods_models import CASES, CONFIGS, Case
+from experiments.errors import ConfigError
+from experiments.files import read_json, write_json
+from experiments.methods.catalogue import COMPARED
+from experiments.reproduce import methods, methods_plots, methods_tables
+from experiments.reproduce.methods_models import CASES, CONFIGS, Case
 from tests.models import batch, tiny_model
 
 FEW = {name: COMPARED[name] for name in ("plain", "inverted", "few-bit-3", "recompute")}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_invact.experiments.reproduce import page
-from hf_invact.experiments.reproduce.command import PARTS
-from hf_invact.experiments.reproduce.finetune_analysis import FINAL_LOSS
-from hf_invact.experiments.reproduce.finetune_tables import BOUNDS
+from experiments.reproduce import page
+from experiments.reproduce.command import PARTS
+from experiments.reproduce.finetune_analysis import FINAL_LOSS
+from experiments.reproduce.finetune_tables import BOUNDS
 
 ROOT = Path(__file__).parents[3]
 PARTS_OF = page.read_parts(ROOT / "results" / "reproduction")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hf_invact.experiments.errors import ConfigError
-from hf_invact.experiments.reproduce import steps
-from hf_invact.experiments.reproduce.steps_models import FULL, QUICK, StepModel
+from experiments.errors import ConfigError
+from experiments.reproduce import steps
+from experiments.reproduce.steps_models import FULL, QUICK, StepModel
 from hf_invact.patching import inverted_activations
 from tests.experiments.small import write_config
 from tests.helpers import threads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_invact.experiments.reproduce.steps_plots import png_of, step_time_figure
+from experiments.reproduce.steps_plots import png_of, step_time_figure
 from tests.experiments.reproduce.steps_results import made_up
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_invact.experiments.reproduce.steps_tables import section
+from experiments.reproduce.steps_tables import section
 from tests.experiments.reproduce.steps_results import made_up
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from hf_invact.experiments.methods.catalogue import METHODS
-from hf_invact.experiments.reproduce.steps_variants import Compiled, title, variants_for
+from experiments.methods.catalogue import METHODS
+from experiments.reproduce.steps_variants import Compiled, title, variants_for
 from hf_invact.nn import InvertedActivation
 from hf_invact.patching import inverted_activations
 from tests.models import batch, tiny_model

@@ -1,0 +1,229 @@
+"""Compares a small model of a type with itself patched."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from transformers import PretrainedConfig, PreTrainedModel, set_seed
+
+from hf_invact.memory import SavedActivations
+from hf_invact.patching import PatchingError, PatchReport, patch_model
+from hf_invact.planning.errors import PlanningError
+from hf_invact.planning.source import find_source
+
+from .errors import UncoveredError, brief
+from .inputs import inputs_of
+from .shrink import small_configs
+
+SEED = 0
+MOST_PARAMETERS = 200_000_000
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What patching a small model of a type does.
+
+    Attributes:
+        model_type: of Transformers.
+        model_class: what was built; empty where nothing was.
+        sites: activations that were found.
+        patched: how many of them are inverted.
+        plans: how often each plan was installed.
+        plain_bytes, patched_bytes: what is kept for the backward pass; None where it could not be run.
+        activation_ulps: the largest difference between what an activation returns for the same input, in units in the
+            last place of its largest output: 0 where all are the same to the bit.
+        output_ulps: the same of what the model returns.
+        gradient_error: the norm of the difference of all gradients over the norm of the plain ones.
+        reason: why it, or a part of it, is not patched, or could not be built.
+        error: what was raised once it was patched; empty where nothing was.
+    """
+
+    model_type: str
+    model_class: str = ""
+    sites: int = 0
+    patched: int = 0
+    plans: dict[str, int] = field(default_factory=dict)
+    plain_bytes: int | None = None
+    patched_bytes: int | None = None
+    activation_ulps: float | None = None
+    output_ulps: float | None = None
+    gradient_error: float | None = None
+    reason: str = ""
+    error: str = ""
+
+    def __str__(self) -> str:
+        if self.error:
+            return f"{self.model_type}: FAILED once patched: {self.error}"
+        if not self.patched or not self.patched_bytes or not self.plain_bytes:
+            return f"{self.model_type}: not patched: {self.reason}"
+        change = self.patched_bytes / self.plain_bytes - 1
+        return f"{self.model_type}: {self.patched} of {self.sites} patched, {change:+.1%}, {self.output_ulps:.3g} ulps"
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Run:
+    outputs: list[Tensor]
+    gradients: list[Tensor]
+    saved_bytes: int
+
+
+def check(model_type: str) -> Coverage:
+    """Build a small model of a type, run it plain and patched, forward and backward in float32, and compare."""
+    transformers.logging.set_verbosity_error()
+    try:
+        config, model, inputs, plain = _runnable(model_type)
+    except UncoveredError as error:
+        return Coverage(model_type, reason=str(error))
+    name = type(model).__name__
+    twin = _build(type(model), config)  # some change when they are run
+    try:
+        report = patch_model(twin)
+    except PatchingError as error:
+        return Coverage(model_type, name, plain_bytes=plain.saved_bytes, reason=brief(error))
+    patched = _run(twin, inputs)
+    return Coverage(
+        model_type,
+        name,
+        sites=len(report.sites),
+        patched=report.patched,
+        plans=_plans(report),
+        plain_bytes=plain.saved_bytes,
+        patched_bytes=patched.saved_bytes,
+        activation_ulps=max(_activation_ulps(_build(type(model), config), twin, report, inputs), default=0.0),
+        output_ulps=max(map(_ulps, plain.outputs, patched.outputs), default=0.0),
+        gradient_error=_relative(plain.gradients, patched.gradients),
+        reason="; ".join(sorted({site.reason for site in report.sites if site.reason})),
+    )
+
+
+def _plans(report: PatchReport) -> dict[str, int]:
+    plans = [site.plan for site in report.sites if site.plan]
+    return {plan: plans.count(plan) for plan in sorted(set(plans))}
+
+
+def _runnable(model_type: str) -> tuple[PretrainedConfig, PreTrainedModel, dict[str, Any], _Run]:
+    """The first small model that runs, with its config and inputs."""
+    failures: list[str] = []
+    for config in small_configs(model_type):
+        for model in _built(config, failures):
+            for inputs in inputs_of(model):
+                try:
+                    return config, model, inputs, _run(model, inputs)
+                except Exception as error:  # whatever a foreign forward raises
+                    failures.append(f"{type(model).__name__} cannot be run: {brief(error)}")
+    raise UncoveredError(failures[0] if failures else "no input is known for it")
+
+
+def _built(config: PretrainedConfig, failures: list[str]) -> Iterator[PreTrainedModel]:
+    try:
+        classes = list(_classes(config))
+    except (ImportError, ValueError) as error:  # of a mapping that names what is not there
+        failures.append(f"its class cannot be found: {brief(error)}")
+        return
+    for model_class in classes:
+        try:
+            yield _build(model_class, config)
+        except Exception as error:  # whatever a foreign class raises
+            failures.append(f"{model_class.__name__} cannot be built: {brief(error)}")
+
+
+def _classes(config: PretrainedConfig) -> Iterator[type[PreTrainedModel]]:
+    with suppress(PlanningError):  # a part of other models
+        yield find_source(config).model_class
+    mapping = transformers.AutoModel._model_mapping
+    if type(config) in mapping:
+        found = mapping[type(config)]
+        yield from found if isinstance(found, tuple) else (found,)
+        return
+    beside = type(config).__module__.replace(".configuration_", ".modeling_")
+    for model_class in vars(importlib.import_module(beside)).values():
+        is_model = isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)
+        if (
+            is_model
+            and model_class.config_class is type(config)
+            and not model_class.__name__.endswith("PreTrainedModel")
+        ):
+            yield model_class
+
+
+def _build(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    config = copy.deepcopy(config)  # models write into theirs
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in model_class._from_config(config).parameters())
+    if size > MOST_PARAMETERS:
+        raise UncoveredError(f"{size / 1e6:,.0f} million parameters remain")
+    set_seed(SEED)
+    model: PreTrainedModel = model_class._from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:  # so that inputs of activations lie on both sides of the turning point
+                weight.normal_(0, weight[0].numel() ** -0.5)
+    return model.train()
+
+
+def _run(model: PreTrainedModel, inputs: dict[str, Any]) -> _Run:
+    set_seed(SEED)
+    model.zero_grad()
+    with SavedActivations(model) as saved:
+        outputs = model(**copy.deepcopy(inputs))  # some write into them
+    tensors = [leaf for leaf in tree_leaves(dict(outputs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    differentiable = [tensor for tensor in tensors if tensor.requires_grad]
+    if not differentiable:
+        raise UncoveredError(f"{type(model).__name__} returns nothing that depends on its weights")
+    generator = torch.Generator().manual_seed(SEED)
+    # Random weights: sums of what a norm returns do not depend on anything.
+    goals = [(tensor * torch.randn(tensor.shape, generator=generator)).sum() for tensor in differentiable]
+    torch.stack(goals).sum().backward()
+    gradients = [torch.zeros(()) if w.grad is None else w.grad.clone() for w in model.parameters()]
+    return _Run([tensor.detach() for tensor in tensors], gradients, saved.total_bytes)
+
+
+def _activation_ulps(
+    plain: PreTrainedModel, patched: PreTrainedModel, report: PatchReport, inputs: dict[str, Any]
+) -> list[float]:
+    """Of each call of a module that is inverted, for the input that it has in the plain model."""
+    found: list[float] = []
+
+    def compare(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        # In the same layout: PyTorch's functions differ in the last places between vectors and single numbers.
+        with torch.enable_grad():
+            inverted = torch.clone(patched.get_submodule(name)(args[0].detach().requires_grad_()))
+        found.append(_ulps(output, inverted.detach()))
+
+    modules = dict(plain.named_modules())
+    for site in report.sites:
+        if site.curve and site.name in modules:
+            modules[site.name].register_forward_hook(partial(compare, site.name))
+    with torch.no_grad():
+        plain(**copy.deepcopy(inputs))
+    return found
+
+
+def _ulps(plain: Tensor, patched: Tensor) -> float:
+    if not plain.numel():
+        return 0.0
+    if not plain.isfinite().all():
+        return 0.0 if torch.equal(plain.nan_to_num(), patched.nan_to_num()) else torch.inf
+    largest = plain.abs().max()
+    spacing = torch.nextafter(largest, torch.tensor(torch.inf)) - largest
+    return ((plain - patched).abs().max() / spacing).item()
+
+
+def _relative(plain: list[Tensor], patched: list[Tensor]) -> float:
+    difference = sum((a - b).double().square().sum().item() for a, b in zip(plain, patched, strict=True))
+    size = sum(a.double().square().sum().item() for a in plain)
+    return float((difference / size) ** 0.5) if size else 0.0

@@ -1,0 +1,116 @@
+"""Activations whose gradient is computed from something else than their input, and how they come into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hf_invact.curves import Curve
+from hf_invact.patching import slot
+from hf_invact.patching.activations import curve_of, describe
+from hf_invact.patching.registry import Found, find_activations
+
+from ..benchmark.implementations import Unavailable
+
+
+class Approximation(Protocol):
+    """What one activation keeps, and the derivative that it gives."""
+
+    def keep(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """What the derivative is computed from: tensors of its own, or the input or the output themselves."""
+
+    @property
+    def slope(self) -> Callable[..., Tensor]:
+        """Of what was kept: the derivative for each element, in the order of a contiguous tensor, and maybe more."""
+
+
+Maker = Callable[[Curve], Approximation]
+
+
+class _Approximated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activation: Callable[[Tensor], Tensor], approximation: Approximation) -> Tensor:
+        y = activation(x)
+        ctx.approximation = approximation
+        ctx.save_for_backward(*approximation.keep(x, y))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        slope = ctx.approximation.slope(*ctx.saved_tensors)
+        # In the wider dtype of both, and rounded once.
+        return (dy * slope.flatten()[: dy.numel()].view(dy.shape)).to(dy.dtype), None, None
+
+
+def approximated(x: Tensor, activation: Callable[[Tensor], Tensor], approximation: Approximation) -> Tensor:
+    """The activation's own result, with an approximate gradient."""
+    y: Tensor = _Approximated.apply(x, activation, approximation)
+    return y
+
+
+class ApproximatedActivation(nn.Module):
+    """Stands in an activation's place. Where no gradient is needed, it is the activation."""
+
+    original: Callable[[Tensor], Tensor]
+
+    def __init__(self, original: Callable[[Tensor], Tensor], approximation: Approximation) -> None:
+        super().__init__()
+        object.__setattr__(self, "original", original)  # not as a submodule
+        self.approximation = approximation
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            return self.original(input)
+        return approximated(input, self.original, self.approximation)
+
+
+@contextmanager
+def approximated_activations(model: nn.Module, make: Maker) -> Iterator[None]:
+    """Every activation of a model with an approximate gradient inside.
+
+    Raises:
+        Unavailable: there is no activation, or one whose curve is not known or has no such approximation.
+    """
+    with substituted(model, lambda found, original: ApproximatedActivation(original, make(_curve(found, original)))):
+        yield
+
+
+@contextmanager
+def substituted(model: nn.Module, substitute: Callable[[Found, Any], nn.Module]) -> Iterator[None]:
+    """A module in the place of every activation of a model inside; afterwards the activations themselves.
+
+    Args:
+        substitute: makes it of where the activation was found, and the activation.
+
+    Raises:
+        Unavailable: there is no activation.
+    """
+    everything = [(found, getattr(found.module, found.attribute)) for found in find_activations(model)]
+    if not everything:
+        raise Unavailable(f"{type(model).__name__} has no activation that is known")
+    # All are made before the first is installed, so that an error leaves the model as it was.
+    substitutes = [substitute(found, original).train(model.training) for found, original in everything]
+    with ExitStack() as stack:
+        for (found, original), new in zip(everything, substitutes, strict=True):
+            stack.callback(_follow, original, new)
+            stack.enter_context(slot.replaced(found.module, found.attribute, new))
+        yield
+
+
+def _follow(original: object, substitute: nn.Module) -> None:
+    """Take over the mode: an activation does not hear of a change while it is not in the model."""
+    if isinstance(original, nn.Module):
+        original.train(substitute.training)
+
+
+def _curve(found: Found, original: object) -> Curve:
+    curve = curve_of(original)
+    if curve is None:
+        raise Unavailable(f"{found.site}: no formula of {describe(original)} is known")
+    return curve

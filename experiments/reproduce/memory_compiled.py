@@ -1,0 +1,73 @@
+"""What a model keeps under `torch.compile`, without generating code, weights or a GPU.
+
+The compiler traces forward and backward pass as one graph, and cuts it where least has to be kept for the second half:
+what is cheap is computed again. That is done here with inductor's own decompositions, passes and partitioner, and the
+first half is run on fake tensors. They are tensors of a CPU: the deviations of layer norms are kept in the dtype of the
+input, where a GPU keeps 4 bytes per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._functorch.aot_autograd import aot_function
+from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch._inductor.compile_fx import partition_fn
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.fx_passes.joint_graph import lazy_init
+from torch._inductor.virtualized import V
+from torch.compiler import _compile_session_context
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
+
+from hf_invact.memory import SavedActivations
+
+
+def compiled_bytes(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
+    """Bytes that a compiled model would keep of one forward pass for its backward pass.
+
+    Args:
+        model: on fake tensors that are active, patched or not.
+        batch: its arguments. Without a mask: what is traced cannot depend on its values, so Transformers makes a
+            causal one for every model that asks for it.
+    """
+    weights, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+
+    def forward(weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Any:
+        outputs = functional_call(model, {**weights, **buffers}, kwargs=dict(inputs))
+        return tuple(leaf for leaf in tree_leaves(dict(outputs)) if isinstance(leaf, Tensor))
+
+    with _disable_current_modes():
+        lazy_init(next(iter(weights.values())).device)  # registers patterns, once, on tensors of its own
+    compiled: Callable[..., Any] = aot_function(
+        forward,
+        fw_compiler=_run_as_it_is,
+        partition_fn=partition_fn,
+        decompositions=select_decomp_table(),
+        num_params_buffers=len(weights) + len(buffers),
+    )
+    fake_mode = detect_fake_mode(list(weights.values()))
+    with V.set_fake_mode(fake_mode), tracing(TracingContext(fake_mode)), enable_python_dispatcher():
+        with _compile_session_context():  # models ask whether they are compiled
+            compiled(weights, buffers, batch)
+        own = [*weights.values(), *buffers.values(), *batch.values()]
+        with SavedActivations(nn.Module(), ignore=own) as saved:
+            outputs = compiled(weights, buffers, batch)
+    assert outputs is not None  # alive until all is counted
+    return saved.total_bytes
+
+
+def _run_as_it_is(gm: GraphModule, example_inputs: Any) -> Callable[[list[Any]], Any]:
+    def run(arguments: list[Any]) -> Any:
+        taken = list(arguments)
+        arguments.clear()
+        return gm(*taken)
+
+    run._boxed_call = True  # type: ignore[attr-defined]  # it empties its list of arguments
+    return run
