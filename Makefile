@@ -15,12 +15,12 @@ READY := $(VENV)/.ready
 PRETRAINED := $(VENV)/.pretrained
 LOWEST := .venv-lowest
 # Not tests/trl: TRL asks for newer versions. Not what fits curves: it takes long and knows no other library.
-LOWEST_TESTS := tests/launch tests/memory tests/patching tests/planning tests/processes tests/trainer \
-  tests/test_environment.py tests/test_readme.py --ignore tests/patching/test_registration.py
+LOWEST_TESTS := tests/launch tests/memory tests/patching tests/planning tests/processes tests/sites tests/trainer \
+  tests/test_environment.py tests/test_readme.py --ignore tests/sites/activations/test_register.py
 
 TORCH ?= 2.11.0
 WITH_TORCH := .venv-torch-$(TORCH)
-CORE_TESTS := tests/memory tests/ops tests/patching tests/test_compile.py tests/test_functional.py tests/test_nn.py
+CORE_TESTS := tests/memory tests/ops tests/patching tests/sites tests/test_compile.py tests/test_functional.py tests/test_nn.py
 
 # Files of tests in two processes: much of a test waits, or uses one core.
 IN_PARALLEL := --numprocesses 2 --dist loadfile

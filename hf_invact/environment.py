@@ -15,8 +15,8 @@ from . import __version__
 from .curves import CURVES, ClosedForm, Curve
 from .memory.text import size, table
 from .ops.backends import AUTO, ENVIRONMENT_VARIABLE, TRITON_DEVICES, choose_backend, why_not_triton
-from .patching.activations import learned_activations
-from .patching.registry import registered_blocks
+from .sites.activations.blocks import registered_blocks
+from .sites.activations.recognize import learned_activations
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "triton", "liger-kernel")
 WIDTH = 100

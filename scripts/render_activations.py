@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lie
 
 from experiments.script import missing_packages_named
 from hf_invact.curves import CURVES, Curve, Fit
-from hf_invact.patching.activations import inverse_of, reason_to_leave
+from hf_invact.sites.activations.recognize import inverse_of, reason_to_leave
 
 with missing_packages_named():
     from experiments.derivative_errors import LARGEST_INPUT

@@ -14,7 +14,7 @@ from transformers.activations import XIELUActivation
 from transformers.models.apertus.modeling_apertus import ApertusMLP
 
 from hf_invact.ops import invert_prelu, invert_xielu
-from hf_invact.patching.learned import PatchedPReLU, PatchedXIELU
+from hf_invact.sites.activations.learned import PatchedPReLU, PatchedXIELU
 from tests.helpers import normal
 
 # Of the parameters before the softplus: Transformers' start (to 1e-3), steep, shallow, and one past where float32 can

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hf_invact.curves import Curve
-from hf_invact.patching import slot
-from hf_invact.patching.activations import curve_of, describe
-from hf_invact.patching.registry import Found, find_activations
+from hf_invact.sites.activations import Activations, ActivationSite, install
+from hf_invact.sites.activations.recognize import curve_of, describe
 
 from ..benchmark.implementations import Unavailable
 
@@ -82,7 +81,7 @@ def approximated_activations(model: nn.Module, make: Maker) -> Iterator[None]:
 
 
 @contextmanager
-def substituted(model: nn.Module, substitute: Callable[[Found, Any], nn.Module]) -> Iterator[None]:
+def substituted(model: nn.Module, substitute: Callable[[ActivationSite, Any], nn.Module]) -> Iterator[None]:
     """A module in the place of every activation of a model inside; afterwards the activations themselves.
 
     Args:
@@ -91,7 +90,7 @@ def substituted(model: nn.Module, substitute: Callable[[Found, Any], nn.Module])
     Raises:
         Unavailable: there is no activation.
     """
-    everything = [(found, getattr(found.module, found.attribute)) for found in find_activations(model)]
+    everything = [(found, getattr(found.holder, found.attribute)) for found in Activations().find(model)]
     if not everything:
         raise Unavailable(f"{type(model).__name__} has no activation that is known")
     # All are made before the first is installed, so that an error leaves the model as it was.
@@ -99,7 +98,7 @@ def substituted(model: nn.Module, substitute: Callable[[Found, Any], nn.Module])
     with ExitStack() as stack:
         for (found, original), new in zip(everything, substitutes, strict=True):
             stack.callback(_follow, original, new)
-            stack.enter_context(slot.replaced(found.module, found.attribute, new))
+            stack.enter_context(install.replaced(found.holder, found.attribute, new))
         yield
 
 
@@ -109,8 +108,8 @@ def _follow(original: object, substitute: nn.Module) -> None:
         original.train(substitute.training)
 
 
-def _curve(found: Found, original: object) -> Curve:
+def _curve(found: ActivationSite, original: object) -> Curve:
     curve = curve_of(original)
     if curve is None:
-        raise Unavailable(f"{found.site}: no formula of {describe(original)} is known")
+        raise Unavailable(f"{found.name}: no formula of {describe(original)} is known")
     return curve

@@ -1,18 +1,18 @@
 """Finds the blocks of a model, decides what to do with each, does it, and undoes it."""
 
+from ..sites.activations.blocks import register_block
+from ..sites.activations.register import RegisteredActivation, register_activation
+from ..sites.errors import PatchingError
 from .config import InvActConfig
-from .errors import PatchingError
 from .patch import activation_sites, inverted_activations, patch_model, unpatch_model
-from .registration import RegisteredActivation, register_activation
-from .registry import register_block
-from .report import PatchReport, Site
+from .report import PatchReport, SiteReport
 
 __all__ = [
     "InvActConfig",
     "PatchReport",
     "PatchingError",
     "RegisteredActivation",
-    "Site",
+    "SiteReport",
     "activation_sites",
     "inverted_activations",
     "patch_model",

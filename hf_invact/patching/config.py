@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from .. import sites
 from ..ops import AUTO, check_backend
-from .plans import AUTO_PLAN, PLANS
+from ..sites import Plan, SiteKind
 
+AUTO_PLAN = "auto"
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -23,27 +25,33 @@ class InvActConfig:
     Attributes:
         include: patterns (as in a shell: ``*``, ``?``, ``[abc]``) of block names to patch, e.g. ``("*.mlp",)``.
         exclude: patterns of block names to leave alone.
-        plan: what is kept. "auto" measures each kind of block and takes what keeps least (the exact one of equals, the
-            unpatched block if nothing keeps less); "gate-inputs", "input", "gate-output" and "output" demand that one.
+        plan: what is saved for the backward pass. "auto" measures each kind of block and takes the plan that saves the
+            fewest bytes (ties go to the exact plan; the block stays unpatched if no plan saves fewer). The name of a
+            plan ("gate-inputs", "input", "gate-output" or "output") demands it of all sites that can have it, whatever
+            it saves; of several names, the one that saves the fewest bytes is taken. A name concerns the sites of its
+            own kind alone: those of other kinds stay "auto".
         backend: what computes the operation: "auto" (by device) or a backend's name.
         autocast_dtype: under which training will run ("bfloat16" and "float16" are understood too); None takes the
             autocast that is active when `patch_model` is called, if any. The callback fills it in.
         require: refuse a model in which no activation would be inverted, where `patch_model` would only report why. (A
             plan that is demanded is always required at one site at least.)
+        sites: the kinds of sites to patch. The paper's method alone is ``("activation",)``.
 
     Raises:
-        ValueError: an unknown plan, backend or dtype, patterns that are not strings, or a `require` that is no boolean.
+        ValueError: an unknown plan, backend, dtype or kind of sites; patterns that are not strings; a `require`
+            that is not a boolean.
 
-    >>> InvActConfig.from_dict({"include": ["*.mlp"], "backend": "eager"})
-    InvActConfig(include=('*.mlp',), exclude=(), plan='auto', backend='eager', autocast_dtype=None, require=False)
+    >>> InvActConfig.from_dict({"include": ["*.mlp"], "backend": "eager"}).include
+    ('*.mlp',)
     """
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    plan: str = AUTO_PLAN
+    plan: str | tuple[str, ...] = AUTO_PLAN
     backend: str = AUTO
     autocast_dtype: torch.dtype | None = None
     require: bool = False
+    sites: tuple[str, ...] = field(default_factory=lambda: tuple(kind.name for kind in sites.KINDS))
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
@@ -52,8 +60,8 @@ class InvActConfig:
             if not is_list or not all(isinstance(pattern, str) for pattern in patterns):
                 raise ValueError(f"{name} must be a list of patterns such as ['*.mlp'], got {patterns!r}")
             object.__setattr__(self, name, tuple(patterns))
-        if self.plan != AUTO_PLAN and self.plan not in PLANS:
-            raise ValueError(f"unknown plan {self.plan!r}; known: {', '.join([AUTO_PLAN, *PLANS])}")
+        self._check_plan()
+        self._check_sites()
         if isinstance(self.autocast_dtype, str) and self.autocast_dtype in AUTOCAST_DTYPES:
             object.__setattr__(self, "autocast_dtype", AUTOCAST_DTYPES[self.autocast_dtype])
         if self.autocast_dtype not in (None, *AUTOCAST_DTYPES.values()):
@@ -64,6 +72,39 @@ class InvActConfig:
         check_backend(self.backend)
         if not isinstance(self.require, bool):
             raise ValueError(f"require must be true or false, got {self.require!r}")
+
+    @property
+    def kinds(self) -> tuple[SiteKind[Any, Any], ...]:
+        """The kinds of sites to patch, in the order in which they are decided."""
+        return tuple(kind for kind in sites.KINDS if kind.name in self.sites)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plans that are demanded; none for "auto"."""
+        return tuple(plan for kind in self.kinds for plan in self.demanded(kind))
+
+    def demanded(self, kind: SiteKind[Any, Any]) -> tuple[Plan, ...]:
+        """Those of one kind. None of them is demanded where this is empty."""
+        names = (self.plan,) if isinstance(self.plan, str) else self.plan
+        return tuple(plan for plan in kind.plans if plan.name in names)
+
+    def _check_plan(self) -> None:
+        names = (self.plan,) if isinstance(self.plan, str) else self.plan
+        known = [AUTO_PLAN, *sites.all_plans()]
+        if not isinstance(names, (list, tuple)) or not names:
+            raise ValueError(f"unknown plan {self.plan!r}; known: {', '.join(known)}, or a list of these")
+        if not isinstance(self.plan, str):
+            object.__setattr__(self, "plan", tuple(names))
+        for name in names:
+            if name not in known:
+                raise ValueError(f"unknown plan {name!r}; known: {', '.join(known)}")
+
+    def _check_sites(self) -> None:
+        known = [kind.name for kind in sites.KINDS]
+        is_list = isinstance(self.sites, (list, tuple)) and len(self.sites) > 0
+        if not is_list or not all(name in known for name in self.sites):
+            raise ValueError(f"sites must be a list of kinds of sites, of {', '.join(known)}, got {self.sites!r}")
+        object.__setattr__(self, "sites", tuple(self.sites))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> InvActConfig:

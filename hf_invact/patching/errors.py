@@ -1,10 +1,7 @@
-"""What is raised where a model cannot be patched."""
+"""What is raised inside of patching; users get a `PatchingError`."""
 
 from __future__ import annotations
 
 
-class PatchingError(ValueError):
-    """The model, or a part of it that was asked for, cannot be patched.
-
-    The model is as it was before the call, unless the message says what of it could not be put back.
-    """
+class NoProbeError(Exception):
+    """Why a block cannot be run by itself."""

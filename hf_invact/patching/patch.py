@@ -2,56 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ..nn import InvertedActivation
-from ..ops import check_device
-from . import slot
-from .activations import describe, inverse_of, reason_to_leave, supported_activations
+from .. import sites
+from ..sites import Site
+from ..sites.errors import PatchingError
 from .config import InvActConfig
-from .conflicts import WAYS_OUT, find_conflicts, replaced_forward
-from .errors import PatchingError
-from .hooks import hook_of_others
-from .planner import Decision, Planner, rule
-from .plans import PLANS, Plan
+from .planner import Decision, Planner
 from .present import present, remember
-from .registry import Found, find_activations
-from .report import PatchReport, Site
+from .report import PatchReport, SiteReport
 from .requirements import require_module, require_weights
-from .sharding import plain_name
-from .slot import Inverse
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    found: Found
-    inverse: Inverse | None
-    decision: Decision
-
-    @property
-    def site(self) -> Site:
-        found, decision = self.found, self.decision
-        activation = describe(slot.original_of(getattr(found.module, found.attribute)))
-        plan = decision.plan.name if decision.plan else None
-        curve = self.inverse.name if self.inverse and decision.plan else None
-        block = type(found.module).__name__
-        return Site(
-            plain_name(found.site), block, activation, curve, plan, decision.before, decision.after, decision.reason
-        )
+from .selection import Selection, select
+from .weights.sharding import plain_name
 
 
 def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchReport:
-    """Have the blocks of a model keep less for the backward pass around their activations.
+    """Have the blocks of a model keep less for the backward pass.
 
-    Each kind of block is run on a few tokens with each plan (see `InvActConfig`), and what keeps least is installed if
-    results and gradients stay the same. No hook runs then, and what the run changes is put back (see `undisturbed`);
-    random numbers come from generators of its own, so that another thread may draw from PyTorch's at the same time, but
-    not from Python's, NumPy's or a GPU's in the blocks that do.
+    Each kind of block is run on a few tokens with each plan (see `InvActConfig`), and the plan that keeps the least is
+    installed if results and gradients stay the same. No hook runs then, and what the run changes is put back (see
+    `undisturbed`). Random numbers come from generators of its own, so that another thread may draw from PyTorch's at
+    the same time, but not from Python's, NumPy's or a GPU's in the blocks that do.
     Works in place, on the instances of this model alone. Parameters, state-dict keys and results without gradients
     are unaffected. Calling it again is calling it once; with another config it applies that one.
 
@@ -70,28 +44,28 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
     require_module(model)
     require_weights(model)
     config = config or InvActConfig()
-    candidates = _select(model, config)
-    report = PatchReport(tuple(candidate.site for candidate in candidates))
+    selection = select(model, config)
+    decisions = _decide(model, selection, config)
+    report = PatchReport(tuple(_row(site, decision) for site, decision in decisions.items()))
+    if not any(site.computes and selection.is_chosen(site) for site in decisions):
+        reasons = "; ".join(dict.fromkeys(row.reason for row in report.sites))
+        raise PatchingError(f"nothing to invert ({reasons}):\n{report}")
     _check_demands(report, config)
-    for candidate in candidates:
-        block, attribute, plan = candidate.found.module, candidate.found.attribute, candidate.decision.plan
-        if candidate.inverse is None or plan is None:
-            slot.restore(block, attribute)
-        else:
-            slot.install(block, attribute, candidate.inverse, config.backend, plan)
-            remember(block, attribute, candidate.decision, config)
+    for site, decision in decisions.items():
+        _install(site, decision, config)
+        remember(site, decision, config)
     return report
 
 
 def unpatch_model(model: nn.Module) -> None:
-    """Put every original activation object back. A model that is not patched is left alone.
+    """Put everything back as it is in the unpatched model. A model that is not patched is left alone.
 
     Raises:
         PatchingError: it is no module.
     """
     require_module(model)
-    for _, block, attribute in slot.patched(model):
-        slot.restore(block, attribute)
+    for site in list(sites.patched_sites(model)):
+        site.kind.restore(site)
 
 
 @contextmanager
@@ -109,134 +83,58 @@ def inverted_activations(model: nn.Module, config: InvActConfig | None = None) -
 
 
 def activation_sites(model: nn.Module) -> list[str]:
-    """Qualified names of the activations that `patch_model` finds, patched or not.
+    """Qualified names of what `patch_model` finds, patched or not.
 
     Raises:
         PatchingError: it is no module.
     """
     require_module(model)
-    return [found.site for found in find_activations(model)]
+    return [site.name for kind in sites.KINDS for site in kind.find(model)]
 
 
-def _select(model: nn.Module, config: InvActConfig) -> list[_Candidate]:
-    everything, conflicts = list(find_activations(model)), find_conflicts(model)
-    if not (everything or conflicts):
-        raise PatchingError(_nothing_found(model))
-    names = [*(found.name for found in everything), *conflicts]
-    for pattern in (*config.include, *config.exclude):
-        if not _matches(names, pattern):
-            raise PatchingError(f"the pattern {pattern!r} matches none of the model's blocks: {_shorten(names)}")
-    chosen = {name for pattern in config.include for name in _matches(names, pattern)}
-    chosen -= {name for pattern in config.exclude for name in _matches(names, pattern)}
-    if not chosen:
-        raise PatchingError(f"include={config.include} without exclude={config.exclude} leaves no block to patch")
-    for name in conflicts:
-        if name in chosen:
-            raise PatchingError(f"{name}: {conflicts[name]}, or exclude the block with InvActConfig(exclude=[...])")
-    for found in everything:
-        _require_attribute(found)
-    _require_backend(model, config.backend)
-    by_rule = [_plan_by_rule(found) for found in everything]
-    standing = present(model, everything, config)
-    planner = Planner(model, config)
+def _decide(model: nn.Module, selection: Selection, config: InvActConfig) -> dict[Site, Decision]:
+    """What to do at each site. The model is afterwards as it was before."""
+    obstacles = {site: why for site in selection.sites if (why := selection.obstacle(site))}
+    fallbacks = {site: site.kind.installed(site) or site.kind.fallback(site) for site in selection.sites}
+    decisions = present(model, selection.sites, config)
+    decisions |= {site: Decision(None, reason=f"left alone: {why}") for site, why in obstacles.items()}
     with ExitStack() as originals:
-        for found in everything:
-            originals.enter_context(slot.restored(found.module, found.attribute))
-        candidates = [
-            _candidate(planner, found, plan, stands, is_excluded=found.name not in chosen)
-            for found, plan, stands in zip(everything, by_rule, standing, strict=True)
-        ]
-    if not any(candidate.inverse for candidate in candidates):
-        sites = tuple(candidate.site for candidate in candidates)
-        reasons = "; ".join(dict.fromkeys(site.reason for site in sites))
-        raise PatchingError(f"nothing to invert ({reasons}):\n{PatchReport(sites)}")
-    return candidates
+        for site in selection.sites:
+            originals.enter_context(site.kind.suspended(site))
+        for kind in config.kinds:
+            planner = Planner(model, config)
+            of_kind = [site for site in selection.sites if site.kind is kind]
+            for site in of_kind:
+                if site not in decisions:
+                    decisions[site] = planner.decide(site, fallbacks[site])
+            for site in of_kind:  # and stay so while later kinds are measured
+                _install(site, decisions[site], config)
+    return {site: decisions[site] for site in selection.sites}
+
+
+def _install(site: Site, decision: Decision, config: InvActConfig) -> None:
+    if decision.plan is None:
+        site.kind.restore(site)
+    else:
+        site.kind.install(site, decision.plan, config.backend)
 
 
 def _check_demands(report: PatchReport, config: InvActConfig) -> None:
-    if report.patched or not (config.require or config.plan in PLANS):
+    if report.patched or not (config.require or config.plans):
         return
-    demand = f"plan={config.plan!r} is demanded" if config.plan in PLANS else "require=True"
+    demand = f"plan={config.plan!r} is demanded" if config.plans else "require=True"
     raise PatchingError(f"refused, since {demand}: {report.summary()}\n{report}")
 
 
-def _require_backend(model: nn.Module, backend: str) -> None:
-    try:
-        check_device(backend, model.parameters())
-    except RuntimeError as error:
-        raise PatchingError(str(error)) from None
-
-
-def _require_attribute(found: Found) -> None:
-    if not hasattr(found.module, found.attribute):
-        raise PatchingError(
-            f"{found.name}: this {type(found.module).__name__} has no attribute {found.attribute!r}, in which its "
-            "registration says that it holds its activation; register the block with the right one"
-        )
-
-
-def _plan_by_rule(found: Found) -> Plan | None:
-    """What to do where nothing can be measured: what is done already (the weights may have been sharded since)."""
-    present = slot.plan_of(found.module, found.attribute)
-    return present or (rule(found.block.is_gated) if found.block else None)
-
-
-def _candidate(
-    planner: Planner, found: Found, by_rule: Plan | None, stands: Decision | None, *, is_excluded: bool
-) -> _Candidate:
-    name, module, attribute = found.name, found.module, found.attribute
-    activation = getattr(module, attribute)
-    if is_excluded:
-        return _left_alone(found, "excluded by the config")
-    if why := reason_to_leave(activation):
-        return _left_alone(found, why)
-    if isinstance(activation, InvertedActivation):
-        return _left_alone(found, "inverted already, by the model itself")
-    _check_forward_is_its_own(name, module)
-    _check_forward_is_its_own(found.site, activation)
-    inverse = _known_inverse(found.site, activation)
-    if isinstance(activation, nn.Module) and (hook := hook_of_others(activation)):
-        why = f"left alone: a hook of others is on it ({hook}), which gets what it gets in the unpatched model"
-        return _Candidate(found, inverse, Decision(None, reason=why))
-    return _Candidate(found, inverse, stands or planner.decide(name, attribute, inverse, by_rule))
-
-
-def _left_alone(found: Found, why: str) -> _Candidate:
-    return _Candidate(found, None, Decision(None, reason=f"left alone: {why}"))
-
-
-def _check_forward_is_its_own(name: str, module: object) -> None:
-    if by := replaced_forward(module):
-        raise PatchingError(
-            f"{name}: another library has replaced the forward of this {describe(module)} by {by}, which need not call "
-            f"what hf_invact inverts. {WAYS_OUT}, or exclude the block with InvActConfig(exclude=[...])"
-        )
-
-
-def _known_inverse(name: str, activation: object) -> Inverse:
-    inverse = inverse_of(activation)
-    if inverse is None:
-        raise PatchingError(
-            f"{name}: the activation {describe(activation)} is not known. Supported: "
-            f"{', '.join(supported_activations())}. Add it, or say that it computes one of these, with "
-            "hf_invact.register_activation; or exclude the block with InvActConfig(exclude=[...])"
-        )
-    return inverse
-
-
-def _nothing_found(model: nn.Module) -> str:
-    reasons = {describe(module): why for module in model.modules() if (why := reason_to_leave(module))}
-    found = "; ".join(f"{activation} is left alone: {why}" for activation, why in reasons.items())
-    return (
-        f"no activation to invert in {type(model).__name__}{f' ({found})' if found else ''}. "
-        f"Supported: {', '.join(supported_activations())}. Add one of your own with hf_invact.register_activation, and "
-        "a block that holds it with hf_invact.register_block(BlockClass, activation='its attribute')"
+def _row(site: Site, decision: Decision) -> SiteReport:
+    return SiteReport(
+        plain_name(site.name),
+        type(site.holder).__name__,
+        site.original,
+        site.computes if decision.plan else None,
+        decision.plan.name if decision.plan else None,
+        decision.before,
+        decision.after,
+        decision.reason,
+        site.kind.name,
     )
-
-
-def _matches(names: Sequence[str], pattern: str) -> list[str]:
-    return [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(plain_name(name), pattern)]
-
-
-def _shorten(names: Sequence[str]) -> str:
-    return ", ".join(names if len(names) <= 4 else [*names[:2], "...", names[-1]])

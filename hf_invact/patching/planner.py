@@ -1,24 +1,22 @@
-"""Chooses what each site does, by measuring what its block then keeps."""
+"""Chooses a plan for each site, by measuring what the module around it then keeps."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
 
-from ..curves import Curve
-from . import slot
-from .compare import difference
+from ..sites import NotApplicable, Plan, Site
 from .config import InvActConfig
-from .pending import NotAGateError
-from .plans import AUTO_PLAN, GATE_OUTPUT, OUTPUT, PLANS, Plan
-from .probe import Measurement, NoProbeError, Scope, measure
-from .scopes import find_scope
-from .shadow import on_whole_weights
-from .signature import Signature, signature
-from .slot import Inverse
-from .surroundings import Surrounding, surroundings
+from .errors import NoProbeError
+from .probing.compare import difference
+from .probing.probe import Measurement, Scope, measure
+from .probing.scopes import find_scope
+from .probing.signature import Signature, signature
+from .probing.surroundings import Surrounding, surroundings
+from .weights.shadow import on_whole_weights
 
 COPIED = "measured on a copy without memory: its weights are sharded or missing"
 
@@ -40,101 +38,99 @@ class Decision:
 
 
 class Planner:
-    """Decides for the sites of one model, all of which hold their original activation. Equal blocks share a probe.
+    """Decides for the sites of one kind in a model, none of which is patched. Alike blocks share a probe.
 
-    Equal are those whose scope, and all that was tried before it, has the same `signature` and holds them in the same
-    place. So what a layer beyond the scope is like does not matter: layers whose MLP can be run by itself share one
-    probe, however they differ elsewhere.
+    What is installed for other kinds stays as it is meanwhile. Blocks are alike if the module that is run for them, and
+    all that was tried before it, have the same `signature` and hold them in the same place. What a layer is like beyond
+    that does not matter: layers whose MLP can be run by itself share one probe, however they differ elsewhere.
     """
 
     def __init__(self, model: nn.Module, config: InvActConfig) -> None:
         self.model, self.config = model, config
         self._decisions: dict[tuple[object, ...], Decision] = {}
         self._signatures: dict[int, int] = {}
-        self._kinds: dict[Signature, int] = {}
+        self._numbers: dict[Signature, int] = {}
 
-    def decide(self, name: str, attribute: str, inverse: Inverse, by_rule: Plan | None) -> Decision:
-        """The decision for an activation.
+    def decide(self, site: Site, fallback: Plan | None) -> Decision:
+        """The decision for a site.
 
         Args:
-            name: qualified name of the block.
-            attribute: where it holds the activation.
-            inverse: what inverts the activation.
-            by_rule: the plan where the block cannot be probed; None leaves it alone.
+            fallback: the plan where the site cannot be measured; None leaves it alone.
         """
-        around = surroundings(self.model, name)
-        key: tuple[object, ...] = (attribute, inverse.name, by_rule)
+        around = surroundings(self.model, site.holder_name)
+        key: tuple[object, ...] = (site.key, fallback)
         keys: dict[nn.Module, tuple[object, ...]] = {}
         for each in around:
             keys[each.module] = key = (*key, each.path, self._signature(each.module))
             if key in self._decisions:
                 return self._decisions[key]
-        decision, scope = self._decide(name, attribute, inverse, by_rule, around)
-        self._decisions[keys[scope] if scope else key] = decision
+        decision, module = self._decide(site, fallback, around)
+        self._decisions[keys[module] if module else key] = decision
         return decision
 
     def _signature(self, module: nn.Module) -> int:
         if id(module) not in self._signatures:
             found = () if module is self.model else signature(module)
-            self._signatures[id(module)] = self._kinds.setdefault(found, len(self._kinds))
+            self._signatures[id(module)] = self._numbers.setdefault(found, len(self._numbers))
         return self._signatures[id(module)]
 
     def _decide(
-        self, name: str, attribute: str, inverse: Inverse, by_rule: Plan | None, around: list[Surrounding]
+        self, site: Site, fallback: Plan | None, around: list[Surrounding]
     ) -> tuple[Decision, nn.Module | None]:
         """The decision, and the module that was run for it, if it is one of the model."""
         try:
-            return on_whole_weights(self.model, partial(self._probe, name, attribute, inverse, around))
+            return on_whole_weights(self.model, partial(self._probe, site, around))
         except NoProbeError as error:
-            return self._unmeasured(by_rule, str(error)), None
+            return self._unmeasured(site, fallback, str(error)), None
 
-    def _probe(
-        self, name: str, attribute: str, inverse: Inverse, around: list[Surrounding], model: nn.Module
-    ) -> tuple[Decision, nn.Module | None]:
+    def _probe(self, site: Site, around: list[Surrounding], model: nn.Module) -> tuple[Decision, nn.Module | None]:
         """Of the model, or a copy of it."""
         is_copy = model is not self.model
-        scope = find_scope(model, name, attribute, self.config.autocast_dtype, None if is_copy else around)
+        if is_copy:
+            site = replace(site, holder=model.get_submodule(site.holder_name))
+        scope = find_scope(model, site, self.config.autocast_dtype, None if is_copy else around)
         plain = measure(scope, self.config.autocast_dtype)
-        decision = self._measured(scope, plain, model.get_submodule(name), attribute, inverse)
+        decision = self._measured(scope, plain, site)
         if not is_copy:
             return decision, scope.module
         return replace(decision, reason=f"{decision.reason} ({COPIED})" if decision.reason else COPIED), None
 
-    def _unmeasured(self, plan: Plan | None, why: str) -> Decision:
-        if self.config.plan in PLANS:
-            return Decision(PLANS[self.config.plan], reason=f"as the config says, not measured: {why}")
-        if plan is None:
+    def _unmeasured(self, site: Site, fallback: Plan | None, why: str) -> Decision:
+        if demanded := self.config.demanded(site.kind):
+            plan = fallback if fallback in demanded else demanded[0]
+            return Decision(plan, reason=f"as the config says, not measured: {why}")
+        if fallback is None:
             return Decision(None, reason=f"left alone: not measured ({why})")
-        return Decision(plan, reason=f"by rule, not measured: {why}")
+        return Decision(fallback, reason=f"by rule, not measured: {why}")
 
-    def _measured(
-        self, scope: Scope, plain: Measurement, block: nn.Module, attribute: str, inverse: Inverse
-    ) -> Decision:
-        possible = PLANS.values() if isinstance(inverse, Curve) else (OUTPUT,)
-        wanted = [plan for plan in possible if self.config.plan in (AUTO_PLAN, plan.name)]
-        best, after = None, plain.bytes_per_token
-        reasons = [f"{inverse.name} cannot have the plan {self.config.plan!r}"]
-        for plan in wanted:
-            try:
-                # The plain backend, since what is kept does not depend on it, and others would be compiled for a probe.
-                with slot.tried(block, attribute, inverse, "eager", plan):
-                    measured = measure(scope, self.config.autocast_dtype)
-            except NotAGateError as error:
-                reasons.append(str(error))
-                continue
-            except NoProbeError as error:
-                reasons.append(f"once patched, {error}")
-                continue
-            if changed := difference(plain, measured, scope.precision or scope.dtype):
+    def _measured(self, scope: Scope, plain: Measurement, site: Site) -> Decision:
+        demanded = self.config.demanded(site.kind)
+        best, after = None, None if demanded else plain.bytes_per_token
+        reasons: list[str] = []
+        for plan, result in self._trials(scope, site, demanded or site.kind.plans):
+            if isinstance(result, str):
+                reasons.append(result)
+            elif changed := difference(plain, result, scope.precision or scope.dtype):
                 reasons.append(changed)
-            elif measured.bytes_per_token < after or self.config.plan == plan.name:
-                best, after = plan, measured.bytes_per_token
+            elif after is None or result.bytes_per_token < after:
+                best, after = plan, result.bytes_per_token
             else:
                 reasons.append("nothing would keep less")
-        reason = "" if best else f"left alone: {reasons[-1]}"
-        return Decision(best, plain.bytes_per_token, after, reason)
+        if best is None:
+            return Decision(None, plain.bytes_per_token, plain.bytes_per_token, f"left alone: {reasons[-1]}")
+        return Decision(best, plain.bytes_per_token, after)
 
-
-def rule(is_gated: bool) -> Plan:
-    """Where nothing can be measured: at the worst, where the next layer keeps no input, this costs the side bits."""
-    return GATE_OUTPUT if is_gated else OUTPUT
+    def _trials(self, scope: Scope, site: Site, plans: Sequence[Plan]) -> Iterator[tuple[Plan, Measurement | str]]:
+        """What each plan leads to, or why the site cannot have it."""
+        for plan in plans:
+            try:
+                with site.kind.suspended(site):
+                    # What is kept does not depend on the backend, and others than this would be compiled for a probe.
+                    site.kind.install(site, plan, "eager", strict=True)
+                    result = measure(scope, self.config.autocast_dtype)
+            except NotApplicable as error:
+                yield plan, str(error)
+            except NoProbeError as error:
+                yield plan, f"once patched, {error}"
+            else:
+                yield plan, result

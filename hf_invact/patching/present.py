@@ -8,36 +8,35 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from . import slot
+from ..sites import Site
 from .config import InvActConfig
 from .planner import Decision
-from .plans import AUTO_PLAN
-from .registry import Found
-from .sharding import is_sharded
+from .weights.sharding import is_sharded
+
+_NOTE = "decided"
 
 
-def remember(block: nn.Module, attribute: str, decision: Decision, config: InvActConfig) -> None:
+def remember(site: Site, decision: Decision, config: InvActConfig) -> None:
     """Keep a decision with what it has installed."""
-    installed = getattr(block, attribute)
-    if isinstance(installed, slot.PatchedActivation):
-        vars(installed)["decided"] = _Decided(decision, config.autocast_dtype)
+    if decision.plan is not None and (notes := site.kind.notes(site)) is not None:
+        notes[_NOTE] = _Decided(decision, config.autocast_dtype)
 
 
-def present(model: nn.Module, sites: Sequence[Found], config: InvActConfig) -> list[Decision | None]:
-    """What each site of a sharded model has already, with its figures where they hold for this config.
+def present(model: nn.Module, sites: Sequence[Site], config: InvActConfig) -> dict[Site, Decision]:
+    """What sites of a sharded model have already, with its figures where they hold for this config.
 
-    None for a site that has nothing, or where the config demands something else; for all where no weight is sharded.
+    Without the sites that have nothing, or where the config demands something else; empty where no weight is sharded.
     """
     if not is_sharded(model):
-        return [None] * len(sites)
-    return [_present(found.module, found.attribute, config) for found in sites]
+        return {}
+    return {site: decision for site in sites if (decision := _present(site, config)) is not None}
 
 
-def _present(block: nn.Module, attribute: str, config: InvActConfig) -> Decision | None:
-    plan = slot.plan_of(block, attribute)
-    if plan is None or config.plan not in (AUTO_PLAN, plan.name):
+def _present(site: Site, config: InvActConfig) -> Decision | None:
+    plan, demanded = site.kind.installed(site), config.demanded(site.kind)
+    if plan is None or (demanded and plan not in demanded):
         return None
-    decided: _Decided | None = getattr(getattr(block, attribute), "decided", None)
+    decided: _Decided | None = (site.kind.notes(site) or {}).get(_NOTE)
     if decided is None or decided.autocast_dtype != config.autocast_dtype:
         return Decision(plan, reason="as it was before the weights were sharded")
     return decided.decision

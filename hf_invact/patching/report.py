@@ -7,22 +7,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..memory.text import size, table
-from .plans import PLANS, Plan
+from ..sites import Plan, all_plans
 
 
 @dataclass(frozen=True)
-class Site:
-    """One activation in one block.
+class SiteReport:
+    """What was done at one site.
 
     Attributes:
-        name: qualified name of the activation, e.g. ``model.layers.0.mlp.act_fn``.
-        block: class of the block.
-        activation: what is installed there in the unpatched model.
-        curve: the curve that replaces it; None where it is left alone.
+        name: qualified name of what is patched, e.g. ``model.layers.0.mlp.act_fn``.
+        block: class of the block that holds it.
+        activation: what the unpatched model has there.
+        curve: what replaces it; None where it is left alone.
         plan: name of the plan (see `InvActConfig.plan`); None where it is left alone.
         before, after: bytes that the block keeps for the backward pass per token, beyond its input, unpatched and as
             it is now; None where they were not measured.
         reason: why it is left alone, or why not measured; else empty.
+        kind: which kind of site it is, as `InvActConfig.sites` spells it.
     """
 
     name: str
@@ -33,6 +34,12 @@ class Site:
     before: int | None = None
     after: int | None = None
     reason: str = ""
+    kind: str = "activation"
+
+    @property
+    def is_patched(self) -> bool:
+        """Whether it is patched now."""
+        return self.plan is not None
 
     @property
     def saved(self) -> int | None:
@@ -44,17 +51,17 @@ class Site:
 class PatchReport:
     """The sites that were found, in the model's order. Printing it gives a table with a row for all that are alike."""
 
-    sites: tuple[Site, ...]
+    sites: tuple[SiteReport, ...]
 
     @property
     def patched(self) -> int:
-        """How many activations are inverted now."""
-        return sum(site.curve is not None for site in self.sites)
+        """How many sites are patched now."""
+        return sum(site.is_patched for site in self.sites)
 
     @property
     def saved_bytes_per_token(self) -> int:
         """What all measured sites together keep less per token."""
-        return sum(site.saved or 0 for site in self.sites if site.curve is not None)
+        return sum(site.saved or 0 for site in self.sites if site.is_patched)
 
     def summary(self, checkpointed: Sequence[str] = ()) -> str:
         """What was done, or why nothing was, in one line.
@@ -62,17 +69,17 @@ class PatchReport:
         Args:
             checkpointed: names of the modules whose forward pass is run again during the backward pass.
 
-        >>> print(PatchReport((Site("mlp.act", "MLP", "GELU", "gelu", "output", 2048, 1088),)).summary())
+        >>> print(PatchReport((SiteReport("mlp.act", "MLP", "GELU", "gelu", "output", 2048, 1088),)).summary())
         inverted activations: 1 of 1 sites patched, 960 B per token less for the backward pass
         """
-        inverted = [site for site in self.sites if site.curve is not None]
+        inverted = [site for site in self.sites if site.is_patched]
         if not inverted:
             return f"{self._count}, so no memory is saved ({_reasons(self.sites)})"
         recomputed = [site for site in inverted if _module_around(site.name, checkpointed) is not None]
         text = self._count + (_under_checkpointing(inverted, checkpointed) if recomputed else self._less)
         if unmeasured := [site for site in inverted if site.saved is None]:
             text += f"; {len(unmeasured)} not measured ({_reasons(unmeasured)})"
-        if left_alone := [site for site in self.sites if site.curve is None]:
+        if left_alone := [site for site in self.sites if not site.is_patched]:
             text += f"; {len(left_alone)} left alone ({_reasons(left_alone)})"
         return text
 
@@ -84,20 +91,20 @@ class PatchReport:
     def _less(self) -> str:
         if self.saved_bytes_per_token:
             return f", {_changed(self.saved_bytes_per_token)} for the backward pass"
-        is_measured = any(site.saved is not None for site in self.sites if site.curve is not None)
+        is_measured = any(site.saved is not None for site in self.sites if site.is_patched)
         return ", which keep as much for the backward pass as without" if is_measured else ""
 
     def __str__(self) -> str:
         head = self._count + self._less
         rows: list[tuple[str, ...]] = [("site", "block", "activation", "plan", "each keeps per token", "why")]
-        alike: dict[tuple[object, ...], list[Site]] = {}
+        alike: dict[tuple[object, ...], list[SiteReport]] = {}
         for site in self.sites:
             alike.setdefault(_look(site), []).append(site)
         rows += map(_row, alike.values())
         if not any(row[-1] for row in rows[1:]):
             rows = [row[:-1] for row in rows]
         lines = table(rows, aligned="<").splitlines()
-        lines += [_explain(plan) for plan in PLANS.values() if any(site.plan == plan.name for site in self.sites)]
+        lines += [_explain(plan) for plan in all_plans().values() if any(site.plan == plan.name for site in self.sites)]
         return "\n".join([head, *(f"  {line}" for line in lines)])
 
 
@@ -105,14 +112,14 @@ def _changed(saved: int) -> str:
     return f"{size(abs(saved))} per token {'less' if saved > 0 else 'more'}"
 
 
-def _reasons(sites: Iterable[Site], most: int = 3) -> str:
+def _reasons(sites: Iterable[SiteReport], most: int = 3) -> str:
     """Why, without repetition."""
     reasons = list(dict.fromkeys(site.reason.removeprefix("left alone: ") for site in sites))
     more = len(reasons) - most
     return "; ".join(reasons[:most]) + (f"; and {more} more reasons" if more > 0 else "")
 
 
-def _under_checkpointing(inverted: Iterable[Site], checkpointed: Sequence[str]) -> str:
+def _under_checkpointing(inverted: Iterable[SiteReport], checkpointed: Sequence[str]) -> str:
     """What is kept less where some sites are inside of modules that are run again, one after the other."""
     saved: dict[str | None, int] = {}
     for site in inverted:
@@ -130,15 +137,15 @@ def _module_around(name: str, modules: Iterable[str]) -> str | None:
     return next((module for module in modules if not module or name.startswith(f"{module}.")), None)
 
 
-def _look(site: Site) -> tuple[object, ...]:
+def _look(site: SiteReport) -> tuple[object, ...]:
     """What rows that are joined have in common: everything but the numbers in their names."""
-    return (_pattern(site.name), *(getattr(site, name) for name in Site.__annotations__ if name != "name"))
+    return (_pattern(site.name), *(getattr(site, name) for name in SiteReport.__annotations__ if name != "name"))
 
 
-def _row(sites: list[Site]) -> tuple[str, ...]:
+def _row(sites: list[SiteReport]) -> tuple[str, ...]:
     site = sites[0]
     kept = "" if site.before is None or site.after is None else f"{size(site.before)} -> {size(site.after)}"
-    plan = f"{site.plan} ({site.curve})" if site.curve else "-"
+    plan = f"{site.plan} ({site.curve})" if site.is_patched else "-"
     return _joined([site.name for site in sites]), site.block, site.activation, plan, kept, site.reason
 
 

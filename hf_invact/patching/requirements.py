@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .errors import PatchingError
+from ..sites.errors import PatchingError
 
 
 def require_module(model: object) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..memory.calls import watch_outputs
-from ..patching import slot
-from ..patching.sharding import plain_name
+from ..patching.weights.sharding import plain_name
+from ..sites import patched_sites
 
 
 class Calls:
@@ -33,12 +33,13 @@ class Calls:
             model: its inverted activations, and the blocks that hold them.
             until_end: takes what ends the counting, and calls it when the measurement ends.
         """
-        for block_name, block, attribute in slot.patched(model):
-            name = plain_name(f"{block_name}.{attribute}" if block_name else attribute)
+        for site in patched_sites(model):
+            name = plain_name(site.name)
             self.uncalled.append(name)
             self.tokens[name] = 0
-            until_end(watch_outputs(getattr(block, attribute), partial(self._note_call, name)))
-            until_end(watch_outputs(block, partial(self._note_tokens, name)))
+            assert site.module is not None  # what takes a function's place is a module
+            until_end(watch_outputs(site.module, partial(self._note_call, name)))
+            until_end(watch_outputs(site.holder, partial(self._note_tokens, name)))
 
     def _note_call(self, name: str, output: Any) -> None:
         if name in self.uncalled:

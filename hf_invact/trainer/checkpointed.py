@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..patching.sharding import plain_name
+from ..patching.weights.sharding import plain_name
 
 
 def checkpointed_modules(model: nn.Module) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hf_invact import InvertedActivationsCallback, unpatch_model
-from hf_invact.patching import slot
+from hf_invact.sites.activations import install
 from tests.models import tiny_model
 from tests.trainer.helpers import arguments, installed_hooks, is_patched, losses, make_trainer
 
@@ -37,7 +37,7 @@ class Fault:
 
 def in_forward(model: PreTrainedModel, fault: Fault) -> None:
     """After the activations of the last layer."""
-    list(slot.patched(model))[-1][1].register_forward_hook(lambda *args: fault())
+    list(install.patched(model))[-1][1].register_forward_hook(lambda *args: fault())
 
 
 def in_backward(model: PreTrainedModel, fault: Fault) -> None:
@@ -47,7 +47,7 @@ def in_backward(model: PreTrainedModel, fault: Fault) -> None:
         if output.requires_grad:
             output.register_hook(fault)
 
-    next(iter(slot.patched(model)))[1].register_forward_hook(hook)
+    next(iter(install.patched(model)))[1].register_forward_hook(hook)
 
 
 def in_operator(model: PreTrainedModel, fault: Fault) -> None:
@@ -60,7 +60,7 @@ def in_operator(model: PreTrainedModel, fault: Fault) -> None:
         if node is not None:
             node.register_prehook(fault)
 
-    next(iter(slot.patched(model)))[1].register_forward_hook(hook)
+    next(iter(install.patched(model)))[1].register_forward_hook(hook)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
@@ -92,7 +92,7 @@ def test_trains_again_as_a_fresh_model(
     assert is_patched(model)
     unpatch_model(model)
     assert not is_patched(model)
-    assert list(slot.patched(model)) == []
+    assert list(install.patched(model)) == []
     blocks.pop()._forward_hooks.clear()  # the test's own
     assert installed_hooks(model) == 0
     assert "forward" not in vars(model)
@@ -120,7 +120,7 @@ def test_an_interrupted_step_is_freed(error: type[BaseException], tmp_path: Path
 
     class Place(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            for _, block, _ in slot.patched(model):
+            for _, block, _ in install.patched(model):
                 down: nn.Module = block.down_proj
                 down.register_forward_pre_hook(lambda module, args: products.append(weakref.ref(args[0])))
             in_forward(model, Fault(error, 1))

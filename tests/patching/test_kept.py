@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hf_invact import InvActConfig, PatchingError, PatchReport, patch_model
 from hf_invact.memory import SavedActivations
-from hf_invact.patching.plans import PLANS
+from hf_invact.sites import all_plans
 from tests.models import MODEL_NAMES, batch, each_model
 from tests.patching.mlps import GATED, MLP, Training
 
@@ -68,7 +68,7 @@ def test_a_blocks_result_is_the_same_and_its_gradients_are_close(name: str, trai
     patched_y, patched = mlp.result_and_gradients()
     assert torch.equal(patched_y, y)
     for gradient, expected in zip(patched, plain, strict=True):
-        if site.plan is None or PLANS[site.plan].exact:
+        if site.plan is None or all_plans()[site.plan].exact:
             assert torch.equal(gradient, expected)
         else:
             assert (gradient.double() - expected.double()).norm() < 0.01 * expected.double().norm()
@@ -104,7 +104,7 @@ def test_no_plan_keeps_less_than_the_one_that_is_chosen(name: str, training: str
     mlp = MLP(name, TRAININGS[training])
     patch(mlp)
     chosen = mlp.kept()
-    for plan in PLANS:
+    for plan in all_plans():
         with suppress(PatchingError):  # it applies to no site, and what was chosen stays
             patch(mlp, InvActConfig(plan=plan))
         assert chosen <= mlp.kept()

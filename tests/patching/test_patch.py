@@ -14,7 +14,7 @@ from hf_invact import InvActConfig, patch_model, unpatch_model
 from hf_invact.memory import SavedActivations, intermediate_units
 from hf_invact.nn import InvertedActivation
 from hf_invact.patching import activation_sites
-from hf_invact.patching.slot import PatchedActivation
+from hf_invact.sites.activations.patched import PatchedActivation
 from tests.models import LAYERS, MODEL_NAMES, batch, each_model, loss_and_gradients, tiny_model
 
 

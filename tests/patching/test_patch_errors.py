@@ -35,7 +35,7 @@ def test_a_model_without_any_block() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     with refusal(
         model,
-        "no activation to invert in Sequential (ReLU is left alone: its gradient already uses the output)",
+        "no activation to invert in Sequential. ReLU is left alone: its gradient already uses the output",
         "Supported: AccurateGELUActivation, BloomGelu, ClippedGELUActivation, ELU, ",
         "hf_invact.register_activation",
         "register_block(BlockClass, activation=",

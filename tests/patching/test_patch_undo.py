@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_invact import PatchingError, inverted_activations, patch_model, unpatch_model
 from hf_invact.patching import activation_sites
-from hf_invact.patching.slot import PatchedActivation
+from hf_invact.sites.activations.patched import PatchedActivation
 from tests.models import each_model, loss_and_gradients, tiny_model
 
 

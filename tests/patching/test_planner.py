@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_invact import InvActConfig, PatchingError, PatchReport, patch_model, register_block, unpatch_model
-from hf_invact.patching import Site
+from hf_invact.patching import SiteReport
 from tests.helpers import normal
 from tests.models import each_model, loss_and_gradients, tiny_model
 from tests.patching.mlps import GATED, MLP, Training
@@ -21,7 +21,7 @@ ADAPTERS = ("up", "down")
 REGISTERED = ("transformer.h", "bert.encoder", "model.layers")
 
 
-def figures(site: Site) -> tuple[str | None, int | None, int | None]:
+def figures(site: SiteReport) -> tuple[str | None, int | None, int | None]:
     return site.plan, site.before, site.after
 
 

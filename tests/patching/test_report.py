@@ -8,11 +8,11 @@ import pytest
 from torch import nn
 
 from hf_invact import InvActConfig, PatchReport, patch_model
-from hf_invact.patching import Site
+from hf_invact.patching import SiteReport
 from tests.models import tiny_model
 from tests.patching.mlps import MLP, Training
 
-SITE = Site("layers.0.mlp.act", "MLP", "GELU", "gelu", "output", 2048, 1088)
+SITE = SiteReport("layers.0.mlp.act", "MLP", "GELU", "gelu", "output", 2048, 1088)
 
 
 def report_of(*names: str) -> PatchReport:
@@ -136,7 +136,7 @@ CHECKPOINTED = (
     ],
     ids=["all", "none", "some", "not measured", "as much", "more", "many reasons"],
 )
-def test_one_line_says_what_was_done_or_why_nothing_was(sites: list[Site], text: str) -> None:
+def test_one_line_says_what_was_done_or_why_nothing_was(sites: list[SiteReport], text: str) -> None:
     assert PatchReport(tuple(sites)).summary() == HEADLINE + text
 
 
@@ -149,5 +149,5 @@ def test_one_line_says_what_was_done_or_why_nothing_was(sites: list[Site], text:
     ],
     ids=["layers", "layers and a head", "a head"],
 )
-def test_where_layers_are_recomputed_one_of_them_keeps_less(sites: list[Site], text: str) -> None:
+def test_where_layers_are_recomputed_one_of_them_keeps_less(sites: list[SiteReport], text: str) -> None:
     assert PatchReport(tuple(sites)).summary(checkpointed=("layers.0", "layers.1")) == HEADLINE + text

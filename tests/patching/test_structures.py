@@ -9,7 +9,7 @@ from torch import nn
 from hf_invact import patch_model, unpatch_model
 from hf_invact.memory import SavedActivations
 from hf_invact.patching import activation_sites
-from hf_invact.patching.registry import find_activations
+from hf_invact.sites.activations.blocks import find_activations
 from tests.helpers import normal
 from tests.patching.structures import STRUCTURES, Structure, each_structure, inputs_of, output_and_gradients
 
@@ -19,7 +19,7 @@ PER_TOKEN = 96 * 4  # bytes of a tensor of the intermediate size
 @each_structure
 def test_sites_plans_and_figures(structure: Structure) -> None:
     model = structure.model()
-    assert all(found.block is None for found in find_activations(model))
+    assert all(registered is None for *_, registered in find_activations(model))
     report = patch_model(model)
     assert tuple(site.name for site in report.sites) == structure.sites
     for site in report.sites:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_invact import patch_model
-from hf_invact.patching import slot
+from hf_invact.sites.activations import install
 from tests.helpers import normal
 
 
@@ -53,4 +53,4 @@ def test_a_traced_model(
     traced = trace(model, x)
     assert not re.search(r"ops\.hf_invact|hf_invact::", str(traced.graph))
     assert torch.equal(traced(x), expected)
-    assert len(list(slot.patched(model))) == 1
+    assert len(list(install.patched(model))) == 1

@@ -15,7 +15,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from hf_invact import InvActConfig, patch_model, register_block
 from hf_invact.curves import GELU
 from hf_invact.ops import gate, invert, invert_xielu
-from hf_invact.patching import slot
+from hf_invact.sites.activations import install
 from tests.helpers import normal, record_saved
 
 PLACEMENTS: list[Placement] = [Shard(0), Shard(1), Replicate(), Partial()]
@@ -98,7 +98,7 @@ def check_tensor_parallel(mesh: DeviceMesh) -> None:
     plain_bytes, plain, plain_gradients = kept(model, x)
     register_block(MLP, activation="act")
     patch_model(model, InvActConfig(plan="output"))
-    assert [attribute for _, _, attribute in slot.patched(model)] == ["act"]
+    assert [attribute for _, _, attribute in install.patched(model)] == ["act"]
     patched_bytes, patched, gradients = kept(model, x)
     assert torch.equal(patched, plain)
     torch.testing.assert_close(gradients, plain_gradients, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_invact import InvertedActivationsCallback
-from hf_invact.patching.slot import PatchedActivation
+from hf_invact.sites.activations.patched import PatchedActivation
 from tests.models import LAYERS, tiny_model
 from tests.trainer.helpers import SAVED, FailAt, Witness, arguments, is_patched, losses, make_trainer, training_logs
 from tests.versions import has_accelerate

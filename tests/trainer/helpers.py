@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_invact import InvActTrainingArguments
-from hf_invact.patching.slot import PatchedActivation
+from hf_invact.sites.activations.patched import PatchedActivation
 from tests.models import VOCABULARY
 
 SAVED = "saved_activation_bytes"

@@ -1,0 +1,76 @@
+"""Has the modules of a probe compute what they compute, and nothing beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ...sites import original_of
+
+CHECKPOINT = "checkpoint"  # in names of attributes and functions
+_TURNING_OFF = ("no_", "non_", "not_", "disable", "skip", "without")  # in names of flags that mean the opposite
+# What `torch.utils.checkpoint.checkpoint` takes for itself.
+_OPTIONS = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
+# Where wrappers of PyTorch that compile, checkpoint or offload a module hold it.
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+# Whose hooks set the weight that a module computes with: weight and spectral normalization, pruning.
+_PART_OF_THE_FORWARD = "torch.nn.utils."
+
+
+def isolate(module: nn.Module) -> None:
+    """Turn off, in a module and those in it: hooks, checkpointing, `torch.compile`. `undisturbed` puts them back.
+
+    No hook runs, be it of a module or of all, but those of `torch.nn.utils` that set a weight. Checkpointing hides what
+    a layer keeps, and is told by names: flags and functions in attributes with "checkpoint" in their name, and a
+    ``forward`` that is bound to a function with such a name.
+    """
+    for each in modules_in(module):
+        _turn_checkpointing_off(each)
+    for each in modules_in(module):
+        # PyTorch calls this instead of what runs the hooks; set in the instance, it concerns nobody else.
+        vars(each)["_compiled_call_impl"] = _what_to_call(each)
+
+
+def modules_in(module: nn.Module) -> list[nn.Module]:
+    """It and those below it, also the ones that patching has put aside: what stands in their place may call them."""
+    each_and_original = ((each, original_of(each)) for each in module.modules())
+    return [each for pair in each_and_original for each in dict.fromkeys(pair) if isinstance(each, nn.Module)]
+
+
+def _turn_checkpointing_off(module: nn.Module) -> None:
+    own = vars(module)
+    of_classes = {name: value for cls in reversed(type(module).__mro__) for name, value in vars(cls).items()}
+    for name, value in {**of_classes, **own}.items():
+        if value is True and CHECKPOINT in name and not any(word in name for word in _TURNING_OFF):
+            own[name] = False
+        elif name in own and CHECKPOINT in name and callable(value):
+            own[name] = _call
+    bound = own.get("forward")
+    if CHECKPOINT in getattr(getattr(bound, "func", bound), "__name__", ""):  # fairscale's: it calls that of the class
+        del own["forward"]
+
+
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **{name: value for name, value in kwargs.items() if name not in _OPTIONS})
+
+
+def _what_to_call(module: nn.Module) -> Callable[..., Any]:
+    for wrapped in _WRAPPED:
+        if wrapped in module._modules:
+            return module.get_submodule(wrapped)
+    hooks = [hook for hook in module._forward_pre_hooks.values() if is_part_of_the_forward(hook)]
+    return partial(_forward_with, hooks, module) if hooks else module.forward
+
+
+def is_part_of_the_forward(hook: object) -> bool:
+    """Whether a hook sets the weight that its module computes with."""
+    return any(base.__module__.startswith(_PART_OF_THE_FORWARD) for base in type(hook).__mro__)
+
+
+def _forward_with(hooks: list[Callable[..., Any]], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    for hook in hooks:
+        hook(module, args)
+    return module.forward(*args, **kwargs)

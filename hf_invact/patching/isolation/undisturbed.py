@@ -1,0 +1,131 @@
+"""Lets a module run, and puts back what that has changed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ...sites.errors import PatchingError
+from .calls import isolate, modules_in
+from .randomness import own_random_numbers
+from .writes import Writes
+
+Step: TypeAlias = tuple[str, Callable[[], object]]  # what it puts back, and how
+
+
+@contextmanager
+def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Training mode and gradients inside, without hooks and checkpointing (see `isolate`); outside, all is as it was.
+
+    That is, of all modules in it: their class, attributes, submodules, hooks and modes; the contents of lists,
+    dictionaries, sets and deques in attributes, at any depth; values, shapes and storages of buffers and of tensors in
+    attributes; generators in attributes; of parameters what they are and where their data lie, and their values as far
+    as operations of PyTorch write to them. And random numbers, see `own_random_numbers`. Other objects that a forward
+    pass changes (a config, a file, what a closure holds) and gradients that it accumulates itself stay changed.
+
+    Raises:
+        PatchingError: something could not be put back, all else is.
+    """
+    steps, writes = list(_steps(module)), Writes(module)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), own_random_numbers(device), writes:
+            for each in modules_in(module):
+                each.training = True
+            isolate(module)
+            yield
+    finally:
+        _take([*steps, *writes.steps()], type(module).__name__)
+
+
+def _take(steps: list[Step], name: str) -> None:
+    failures = []
+    for what, put_back in steps:
+        try:
+            put_back()
+        except Exception as error:  # one must not keep the others from being put back; reported below
+            failures.append(f"{what} ({type(error).__name__}: {error})")
+    if failures:
+        raise PatchingError(
+            f"running {name} on a few tokens, to measure it, has changed what cannot be put back: "
+            f"{'; '.join(failures)}. Make the model again, and exclude its blocks with InvActConfig(exclude=[...])"
+        )
+
+
+def _steps(root: nn.Module) -> Iterator[Step]:
+    seen: set[int] = set()
+    for module in modules_in(root):
+        yield from _steps_of(type(module).__name__, module, seen)
+    for name, weight in root.named_parameters():
+        yield f"the parameter {name!r}", partial(_put_back_place, weight, weight.data)
+        yield f"requires_grad of {name!r}", partial(_put_back_requires_grad, weight, weight.requires_grad)
+        if weight._backward_hooks:
+            yield f"the hooks of {name!r}", partial(setattr, weight, "_backward_hooks", weight._backward_hooks)
+            weight._backward_hooks = None
+
+
+def _steps_of(name: str, module: nn.Module, seen: set[int]) -> Iterator[Step]:
+    yield f"the class of {name}", partial(_put_back_class, module, type(module))
+    yield f"the attributes of {name}", partial(_refill, vars(module), dict(vars(module)))
+    for attribute, value in vars(module).items():
+        for part in _parts(value, seen):
+            if isinstance(part, Tensor):
+                yield f"a tensor in {attribute} of {name}", _put_back_tensor(part)
+            elif isinstance(part, torch.Generator):
+                yield f"the generator {attribute} of {name}", partial(part.set_state, part.get_state())
+            elif isinstance(part, dict):
+                yield f"the contents of {attribute} of {name}", partial(_refill, part, dict(part))
+            else:
+                yield f"the contents of {attribute} of {name}", partial(_refill, part, list(part))
+
+
+def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
+    """What can be put back: containers that can change, tensors but parameters, and generators."""
+    if not isinstance(value, (dict, list, tuple, set, deque, Tensor, torch.Generator)) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if not isinstance(value, (tuple, nn.Parameter)):
+        yield value
+    if isinstance(value, (dict, list, tuple, set, deque)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _parts(each, seen)
+
+
+def _refill(container: Any, before: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, (list, deque)) else container.update)(before)
+
+
+def _put_back_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    if type(module) is not cls:
+        module.__class__ = cls
+
+
+def _put_back_tensor(tensor: Tensor) -> Callable[[], None]:
+    data = tensor.data  # which has a version of its own, unlike what `detach` returns
+    value, size = data.clone(), data.untyped_storage().nbytes()
+
+    def put_back() -> None:
+        _put_back_place(tensor, data)
+        if data.untyped_storage().nbytes() != size:
+            data.untyped_storage().resize_(size)
+        data.copy_(value)  # a graph that has saved the tensor must not take it for changed
+
+    return put_back
+
+
+def _put_back_place(tensor: Tensor, data: Tensor) -> None:
+    """Where its elements lie, and their shape and dtype."""
+    same = tensor.shape == data.shape and tensor.stride() == data.stride() and tensor.dtype == data.dtype
+    if not same or tensor.untyped_storage()._cdata != data.untyped_storage()._cdata:
+        tensor.data = data
+
+
+def _put_back_requires_grad(weight: Tensor, requires_grad: bool) -> None:
+    if weight.requires_grad != requires_grad:
+        weight.requires_grad_(requires_grad)

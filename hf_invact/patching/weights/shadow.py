@@ -1,0 +1,171 @@
+"""Copies a model whose weights are sharded or missing, without memory, so that its blocks can be measured."""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...sites.forwards import called_forward
+from ..errors import NoProbeError
+from .sharding import MARKS, ShardedError, class_without_fsdp, fsdp2_states, is_dtensor, is_in_fsdp
+
+Result = TypeVar("Result")
+
+_LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
+
+_HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
+_CONTAINERS = (list, tuple, set, dict, OrderedDict)
+
+
+def on_whole_weights(model: nn.Module, probe: Callable[[nn.Module], Result]) -> Result:
+    """Probe a model, or a copy of it without memory where the weights that this needs are sharded or missing.
+
+    The copy computes with the sizes that a forward pass of this process has: those of its shard under tensor
+    parallelism, the whole weight's where weights are gathered first (FSDP2, ZeRO-3). It communicates with nobody, so
+    the processes need not probe at the same time, nor all of them.
+
+    Returns:
+        What `probe` returned, for the one or the other.
+
+    Raises:
+        NoProbeError: of `probe`, or there can be no copy.
+    """
+    try:
+        return probe(model)
+    except ShardedError as error:
+        why = str(error)
+    try:
+        with _without_memory(model) as copy:
+            return probe(copy)
+    except NoProbeError as error:
+        raise NoProbeError(f"{why}, and of a copy without memory: {error}") from error
+
+
+@contextmanager
+def _without_memory(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy with weights of fake tensors, whose mode is active inside.
+
+    They are on the CPU, wherever the model is: not every process may know that, and CUDA's random numbers cannot be put
+    back among fake tensors. An autocast that is active for the model's device holds for the CPU as well.
+    """
+    device = next((weight.device.type for weight in model.parameters() if not weight.is_meta), "cpu")
+    autocast = torch.autocast("cpu", torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+    fake_tensors = FakeTensorMode(allow_non_fake_inputs=True)
+    fake_tensors.cache_enabled = False  # PyTorch keeps the entries of this cache for ever
+    _LOGGER.addFilter(_tell_nothing)
+    try:
+        with fake_tensors, _GroupedProducts(), autocast:
+            yield _Copies(model).of(model)
+    finally:
+        _LOGGER.removeFilter(_tell_nothing)
+
+
+def _tell_nothing(record: logging.LogRecord) -> bool:
+    """Every scope that is tried in vain would else be reported as an error, with its traceback."""
+    return False
+
+
+class _GroupedProducts(TorchDispatchMode):
+    """Gives matrix products of experts in other dtypes than bfloat16, which alone fake tensors know."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.name() != "aten::_grouped_mm":  # by name, since older versions of PyTorch lack it
+            return func(*args, **(kwargs or {}))
+        a, b, *others = args
+        return func(a.bfloat16(), b.bfloat16(), *others, **(kwargs or {})).to(a.dtype)
+
+
+class _Copies:
+    """The copies of a model's modules: without hooks, with the same classes and attributes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules: dict[int, nn.Module] = {}
+        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}  # with the original, which keeps its id from being reused
+        self._gathered = dict(_gathered(model))
+
+    def of(self, module: nn.Module) -> nn.Module:
+        if id(module) in self._modules:
+            return self._modules[id(module)]
+        copy = self._modules[id(module)] = object.__new__(class_without_fsdp(module))
+        for name, tensors in ((name, vars(module)[name]) for name in ("_parameters", "_buffers")):
+            vars(copy)[name] = {
+                key: value if value is None else self._fake(value, module) for key, value in tensors.items()
+            }
+        for name, value in vars(module).items():
+            if name not in vars(copy) and name not in MARKS:
+                vars(copy)[name] = OrderedDict() if name in _HOOKS and value is not None else self._value(value, module)
+        if "forward" in vars(module):
+            self._unwrap(module, copy)
+        return copy
+
+    def _value(self, value: Any, module: nn.Module) -> Any:
+        if isinstance(value, nn.Module):
+            return self.of(value)
+        if isinstance(value, Tensor):
+            return self._fake(value, module)
+        if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
+            return types.MethodType(value.__func__, self.of(value.__self__))
+        if type(value) not in _CONTAINERS:
+            return value
+        if isinstance(value, dict):
+            return type(value)((key, self._value(each, module)) for key, each in value.items())
+        return type(value)(self._value(each, module) for each in value)
+
+    def _unwrap(self, module: nn.Module, copy: nn.Module) -> None:
+        """Leave out what Accelerate and Transformers put around a forward: it would run the original."""
+        forward = called_forward(module)
+        if getattr(forward, "__func__", forward) is type(module).forward:
+            del vars(copy)["forward"]
+        elif not isinstance(vars(module)["forward"], types.MethodType):
+            vars(copy)["forward"] = _refuse
+
+    def _fake(self, tensor: Tensor, module: nn.Module) -> Tensor:
+        if id(tensor) not in self._tensors:
+            size, dtype = self._gathered.get(tensor) or (_computed_size(tensor, module), tensor.dtype)
+            made = torch.empty(size, dtype=dtype, device="cpu")
+            is_weight = isinstance(tensor, nn.Parameter)
+            self._tensors[id(tensor)] = tensor, nn.Parameter(made, tensor.requires_grad) if is_weight else made
+        return self._tensors[id(tensor)][1]
+
+
+def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
+    raise NoProbeError("its forward is not its class's")
+
+
+def _computed_size(tensor: Tensor, module: nn.Module) -> torch.Size:
+    """With which a forward pass computes."""
+    if hasattr(tensor, "ds_shape"):
+        return torch.Size(tensor.ds_shape)
+    if not is_dtensor(tensor):
+        return tensor.size()
+    mesh, size = tensor.device_mesh, list(tensor.size())  # type: ignore[attr-defined]
+    if is_in_fsdp(module):
+        if mesh.ndim > 1:
+            raise NoProbeError("it cannot be told which of its weights' dimensions FSDP gathers")
+        return tensor.size()
+    for dimension, placement in enumerate(tensor.placements):  # type: ignore[attr-defined]
+        if hasattr(placement, "dim"):  # of the first process, where the processes' shares differ
+            size[placement.dim] = -(-size[placement.dim] // mesh.size(dimension))
+    return torch.Size(size)
+
+
+def _gathered(model: nn.Module) -> Iterator[tuple[Tensor, tuple[torch.Size, torch.dtype]]]:
+    """The weights that FSDP2 gathers, with the size and the dtype that they then have."""
+    for state in fsdp2_states(model):
+        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+        for group in filter(None, groups):
+            for weight in group.fsdp_params:
+                shard = weight.sharded_param
+                is_cast = group.mp_policy.param_dtype is not None and shard.is_floating_point()
+                yield shard, (weight._orig_size, group.mp_policy.param_dtype if is_cast else shard.dtype)

@@ -1,0 +1,119 @@
+"""Decides whether a module's weights are whole, and whether it may be run by itself for a probe.
+
+What is asked is the same in every process: a probe on some of them only would wait for the others for ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...sites.names import full_name
+from ..errors import NoProbeError
+
+# They gather, reduce or broadcast around what they wrap. By name, since importing them takes long.
+_FSDP1 = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
+_WRAPPERS = (
+    "torch.nn.parallel.distributed.DistributedDataParallel",
+    "torch.nn.parallel.data_parallel.DataParallel",
+    "deepspeed.runtime.engine.DeepSpeedEngine",
+)
+_FSDP2 = ("torch.distributed.fsdp.FSDPModule", "torch.distributed.fsdp._fully_shard._fully_shard.FSDPModule")
+# PyTorch has its mark for torch.compile, on all modules of a unit of FSDP, of either version. Transformers has its own
+# where it has put communication around a module (where it uses hooks, before 5.17, weights do not tell).
+_IN_FSDP, _IN_TENSOR_PARALLEL = MARKS = ("_is_fsdp_managed_module", "_is_hooked")
+_NAMES_OF_WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+
+
+class ShardedError(NoProbeError):
+    """The weights are not here, but the sizes that they have in a forward pass are known."""
+
+    def __init__(self) -> None:
+        super().__init__("its weights are sharded or missing")
+
+
+def require_whole(model: nn.Module, module: nn.Module) -> None:
+    """Refuse a module that cannot be run by itself, without other processes, on the weights that it has.
+
+    Args:
+        model: whatever is known of the model around it.
+        module: the one to run.
+
+    Raises:
+        ShardedError: a copy of it can be run instead.
+        NoProbeError: it cannot be run, nor be copied.
+    """
+    if _is_in_fsdp1(model, module):
+        raise NoProbeError("its weights are sharded or missing (FSDP1)")
+    for each in module.modules():
+        if _has_base(each, *_WRAPPERS):
+            raise NoProbeError(f"{type(each).__name__} cannot be run by itself: it communicates with other processes")
+    if any(weight.numel() == 0 and not hasattr(weight, "ds_shape") for weight in module.parameters()):
+        raise NoProbeError("its weights are sharded or missing")
+    # The hooks of ZeRO-3 are on modules without weights as well.
+    if any(map(_is_part, module.parameters())) or any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        raise ShardedError
+    if any(_is_fsdp2(each) or getattr(each, _IN_TENSOR_PARALLEL, False) for each in module.modules()):
+        raise ShardedError
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the weights of any part of a model are sharded, or missing."""
+    if any(_is_part(weight) or weight.numel() == 0 for weight in model.parameters()):
+        return True
+    return any(
+        is_in_fsdp(each) or _has_base(each, _FSDP1) or getattr(each, _IN_TENSOR_PARALLEL, False)
+        for each in model.modules()
+    )
+
+
+def is_dtensor(weight: Tensor) -> bool:
+    """Whether a tensor is a DTensor."""
+    return hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+
+
+def is_in_fsdp(module: nn.Module) -> bool:
+    """Whether a module is part of a unit of FSDP, of either version."""
+    return getattr(module, _IN_FSDP, False)
+
+
+def fsdp2_states(model: nn.Module) -> list[Any]:
+    """What FSDP2 knows of the units of a model."""
+    return [each._get_fsdp_state() for each in model.modules() if _is_fsdp2(each)]  # type: ignore[operator]
+
+
+def class_without_fsdp(module: nn.Module) -> type[nn.Module]:
+    """The class that a module had before FSDP2 gave it one of its own."""
+    cls = type(module)
+    return cls.__mro__[getattr(cls, "_orig_cls_mro_index", 2)] if _is_fsdp2(module) else cls
+
+
+def plain_name(name: str) -> str:
+    """The qualified name that a module has while it is not wrapped.
+
+    >>> plain_name("_fsdp_wrapped_module.layers.0._fsdp_wrapped_module.mlp")
+    'layers.0.mlp'
+    """
+    return ".".join(part for part in name.split(".") if part not in _NAMES_OF_WRAPPED)
+
+
+def _is_in_fsdp1(model: nn.Module, module: nn.Module) -> bool:
+    if not any(map(is_in_fsdp, module.modules())):
+        return False
+    weights = list(model.parameters())
+    is_flat = any(getattr(weight, "_fsdp_flattened", False) for weight in weights)
+    return is_flat or any(_has_base(each, _FSDP1) for each in model.modules()) or not any(map(is_dtensor, weights))
+
+
+def _is_part(weight: Tensor) -> bool:
+    """Of a DTensor, of DeepSpeed's ZeRO-3, or missing."""
+    return is_dtensor(weight) or hasattr(weight, "ds_id") or weight.is_meta
+
+
+def _is_fsdp2(module: nn.Module) -> bool:
+    return _has_base(module, *_FSDP2)
+
+
+def _has_base(module: nn.Module, *names: str) -> bool:
+    return any(full_name(cls) in names for cls in type(module).__mro__)

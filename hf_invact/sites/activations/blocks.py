@@ -1,0 +1,121 @@
+"""Finds the blocks of a model that hold an activation: of registered classes, and any other by its form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from ..kind import original_of
+from ..names import full_name
+from .recognize import inverse_of, reason_to_leave
+
+
+@dataclass(frozen=True)
+class Block:
+    """A kind of block.
+
+    Attributes:
+        cls: full name of the module class. Subclasses count too.
+        activation: attribute of the block that is called with one tensor.
+        is_gated: whether its result is multiplied with another projection. Counts only where the block cannot be
+            probed, and only in subclasses that do not override `forward`.
+    """
+
+    cls: str
+    activation: str
+    is_gated: bool = False
+
+
+_BLOCKS: dict[str, Block] = {
+    block.cls: block
+    for block in (
+        Block("transformers.models.gpt2.modeling_gpt2.GPT2MLP", "act"),
+        Block("transformers.models.bert.modeling_bert.BertIntermediate", "intermediate_act_fn"),
+        Block("transformers.models.mistral.modeling_mistral.MistralMLP", "act_fn", is_gated=True),
+        Block("transformers.models.llama.modeling_llama.LlamaMLP", "act_fn", is_gated=True),
+    )
+}
+
+
+def register_block(block: type[nn.Module], activation: str, *, is_gated: bool = False) -> None:
+    """Have `patch_model` patch a block of your own, also where it cannot be probed (see `InvActConfig.plan`).
+
+    Args:
+        block: the module class. Subclasses count too.
+        activation: attribute of the block that holds its activation.
+        is_gated: whether the activation's result is multiplied with another projection.
+
+    Raises:
+        ValueError: the class is registered already otherwise.
+
+    >>> import torch, hf_invact
+    >>> class FeedForward(torch.nn.Module):
+    ...     def __init__(self) -> None:
+    ...         super().__init__()
+    ...         self.up, self.act, self.down = torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 8)
+    ...     def forward(self, x):
+    ...         return self.down(self.act(self.up(x)))
+    >>> hf_invact.register_block(FeedForward, activation="act")
+    >>> hf_invact.patch_model(FeedForward()).patched
+    1
+    """
+    new = Block(full_name(block), activation, is_gated)
+    known = _BLOCKS.setdefault(new.cls, new)
+    if known != new:
+        gated = "gated" if known.is_gated else "not gated"
+        raise ValueError(f"{new.cls} is registered already, with its activation in {known.activation!r}, {gated}")
+
+
+def registered_blocks() -> tuple[Block, ...]:
+    """All classes that are registered."""
+    return tuple(_BLOCKS.values())
+
+
+def find_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Block | None]]:
+    """The activations that can be inverted, and (in registered blocks) whatever is in their place, in model order.
+
+    Returns:
+        For each: the qualified name of the block, the block, where it holds the activation, and what its class is
+        registered as; None where it is found by its form.
+
+    Not those of a module of which PEFT trains a copy in its place (``modules_to_save``): nothing calls them.
+    """
+    replaced = _replaced_by_copies(model)
+    for name, module in model.named_modules():
+        if module in replaced or is_activation(module):
+            continue
+        if (block := _registered(type(module))) is not None:
+            yield name, module, block.activation, block
+            continue
+        for attribute, value in {**vars(module), **module._modules}.items():
+            if callable(value) and inverse_of(original_of(value)) is not None:
+                yield name, module, attribute, None
+
+
+def _registered(cls: type[nn.Module]) -> Block | None:
+    """What a class is registered as. Of a subclass with a forward of its own, nobody knows that it multiplies."""
+    registered = next((base for base in cls.__mro__ if full_name(base) in _BLOCKS), None)
+    if registered is None:
+        return None
+    block = _BLOCKS[full_name(registered)]
+    return block if cls.forward is getattr(registered, "forward", None) else replace(block, is_gated=False)
+
+
+def _replaced_by_copies(model: nn.Module) -> set[nn.Module]:
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        if not ("original_module" in module._modules and "modules_to_save" in module._modules):
+            continue
+        original, copies = module.get_submodule("original_module"), module.get_submodule("modules_to_save")
+        active = () if getattr(module, "disable_adapters", False) else getattr(module, "active_adapters", ())
+        if any(adapter in copies._modules for adapter in active):
+            found.update(original.modules())
+    return found
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is itself an activation that is known."""
+    original = original_of(module)
+    return inverse_of(original) is not None or reason_to_leave(original) is not None

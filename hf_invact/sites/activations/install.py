@@ -1,0 +1,123 @@
+"""Puts a patched activation into its block, and the original back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...curves import Curve
+from ..kind import NotApplicable, original_of
+from .patched import Inverse, LearnedActivation, PatchedActivation, original_class
+from .plans import OUTPUT, ActivationPlan
+
+
+def install(
+    block: nn.Module, attribute: str, inverse: Inverse, backend: str, plan: ActivationPlan, *, strict: bool = False
+) -> None:
+    """Have a block's activation inverted, whatever was installed before.
+
+    Args:
+        attribute: where the block holds it.
+        inverse: the curve to compute in its place; or the class to give it, which has the plan `OUTPUT` alone.
+        backend: computes the curve.
+        plan: what is kept.
+        strict: raise `NotApplicable` where the block uses the activation otherwise than the plan says.
+
+    Raises:
+        NotApplicable: it cannot have this plan.
+    """
+    restore(block, attribute)
+    activation = getattr(block, attribute)
+    if isinstance(inverse, Curve):
+        _set(block, attribute, PatchedActivation(activation, inverse, backend, plan, strict))
+    elif plan is OUTPUT:
+        activation.__class__ = inverse
+    else:
+        raise NotApplicable(f"{inverse.name} cannot have the plan {plan.name!r}")
+
+
+def restore(block: nn.Module, attribute: str) -> None:
+    """Put the original object, or its class, back. Does nothing where the attribute is not patched."""
+    patched = getattr(block, attribute)
+    if isinstance(patched, LearnedActivation):
+        vars(patched).pop("has_warned", None)
+        patched.__class__ = patched.original_class  # type: ignore[assignment]
+    elif isinstance(patched, PatchedActivation):
+        if isinstance(patched.original, nn.Module):
+            patched.original.train(patched.training)
+        _set(block, attribute, patched.original)
+
+
+def patched(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """The patched activations of a model: the qualified name of the block, the block, and where it holds it."""
+    for name, block in model.named_modules():
+        for attribute, value in {**vars(block), **block._modules}.items():
+            if isinstance(value, (PatchedActivation, LearnedActivation)):
+                yield name, block, attribute
+
+
+def installed_plan(block: nn.Module, attribute: str) -> ActivationPlan | None:
+    """The plan that is installed; None where the attribute is not patched."""
+    installed = getattr(block, attribute)
+    if isinstance(installed, LearnedActivation):
+        return OUTPUT
+    return installed.plan if isinstance(installed, PatchedActivation) else None
+
+
+@contextmanager
+def suspended(block: nn.Module, attribute: str) -> Iterator[None]:
+    """The original object, with its class, inside; afterwards what was there, whatever was installed inside."""
+    installed = getattr(block, attribute, None)
+    if installed is None:
+        yield
+        return
+    original, cls = original_of(installed), type(installed)
+    with replaced(block, attribute, original):
+        if cls is not original_class(installed):
+            installed.__class__ = original_class(installed)
+        try:
+            yield
+        finally:
+            restore(block, attribute)
+            if type(installed) is not cls:
+                installed.__class__ = cls
+
+
+@contextmanager
+def observed(block: nn.Module, attribute: str, note: Callable[[Tensor], None]) -> Iterator[None]:
+    """Hand the result of each call of an unpatched activation to a function, inside."""
+    with replaced(block, attribute, _Observed(getattr(block, attribute), note)):
+        yield
+
+
+@contextmanager
+def replaced(block: nn.Module, attribute: str, activation: object) -> Iterator[None]:
+    """Any other object in an activation's place inside; afterwards what was there."""
+    before = getattr(block, attribute)
+    _set(block, attribute, activation)
+    try:
+        yield
+    finally:
+        _set(block, attribute, before)
+
+
+class _Observed(nn.Module):
+    """Stands in the place of an activation, and tells of its results."""
+
+    def __init__(self, original: Callable[..., Tensor], note: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.original, self.note = original, note  # a submodule, if it is one: so a probe leaves it as it was
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        result = self.original(*args, **kwargs)
+        self.note(result)
+        return result
+
+
+def _set(block: nn.Module, attribute: str, activation: Any) -> None:
+    """Put it where the attribute is now, a submodule or (a plain function) not, so that the order stays as well."""
+    holder: dict[str, Any] = block._modules if attribute in block._modules else vars(block)
+    holder[attribute] = activation

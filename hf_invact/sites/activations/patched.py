@@ -1,0 +1,135 @@
+"""The objects that a patched block has in the place of its activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.utils.hooks import RemovableHandle
+
+from ...curves import Curve
+from ...nn import InvertedActivation
+from ...ops import invert, wants_gradient
+from .. import hooks
+from ..kind import Replacement
+from .deferred import PendingActivation
+from .plans import OUTPUT, ActivationPlan
+
+
+class PatchedActivation(InvertedActivation, Replacement):
+    """Replaces an activation object and keeps it, to put it back and to answer with it where nothing is inverted.
+
+    That is so where no gradient is needed (evaluation, generation), and while others have hooks on the activation: the
+    original object then computes the result, so that it is the unpatched model's to the bit, and is what hooks get.
+    """
+
+    original: Callable[[Tensor], Tensor]
+
+    def __init__(
+        self,
+        original: Callable[[Tensor], Tensor],
+        curve: Curve,
+        backend: str,
+        plan: ActivationPlan = OUTPUT,
+        is_strict: bool = False,
+    ) -> None:
+        super().__init__(curve, backend)
+        self.plan = plan
+        self.is_strict = is_strict
+        # Not as a submodule: the patched model has the modules of the unpatched one and no more.
+        object.__setattr__(self, "original", original)
+        if isinstance(original, nn.Module):
+            hooks.share(original, self)
+        self.train(getattr(original, "training", True))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # `torch.fx` looks for a module that is called among the model's, where one in a function's place is not.
+        if not isinstance(self.original, nn.Module) and any(isinstance(value, Proxy) for value in args):
+            return self.original(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        """What `nn.Module.__call__` calls."""
+        if isinstance(self.original, nn.Module) and (hook := hooks.hook_of_others(self)):
+            if torch.is_grad_enabled():
+                hooks.warn_not_inverted(type(self.original).__name__, hook)
+            return self.original(*args, **kwargs)
+        return super()._call_impl(*args, **kwargs)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not wants_gradient(input) or hooks.hook_of_others(self):
+            return self._native(input)
+        if not self.plan.is_gate:
+            return invert(input, self.curve, self.backend, self.plan.saving)
+        # No tensor, but the block multiplies it at once, and what it is multiplied with is part of the operation.
+        pending: Any = PendingActivation(
+            input, self.curve, self.plan.saving, self.backend, self._native, self.is_strict
+        )
+        product: Tensor = pending
+        return product
+
+    def register_full_backward_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        return self._register("register_full_backward_hook", *args, **kwargs)
+
+    def register_backward_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        return self._register("register_backward_hook", *args, **kwargs)
+
+    def _register(self, method: str, *args: Any, **kwargs: Any) -> RemovableHandle:
+        """On the original, since the kind of its backward hooks is kept beside the hooks themselves."""
+        if not isinstance(self.original, nn.Module):
+            handle: RemovableHandle = getattr(super(), method)(*args, **kwargs)
+            return handle
+        handle = getattr(self.original, method)(*args, **kwargs)
+        hooks.share(self.original, self)
+        return handle
+
+    def _native(self, input: Tensor) -> Tensor:
+        """What the original object computes, without its hooks."""
+        original: Any = self.original
+        result: Tensor = original.forward(input) if isinstance(original, nn.Module) else original(input)
+        return result
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, plan={self.plan.name!r}, original={self.original!r}"
+
+
+class LearnedActivation:
+    """Base of the classes that an activation with parameters of its own has while its block is patched.
+
+    It is not replaced: state dicts, optimizers and wrappers know its parameters. The instance stays, and only its class
+    becomes a subclass of the original one that overrides `forward` and adds no state but `has_warned`.
+
+    Attributes:
+        name: how the report calls it.
+        original_class: the class to go back to.
+        has_warned: whether the module has said that it is not inverted for now.
+    """
+
+    name: ClassVar[str]
+    original_class: ClassVar[type[nn.Module]]
+    has_warned: bool = False
+
+    def is_to_invert(self, *tensors: Tensor) -> bool:
+        """Whether a gradient is needed for one of the tensors that it computes with, and no hook of others is on it."""
+        if not wants_gradient(*tensors):
+            return False
+        hook = hooks.hook_of_others(self)  # type: ignore[arg-type]
+        if hook is not None:
+            hooks.warn_not_inverted(self.original_class.__name__, hook)
+        return hook is None
+
+    @staticmethod
+    def reason_to_leave(module: Any) -> str | None:
+        """Why a module of the original class, or of this one, cannot be inverted as it is; None if it can."""
+        raise NotImplementedError
+
+
+Inverse: TypeAlias = Curve | type[LearnedActivation]
+
+
+def original_class(activation: object) -> type:
+    """The class of an activation object in the unpatched block."""
+    return activation.original_class if isinstance(activation, LearnedActivation) else type(activation)

@@ -1,0 +1,126 @@
+"""A plan is installed only where the block's result and gradients stay what they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hf_invact import InvActConfig, patch_model
+from hf_invact.patching.probing.compare import difference
+from hf_invact.patching.probing.probe import Measurement
+from tests.helpers import dtype_name, normal
+from tests.models import tiny_model
+from tests.patching.structures import STRUCTURES
+
+
+class ReusesMemory(torch.autograd.Function):
+    """A linear layer whose backward pass writes into what it has saved, as some kernels do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        dx, dw = dy @ weight, dy.T @ x
+        x.untyped_storage().copy_(dx.untyped_storage())  # which autograd does not notice
+        return dx, dw
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(self.act(self.up(x)))
+        return y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=dtype_name)
+def test_a_consumer_that_reuses_the_memory_of_what_it_saved(dtype: torch.dtype) -> None:
+    class Reuses(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return ReusesMemory.apply(self.act(self.up(x)).flatten(0, -2), self.down.weight)
+
+    model = nn.Sequential(Reuses(), nn.Tanh()).to(dtype)
+    (site,) = patch_model(model).sites
+    assert site.plan is None
+    assert "the gradient of " in site.reason
+    assert "of its size, which rounding does not explain" in site.reason
+
+
+def test_a_gradient_that_would_be_missing() -> None:
+    class Detaches(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.act(self.up(x))
+            name = type(y.grad_fn).__name__
+            return self.down(y if name == "GeluBackward0" else y.detach()) + 0 * x
+
+    (site,) = patch_model(nn.Sequential(Detaches(), nn.Tanh())).sites
+    assert site.reason == "left alone: up.weight would get no gradient any more"
+
+
+def measurement(*gradients: Tensor) -> Measurement:
+    return Measurement(1, torch.ones(2), {str(number): gradient for number, gradient in enumerate(gradients)})
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=dtype_name)
+
+
+@DTYPES
+def test_wrong_slopes_are_seen_and_rounding_is_not(dtype: torch.dtype) -> None:
+    plain, noise = normal(100, 8), normal(100, 8, seed=1)
+    rounding = 3 * torch.finfo(dtype).eps if dtype != torch.float64 else 1e-6
+    assert difference(measurement(plain), measurement(plain + rounding * noise), dtype) is None
+    for wrong in (0.36, 0.15):
+        why = difference(measurement(plain), measurement(plain + wrong * noise), dtype)
+        assert why is not None
+        assert why.startswith("the gradient of 0 would change by 0.")
+    # One tensor among larger ones, and a part of its elements.
+    some = plain.clone()
+    some[:10] += noise[:10]
+    assert difference(measurement(10 * plain, plain), measurement(10 * plain, some), dtype) is not None
+
+
+@DTYPES
+def test_a_gradient_that_is_nothing_but_rounding_tells_nothing(dtype: torch.dtype) -> None:
+    large, eps = normal(100, 8), torch.finfo(dtype).eps
+    nothing = eps / 3 * normal(100, 8, seed=1)
+    assert difference(measurement(large, nothing), measurement(large, -nothing), dtype) is None
+
+
+def test_gradients_that_are_not_finite() -> None:
+    finite, infinite = normal(4), normal(4) / 0
+    assert difference(measurement(infinite), measurement(finite), torch.float32) is None
+    assert difference(measurement(finite), measurement(infinite), torch.float32) is not None
+    assert difference(measurement(finite), measurement(finite * torch.nan), torch.float32) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_name)
+def test_the_tolerance_is_that_of_the_activation_and_not_of_the_sum_behind_it(dtype: torch.dtype) -> None:
+    """BLOOM adds a float32 residual to what autocast computes in half precision, by a formula of several roundings."""
+    (structure,) = (structure for structure in STRUCTURES if structure.name == "t5")
+    mixed = structure.model().to(dtype)
+    for name, module in mixed.named_modules():
+        if name.endswith("wo"):
+            module.float()  # as Transformers loads it
+    assert [site.plan for site in patch_model(mixed).sites] == ["gate-inputs"] * 2
+
+    class Bloom(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + super().forward(x)
+
+    block = Bloom()
+    block.act = tiny_model("gpt2").transformer.h[0].mlp.act  # gelu_new
+    model = nn.Sequential(block, nn.Tanh())
+    (site,) = patch_model(model, InvActConfig(autocast_dtype=dtype)).sites
+    assert (site.plan, site.reason) == ("output", "")
+    with torch.autocast("cpu", dtype):
+        (site,) = patch_model(model).sites
+    assert (site.plan, site.reason) == ("output", "")
