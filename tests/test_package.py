@@ -18,7 +18,8 @@ import hf_invact
 
 ROOT = Path(hf_invact.__file__).parent
 
-# Each part may import what stands before it. `memory` stands apart: it imports none, and patching and above use it.
+# Each part may import what stands before it. `memory` and `inputs` stand apart: they import none, and patching
+# and above use them.
 # Parts on one level do not import each other.
 ORDER = (
     ("curves",),
@@ -32,11 +33,12 @@ ORDER = (
     ("cli",),
     ("__main__",),
 )
-USERS_OF_MEMORY = ("patching", "trainer", "planning", "environment", "launch", "cli")
+USERS = ("patching", "trainer", "planning", "environment", "launch", "cli")
 ALLOWED = {part: {part, *sum(ORDER[:level], ())} for level, parts in enumerate(ORDER) for part in parts}
-ALLOWED["memory"] = {"memory"}
-for _part in USERS_OF_MEMORY:
-    ALLOWED[_part] |= {"memory"}
+APART = ("memory", "inputs")
+ALLOWED.update({part: {part} for part in APART})
+for _part in USERS:
+    ALLOWED[_part].update(APART)
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

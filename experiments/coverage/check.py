@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel, set_seed
 
+from hf_invact.inputs import UnknownInputsError, small_inputs
 from hf_invact.memory import SavedActivations
 from hf_invact.patching import PatchingError, PatchReport, patch_model
 from hf_invact.planning.errors import PlanningError
 from hf_invact.planning.source import find_source
 
 from .errors import UncoveredError, brief
-from .inputs import inputs_of
 from .shrink import small_configs
 
 SEED = 0
+SEQUENCES, TOKENS = 2, 16
 MOST_PARAMETERS = 200_000_000
 
 
@@ -120,12 +121,19 @@ def _runnable(model_type: str) -> tuple[PretrainedConfig, PreTrainedModel, dict[
     failures: list[str] = []
     for config in small_configs(model_type):
         for model in _built(config, failures):
-            for inputs in inputs_of(model):
+            for inputs in _inputs(model, failures):
                 try:
                     return config, model, inputs, _run(model, inputs)
                 except Exception as error:  # whatever a foreign forward raises
                     failures.append(f"{type(model).__name__} cannot be run: {brief(error)}")
     raise UncoveredError(failures[0] if failures else "no input is known for it")
+
+
+def _inputs(model: PreTrainedModel, failures: list[str]) -> Iterator[dict[str, Any]]:
+    try:
+        yield from small_inputs(model, SEQUENCES, TOKENS)
+    except UnknownInputsError as error:
+        failures.append(brief(error))
 
 
 def _built(config: PretrainedConfig, failures: list[str]) -> Iterator[PreTrainedModel]:

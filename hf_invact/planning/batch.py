@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from ..inputs.integers import mask_of_ones, tokens
+from ..inputs.sizes import image_shape, longest_sequence, positions_name, spectrum_shape, takes_text, token_id
 from .errors import PlanningError
-from .tokens import check_size, mask_of_ones, tokens
 
 TOKEN = 1
+MOST_TOKENS = 1 << 30
+"""In a batch. What a model keeps of so many is beyond any device, and sizes in bytes stay within 64 bits."""
 
 
 def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int | None) -> dict[str, Any]:
@@ -32,7 +36,7 @@ def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int | None) -> 
     takes = inspect.signature(type(model).forward).parameters
     config = model.config
     seq_len = length_of(model, seq_len)
-    check_size(batch_size, seq_len)
+    _check_size(batch_size, seq_len)
     batch = _item_count(model, batch_size * (seq_len or 1))
     if seq_len is None:
         return {**batch, "pixel_values": _pixels(model, batch_size), "labels": tokens(0, batch_size)}
@@ -40,9 +44,9 @@ def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int | None) -> 
         batch["decoder_attention_mask"] = mask_of_ones(batch_size, seq_len)
     _check_length(model, seq_len)
     if "input_ids" not in takes:
-        features = torch.zeros(batch_size, config.num_mel_bins, 2 * config.max_source_positions, dtype=model.dtype)
+        features = torch.zeros(batch_size, *spectrum_shape(config), dtype=model.dtype)
         return {**batch, "input_features": features, "labels": tokens(TOKEN, batch_size, seq_len)}
-    batch["input_ids"] = _token_ids(config, batch_size, seq_len)
+    batch["input_ids"] = tokens(token_id(config), batch_size, seq_len)
     batch["attention_mask"] = mask_of_ones(batch_size, seq_len)
     if "return_loss" in takes:
         return {**batch, "pixel_values": _pixels(model, batch_size), "return_loss": True}
@@ -59,37 +63,11 @@ def _item_count(model: PreTrainedModel, count: int) -> dict[str, Any]:
     return {"num_items_in_batch": torch.full((), float(count))} if takes_it else {}
 
 
-def _token_ids(config: PretrainedConfig, batch_size: int, seq_len: int) -> Tensor:
-    """A token that is no padding, which some models look for."""
-    pad = config.get_text_config().pad_token_id
-    return tokens(TOKEN if pad != TOKEN else TOKEN + 1, batch_size, seq_len)
-
-
 def _pixels(model: PreTrainedModel, batch_size: int) -> Tensor:
-    config = getattr(model.config, "vision_config", model.config)
-    size = getattr(config, "image_size", None)
-    if size is None:
+    shape = image_shape(model.config)
+    if shape is None:
         raise PlanningError(f"{type(model).__name__} takes images of any size; plan one by an image_size in its config")
-    height, width = (size, size) if isinstance(size, int) else size
-    return torch.zeros(batch_size, config.num_channels, height, width, dtype=model.dtype)
-
-
-def longest_sequence(model: PreTrainedModel) -> int | None:
-    """How many tokens a sequence may have; None where nothing ends it.
-
-    Only a table of positions has an end. (Rotary and relative positions go on beyond what a model has seen.)
-    """
-    name = _positions_name(model)
-    longest = getattr(model.config.get_text_config(), name, None)
-    tables = [
-        module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and ("position" in path or path.endswith("wpe"))
-    ]
-    if not isinstance(longest, int) or not any(table.num_embeddings >= longest for table in tables):
-        return None
-    # RoBERTa counts its positions from after its padding token's.
-    return longest - max((table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0)
+    return torch.zeros(batch_size, *shape, dtype=model.dtype)
 
 
 def length_of(model: PreTrainedModel, seq_len: int | None) -> int | None:
@@ -125,21 +103,29 @@ def batch_in_words(batch_size: int, seq_len: int | None) -> str:
     return f"{batch_size:,} x {seq_len:,}"
 
 
-def takes_text(model: PreTrainedModel) -> bool:
-    """Whether its batches have a length: those of images alone do not."""
-    takes = inspect.signature(type(model).forward).parameters
-    return "input_ids" in takes or "input_features" in takes
-
-
-def _positions_name(model: PreTrainedModel) -> str:
-    is_of_speech = "input_ids" not in inspect.signature(type(model).forward).parameters
-    return "max_target_positions" if is_of_speech else "max_position_embeddings"
-
-
 def _check_length(model: PreTrainedModel, seq_len: int) -> None:
     longest = longest_sequence(model)
     if longest is not None and seq_len > longest:
         raise PlanningError(
             f"seq_len={seq_len} is more than the {longest} positions that this model has; lower it, or raise "
-            f"{_positions_name(model)} in its config.json"
+            f"{positions_name(model)} in its config.json"
+        )
+
+
+def _check_size(batch_size: int, seq_len: int | None) -> None:
+    """Check that a batch can be: `seq_len` is None for images.
+
+    Raises:
+        PlanningError: it is empty, or larger than any device can train on.
+    """
+    sizes = {"batch_size": batch_size} if seq_len is None else {"batch_size": batch_size, "seq_len": seq_len}
+    for name, number in sizes.items():
+        if number < 1:
+            raise PlanningError(f"{name} must be at least 1, got {number:,}")
+    count = math.prod(sizes.values())
+    if count > MOST_TOKENS:
+        raise PlanningError(
+            f"{' x '.join(f'{number:,}' for number in sizes.values())} is {count:,} "
+            f"{'tokens' if len(sizes) > 1 else 'images'} in a batch, more than any device can train on "
+            f"(at most {MOST_TOKENS:,} can be planned); lower {' or '.join(sizes)}"
         )

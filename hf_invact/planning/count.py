@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..inputs.sizes import takes_text
 from ..patching import InvActConfig, PatchingError, PatchReport
-from .batch import takes_text
 from .dry_run import BOTH, CHECKPOINTED, INVERTED, PLAIN, DryRun, Variant, dry_run
 from .flash import attention_of
 from .lora import Lora

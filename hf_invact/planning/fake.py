@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import _get_current_function_mode_stack
 
+from ..inputs.integers import RealIntegers
 from .emulation import CudaFunctions, Kernels
 from .flash import flash_attention_registered
-from .tokens import RealIntegers
 
 DEVICES = ("cuda", "cpu")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PretrainedConfig
 
-from .batch import longest_sequence, takes_text
+from ..inputs.sizes import longest_sequence, takes_text
 from .dry_run import BOTH, CHECKPOINTED, INVERTED, PAIRS, PLAIN, DryRun, Variant, better_unpatched, dry_run
 from .peak import Peak
 from .search import largest_that_fits, static_bytes

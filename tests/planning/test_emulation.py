@@ -13,10 +13,10 @@ import torch.nn.functional as F
 import torchgen
 from torch import Tensor, nn
 
+from hf_invact.inputs.integers import tokens
 from hf_invact.memory import SavedActivations
 from hf_invact.planning.emulation import FLOAT32_UNDER_AUTOCAST
 from hf_invact.planning.fake import fake_tensors
-from hf_invact.planning.tokens import tokens
 
 aten = torch.ops.aten
 HALF, FLOAT = torch.bfloat16, torch.float32

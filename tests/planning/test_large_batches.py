@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from hf_invact import MemoryPlan, PlanningError, plan_memory
-from hf_invact.planning import tokens
+from hf_invact.inputs import integers
 from hf_invact.planning.fake import fake_tensors
 from tests.planning.small import each_type_that_runs, small_config
 
@@ -24,7 +24,7 @@ def check_sizes_do_not_matter(monkeypatch: pytest.MonkeyPatch, model_type: str, 
         return plan_memory(small_config(model_type), 2, 16, optimizer="sgd", gradient_checkpointing=checkpointed)
 
     real = planned()
-    monkeypatch.setattr(tokens, "REAL_TOKENS", 8)
+    monkeypatch.setattr(integers, "REAL_TOKENS", 8)
     assert planned() == real
 
 
@@ -89,7 +89,7 @@ SIZE = 1000, 1000
 )
 def test_a_large_mask_tells_that_it_hides_nothing(ask: Callable[[Tensor], Tensor]) -> None:
     with fake_tensors("cuda"):
-        answer = ask(tokens.mask_of_ones(*SIZE))
+        answer = ask(integers.mask_of_ones(*SIZE))
         assert not isinstance(answer, FakeTensor)
         assert bool(answer)
 
@@ -101,4 +101,4 @@ def test_a_large_mask_tells_that_it_hides_nothing(ask: Callable[[Tensor], Tensor
 )
 def test_what_else_is_made_of_a_large_mask_has_no_memory(make: Callable[[Tensor], Any]) -> None:
     with fake_tensors("cuda"):
-        assert isinstance(make(tokens.mask_of_ones(*SIZE)), FakeTensor)
+        assert isinstance(make(integers.mask_of_ones(*SIZE)), FakeTensor)

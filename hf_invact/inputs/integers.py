@@ -1,4 +1,4 @@
-"""Token ids, masks and labels: integers, by whose values models decide what to do."""
+"""Token ids, masks and labels. They are real among fake tensors, since models decide by their values."""
 
 from __future__ import annotations
 
@@ -13,33 +13,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .errors import PlanningError
-
 aten = torch.ops.aten
 
 REAL_TOKENS = 1 << 16
-"""Up to so many, each has a value of its own."""
-MOST_TOKENS = 1 << 30
-"""In a batch. What a model keeps of so many is beyond any device, and sizes in bytes stay within 64 bits."""
-
-
-def check_size(batch_size: int, seq_len: int | None) -> None:
-    """Check that a batch can be: `seq_len` is None for images.
-
-    Raises:
-        PlanningError: it is empty, or larger than any device can train on.
-    """
-    sizes = {"batch_size": batch_size} if seq_len is None else {"batch_size": batch_size, "seq_len": seq_len}
-    for name, number in sizes.items():
-        if number < 1:
-            raise PlanningError(f"{name} must be at least 1, got {number:,}")
-    count = math.prod(sizes.values())
-    if count > MOST_TOKENS:
-        raise PlanningError(
-            f"{' x '.join(f'{number:,}' for number in sizes.values())} is {count:,} "
-            f"{'tokens' if len(sizes) > 1 else 'images'} in a batch, more than any device can train on "
-            f"(at most {MOST_TOKENS:,} can be planned); lower {' or '.join(sizes)}"
-        )
+"""The most for which every element is stored."""
 
 
 def tokens(value: int, *shape: int) -> Tensor:
