@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -11,11 +11,12 @@ from .. import sites
 from ..sites import Site
 from ..sites.errors import PatchingError
 from .config import InvActConfig
-from .planner import Decision, Planner
-from .present import present, remember
+from .deciding import decide, install
+from .planner import Decision
+from .present import remember
 from .report import PatchReport, SiteReport
 from .requirements import require_module, require_weights
-from .selection import Selection, select
+from .selection import select
 from .weights.sharding import plain_name
 
 
@@ -45,14 +46,14 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
     require_weights(model)
     config = config or InvActConfig()
     selection = select(model, config)
-    decisions = _decide(model, selection, config)
+    decisions = decide(model, selection, config)
     report = PatchReport(tuple(_row(site, decision) for site, decision in decisions.items()))
     if not any(site.computes and selection.is_chosen(site) for site in decisions):
         reasons = "; ".join(dict.fromkeys(row.reason for row in report.sites))
         raise PatchingError(f"nothing to invert ({reasons}):\n{report}")
     _check_demands(report, config)
     for site, decision in decisions.items():
-        _install(site, decision, config)
+        install(site, decision, config)
         remember(site, decision, config)
     return report
 
@@ -90,33 +91,6 @@ def activation_sites(model: nn.Module) -> list[str]:
     """
     require_module(model)
     return [site.name for kind in sites.KINDS for site in kind.find(model)]
-
-
-def _decide(model: nn.Module, selection: Selection, config: InvActConfig) -> dict[Site, Decision]:
-    """What to do at each site. The model is afterwards as it was before."""
-    obstacles = {site: why for site in selection.sites if (why := selection.obstacle(site))}
-    fallbacks = {site: site.kind.installed(site) or site.kind.fallback(site) for site in selection.sites}
-    decisions = present(model, selection.sites, config)
-    decisions |= {site: Decision(None, reason=f"left alone: {why}") for site, why in obstacles.items()}
-    with ExitStack() as originals:
-        for site in selection.sites:
-            originals.enter_context(site.kind.suspended(site))
-        for kind in config.kinds:
-            planner = Planner(model, config)
-            of_kind = [site for site in selection.sites if site.kind is kind]
-            for site in of_kind:
-                if site not in decisions:
-                    decisions[site] = planner.decide(site, fallbacks[site])
-            for site in of_kind:  # and stay so while later kinds are measured
-                _install(site, decisions[site], config)
-    return {site: decisions[site] for site in selection.sites}
-
-
-def _install(site: Site, decision: Decision, config: InvActConfig) -> None:
-    if decision.plan is None:
-        site.kind.restore(site)
-    else:
-        site.kind.install(site, decision.plan, config.backend)
 
 
 def _check_demands(report: PatchReport, config: InvActConfig) -> None:

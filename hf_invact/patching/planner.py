@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from torch import nn
 
@@ -12,13 +11,14 @@ from ..sites import NotApplicable, Plan, Site
 from .config import InvActConfig
 from .errors import NoProbeError
 from .probing.compare import difference
+from .probing.known import KnownCalls
 from .probing.probe import Measurement, Scope, measure
 from .probing.scopes import find_scope
 from .probing.signature import Signature, signature
-from .probing.surroundings import Surrounding, surroundings
-from .weights.shadow import on_whole_weights
+from .probing.surroundings import surroundings
 
 COPIED = "measured on a copy without memory: its weights are sharded or missing"
+NO_COPY = "its weights are sharded or missing, and of a copy without memory: "
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,15 @@ class Planner:
     What is installed for other kinds stays as it is meanwhile. Blocks are alike if the module that is run for them, and
     all that was tried before it, have the same `signature` and hold them in the same place. What a layer is like beyond
     that does not matter: layers whose MLP can be run by itself share one probe, however they differ elsewhere.
+
+    Args:
+        model: what is run, or whose modules are.
+        known: how the model calls the modules around its sites.
+        is_copy: whether it is a copy without memory. Reasons then say so.
     """
 
-    def __init__(self, model: nn.Module, config: InvActConfig) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: nn.Module, config: InvActConfig, known: KnownCalls, *, is_copy: bool = False) -> None:
+        self.model, self.config, self.known, self.is_copy = model, config, known, is_copy
         self._decisions: dict[tuple[object, ...], Decision] = {}
         self._signatures: dict[int, int] = {}
         self._numbers: dict[Signature, int] = {}
@@ -64,8 +69,16 @@ class Planner:
             keys[each.module] = key = (*key, each.path, self._signature(each.module))
             if key in self._decisions:
                 return self._decisions[key]
-        decision, module = self._decide(site, fallback, around)
-        self._decisions[keys[module] if module else key] = decision
+        try:
+            scope = find_scope(self.model, site, around, self.known, self.config.autocast_dtype)
+            key = keys[scope.module]
+            decision = self._measured(scope, measure(scope, self.config.autocast_dtype), site)
+            if self.is_copy:
+                decision = replace(decision, reason=f"{decision.reason} ({COPIED})" if decision.reason else COPIED)
+        except NoProbeError as error:
+            why = f"{NO_COPY}{error}" if self.is_copy else str(error)
+            decision = unmeasured(self.config, site, fallback, why)
+        self._decisions[key] = decision
         return decision
 
     def _signature(self, module: nn.Module) -> int:
@@ -73,35 +86,6 @@ class Planner:
             found = () if module is self.model else signature(module)
             self._signatures[id(module)] = self._numbers.setdefault(found, len(self._numbers))
         return self._signatures[id(module)]
-
-    def _decide(
-        self, site: Site, fallback: Plan | None, around: list[Surrounding]
-    ) -> tuple[Decision, nn.Module | None]:
-        """The decision, and the module that was run for it, if it is one of the model."""
-        try:
-            return on_whole_weights(self.model, partial(self._probe, site, around))
-        except NoProbeError as error:
-            return self._unmeasured(site, fallback, str(error)), None
-
-    def _probe(self, site: Site, around: list[Surrounding], model: nn.Module) -> tuple[Decision, nn.Module | None]:
-        """Of the model, or a copy of it."""
-        is_copy = model is not self.model
-        if is_copy:
-            site = replace(site, holder=model.get_submodule(site.holder_name))
-        scope = find_scope(model, site, self.config.autocast_dtype, None if is_copy else around)
-        plain = measure(scope, self.config.autocast_dtype)
-        decision = self._measured(scope, plain, site)
-        if not is_copy:
-            return decision, scope.module
-        return replace(decision, reason=f"{decision.reason} ({COPIED})" if decision.reason else COPIED), None
-
-    def _unmeasured(self, site: Site, fallback: Plan | None, why: str) -> Decision:
-        if demanded := self.config.demanded(site.kind):
-            plan = fallback if fallback in demanded else demanded[0]
-            return Decision(plan, reason=f"as the config says, not measured: {why}")
-        if fallback is None:
-            return Decision(None, reason=f"left alone: not measured ({why})")
-        return Decision(fallback, reason=f"by rule, not measured: {why}")
 
     def _measured(self, scope: Scope, plain: Measurement, site: Site) -> Decision:
         demanded = self.config.demanded(site.kind)
@@ -134,3 +118,18 @@ class Planner:
                 yield plan, f"once patched, {error}"
             else:
                 yield plan, result
+
+
+def unmeasured(config: InvActConfig, site: Site, fallback: Plan | None, why: str) -> Decision:
+    """What to do at a site that cannot be measured.
+
+    Args:
+        fallback: the plan to install then; None leaves it alone, unless the config demands one.
+        why: it cannot be measured.
+    """
+    if demanded := config.demanded(site.kind):
+        plan = fallback if fallback in demanded else demanded[0]
+        return Decision(plan, reason=f"as the config says, not measured: {why}")
+    if fallback is None:
+        return Decision(None, reason=f"left alone: not measured ({why})")
+    return Decision(fallback, reason=f"by rule, not measured: {why}")

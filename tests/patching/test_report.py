@@ -39,7 +39,7 @@ def test_of_a_model_with_different_blocks() -> None:
         ["site", "block", "activation", "plan", "each keeps per token", "why"],
         [
             "text.bert.encoder.layer.0-1.intermediate.intermediate_act_fn (2)",
-            *("BertIntermediate", "GELUActivation", "output (gelu)", "1.01 KiB -> 660 B"),
+            *("BertIntermediate", "GELUActivation", "output (gelu)", "2.08 KiB -> 1.71 KiB"),
         ],
         [
             "text.cls.predictions.transform.transform_act_fn",

@@ -1,8 +1,8 @@
-"""Finds what can be run by itself and holds both an activation and what consumes it."""
+"""Finds what can be run by itself and holds both a site and what consumes its result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,26 +13,28 @@ from ...sites.errors import PatchingError
 from ..errors import NoProbeError
 from ..isolation.undisturbed import undisturbed
 from ..weights.sharding import require_whole
-from .probe import TOKENS, Scope, autocast, reason
-from .surroundings import Surrounding, surroundings
-
-WIDTHS = 4
-WITHOUT_ATTENTION = ("feed_forward_chunk", "ff_chunk")  # methods of the layers of BERT, of Longformer, and their kin
+from .guesses import guessed_calls
+from .known import KnownCalls
+from .probe import Scope, autocast, reason
+from .recording import Call
+from .surroundings import Surrounding
 
 
 def find_scope(
     model: nn.Module,
     site: Site,
+    around: Sequence[Surrounding],
+    known: KnownCalls,
     autocast_dtype: torch.dtype | None = None,
-    around: list[Surrounding] | None = None,
 ) -> Scope:
-    """The smallest module around a site that runs on hidden states alone and uses the site's result.
+    """The smallest module around a site that can be run by itself and uses the site's result.
 
     Args:
-        model: the whole model, for its width.
+        model: the whole model.
         site: what is not patched.
+        around: what to try: the `surroundings` of the site's holder.
+        known: how the model calls them. What it does not call is called with hidden states of a likely width.
         autocast_dtype: as for `measure`.
-        around: what to try; None for the `surroundings` of the site's holder.
 
     Raises:
         NoProbeError: there is none, or its weights are sharded or missing.
@@ -40,10 +42,10 @@ def find_scope(
     """
     failures: list[str] = []
     done = 0  # the level that is settled
-    for each in surroundings(model, site.holder_name) if around is None else around:
+    for each in around:
         if each.level <= done:
             continue
-        for scope in _attempts(model, each):
+        for scope in _attempts(model, each, known):
             try:
                 output, witness = _try(scope, site, autocast_dtype)
             except PatchingError:
@@ -62,15 +64,16 @@ def find_scope(
                     f"{who} runs it without gradients, or checkpoints or offloads in a way that cannot be turned off"
                 )
             if _uses(output, witness.results[-1]):
-                return replace(
-                    scope, precision=_coarsest(scope, witness.results[-1], output, autocast_dtype=autocast_dtype)
-                )
+                dtypes = (*(weight.dtype for weight in scope.module.parameters()), output.dtype)
+                precision = _coarsest(scope, *dtypes, witness.results[-1].dtype, autocast_dtype=autocast_dtype)
+                return replace(scope, precision=precision)
             failures.insert(0, f"what uses the result of {type(scope.module).__name__} cannot be run by itself")
             break
-    raise NoProbeError(failures[0] if failures else "the size of its hidden states is not known")
+    failures.append("the size of its hidden states is not known")
+    raise NoProbeError("; ".join(filter(None, (known.failure, failures[0]))))
 
 
-def _attempts(model: nn.Module, around: Surrounding) -> Iterator[Scope]:
+def _attempts(model: nn.Module, around: Surrounding, known: KnownCalls) -> Iterator[Scope]:
     module = around.module
     weights = [weight for weight in module.parameters() if weight.is_floating_point()]
     weights = weights or [weight for weight in model.parameters() if weight.is_floating_point()]
@@ -78,23 +81,24 @@ def _attempts(model: nn.Module, around: Surrounding) -> Iterator[Scope]:
         return
     require_whole(model, module)
     dtype, device = weights[0].dtype, weights[0].device
-    for width in _widths(model, module):
-        for name in WITHOUT_ATTENTION:
-            if hasattr(module, name):
-                yield Scope(module, width, dtype, device, name)
-        yield Scope(module, width, dtype, device, wrapped=around.wrapped)
-        yield Scope(module, width, dtype, device, wrapped=around.wrapped, has_mask=True)
-    for width in dict.fromkeys(each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d)):
-        yield Scope(module, width, dtype, device, wrapped=around.wrapped, is_image=True)
+    if (calls := known.of(module)) is not None:
+        few, many = calls
+        yield Scope(module, few, many, _tokens(module, few), dtype, device)
+        return
+    for few, many, tokens in guessed_calls(model, module, around.wrapped, dtype, device):
+        yield Scope(module, few, many, tokens, dtype, device)
 
 
-def _widths(model: nn.Module, module: nn.Module) -> list[int]:
-    """Candidates for the size of hidden states."""
-    config = getattr(model, "config", None)
-    found = [getattr(config, "hidden_size", None)]
-    for each in module.modules():
-        found += [getattr(each, "in_features", None), getattr(each, "nx", None)]
-    return list(dict.fromkeys(width for width in found if isinstance(width, int)))[:WIDTHS]
+def _tokens(module: nn.Module, call: Call) -> int:
+    """In the hidden states: the first floating-point tensor with several dimensions. The last of these is the width,
+    but for images of channels first."""
+    tensors = (each for each in (*call.args, *call.kwargs.values()) if isinstance(each, Tensor))
+    states = next((each for each in tensors if each.is_floating_point() and each.dim() > 1), None)
+    if states is None:
+        return 1
+    channels = {each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d)}
+    width = states.shape[1] if states.dim() == 4 and states.shape[1] in channels else states.shape[-1]
+    return max(1, states.numel() // max(1, width))
 
 
 def _try(scope: Scope, site: Site, autocast_dtype: torch.dtype | None) -> tuple[Tensor, _Witness]:
@@ -106,7 +110,7 @@ def _try(scope: Scope, site: Site, autocast_dtype: torch.dtype | None) -> tuple[
         autocast(scope, autocast_dtype),
         hooks,
     ):
-        return scope.run(scope.hidden_states(TOKENS)), witness
+        return scope.run(scope.few.arguments()), witness
 
 
 class _Witness:
@@ -142,7 +146,7 @@ class _Saves:
 
 
 def _uses(output: Tensor, result: Tensor) -> bool:
-    """Whether more is returned than the activation's result, a view or a product of it: else it is used elsewhere."""
+    """Whether more is returned than the site's result, a view or a product of it: else it is used elsewhere."""
     function = output.grad_fn
     if function is None or output.untyped_storage()._cdata == result.untyped_storage()._cdata:
         return False
@@ -150,14 +154,14 @@ def _uses(output: Tensor, result: Tensor) -> bool:
     return not (is_product and any(before is result.grad_fn for before, _ in function.next_functions))
 
 
-def _coarsest(scope: Scope, *tensors: Tensor, autocast_dtype: torch.dtype | None) -> torch.dtype:
-    """The least precise dtype that an activation, or what follows it, computes in."""
-    dtypes = {scope.dtype, *(tensor.dtype for tensor in (*tensors, *scope.module.parameters()))}
+def _coarsest(scope: Scope, *dtypes: torch.dtype, autocast_dtype: torch.dtype | None) -> torch.dtype:
+    """The least precise of these dtypes and of what the scope computes in."""
+    found = {scope.dtype, *dtypes}
     kind = scope.device.type
     if autocast_dtype is not None:
-        dtypes.add(autocast_dtype)
+        found.add(autocast_dtype)
     elif torch.is_autocast_enabled(kind):
-        dtypes.add(torch.get_autocast_dtype(kind))
+        found.add(torch.get_autocast_dtype(kind))
     # In those of one byte weights are only stored.
-    half_or_more = [dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize > 1]
+    half_or_more = [dtype for dtype in found if dtype.is_floating_point and dtype.itemsize > 1]
     return max(half_or_more, key=lambda dtype: torch.finfo(dtype).eps)

@@ -42,8 +42,8 @@ def surroundings(model: nn.Module, name: str) -> list[Surrounding]:
         path = name[len(outer) :].lstrip(".")
         parent = model.get_submodule(outer.rpartition(".")[0]) if outer else None
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-            level += parent is None or not _is_wrapper(parent, module)
-        elif child is None or not _is_wrapper(module, child):
+            level += parent is None or not _is_wrapper(parent, module, module)
+        elif child is None or not _is_wrapper(module, child, inner):
             level, inner = level + 1, module
             if level > LEVELS:
                 break
@@ -67,10 +67,11 @@ def _outwards(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Module, nn.
         name, child = name.rpartition(".")[0], module
 
 
-def _is_wrapper(module: nn.Module, child: nn.Module) -> bool:
+def _is_wrapper(module: nn.Module, child: nn.Module, wrapped: nn.Module) -> bool:
+    """Whether a module wraps its child, which may itself be a wrapper of another module."""
     if _passes_on(module):
         # A layer of a model may take *args, too: a wrapper is of another package, or has nothing to compute with.
-        return _package(module) != _package(child) or not _has_weights_beside(module, child)
+        return _package(module) != _package(wrapped) or not _has_weights_beside(module, child)
     is_list = isinstance(module, (nn.ModuleList, nn.ModuleDict))
     return not is_list and len(module._modules) == 1 and not module._parameters and not module._buffers
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from ...sites.forwards import called_forward
 from ..errors import NoProbeError
-from .sharding import MARKS, ShardedError, class_without_fsdp, fsdp2_states, is_dtensor, is_in_fsdp
-
-Result = TypeVar("Result")
+from .sharding import MARKS, class_without_fsdp, fsdp2_states, is_dtensor, is_in_fsdp, mixed_precision_of
 
 _LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
 
@@ -26,32 +26,8 @@ _HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
 _CONTAINERS = (list, tuple, set, dict, OrderedDict)
 
 
-def on_whole_weights(model: nn.Module, probe: Callable[[nn.Module], Result]) -> Result:
-    """Probe a model, or a copy of it without memory where the weights that this needs are sharded or missing.
-
-    The copy computes with the sizes that a forward pass of this process has: those of its shard under tensor
-    parallelism, the whole weight's where weights are gathered first (FSDP2, ZeRO-3). It communicates with nobody, so
-    the processes need not probe at the same time, nor all of them.
-
-    Returns:
-        What `probe` returned, for the one or the other.
-
-    Raises:
-        NoProbeError: of `probe`, or there can be no copy.
-    """
-    try:
-        return probe(model)
-    except ShardedError as error:
-        why = str(error)
-    try:
-        with _without_memory(model) as copy:
-            return probe(copy)
-    except NoProbeError as error:
-        raise NoProbeError(f"{why}, and of a copy without memory: {error}") from error
-
-
 @contextmanager
-def _without_memory(model: nn.Module) -> Iterator[nn.Module]:
+def without_memory(model: nn.Module) -> Iterator[nn.Module]:
     """A copy with weights of fake tensors, whose mode is active inside.
 
     They are on the CPU, wherever the model is: not every process may know that, and CUDA's random numbers cannot be put
@@ -107,6 +83,9 @@ class _Copies:
                 vars(copy)[name] = OrderedDict() if name in _HOOKS and value is not None else self._value(value, module)
         if "forward" in vars(module):
             self._unwrap(module, copy)
+        if (policy := mixed_precision_of(module)) is not None and "forward" not in vars(copy):
+            vars(copy)["_mixed_precision"] = policy
+            vars(copy)["forward"] = types.MethodType(_forward_in_mixed_precision, copy)
         return copy
 
     def _value(self, value: Any, module: nn.Module) -> Any:
@@ -141,6 +120,20 @@ class _Copies:
 
 def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
     raise NoProbeError("its forward is not its class's")
+
+
+def _forward_in_mixed_precision(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Casts as the hooks of FSDP2 do. It is a method, so that it does not tell apart units that are alike."""
+    policy = self._mixed_precision
+    if policy.cast_forward_inputs:
+        args, kwargs = tree_map(partial(_cast, policy.param_dtype), (args, kwargs))
+    output = type(self).forward(self, *args, **kwargs)
+    return tree_map(partial(_cast, policy.output_dtype), output)
+
+
+def _cast(dtype: torch.dtype | None, value: Any) -> Any:
+    is_number = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if dtype is not None and is_number else value
 
 
 def _computed_size(tensor: Tensor, module: nn.Module) -> torch.Size:

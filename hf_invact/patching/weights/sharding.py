@@ -83,6 +83,14 @@ def fsdp2_states(model: nn.Module) -> list[Any]:
     return [each._get_fsdp_state() for each in model.modules() if _is_fsdp2(each)]  # type: ignore[operator]
 
 
+def mixed_precision_of(module: nn.Module) -> Any:
+    """The policy by which FSDP2 casts the inputs and outputs of a unit; None where it casts nothing."""
+    if not _is_fsdp2(module):
+        return None
+    policy = module._get_fsdp_state()._mp_policy  # type: ignore[operator]
+    return policy if policy.param_dtype or policy.output_dtype else None
+
+
 def class_without_fsdp(module: nn.Module) -> type[nn.Module]:
     """The class that a module had before FSDP2 gave it one of its own."""
     cls = type(module)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,14 +9,16 @@ from torch import Tensor, nn
 from hf_invact import patch_model, unpatch_model
 from hf_invact.patching.isolation.undisturbed import undisturbed
 from hf_invact.patching.probing.probe import Scope, measure
-from tests.helpers import dtype_name, record_saved
+from hf_invact.patching.probing.recording import Call
+from tests.helpers import dtype_name, normal, record_saved
 from tests.models import each_model, loss_and_gradients, tiny_model
 
 CPU = torch.device("cpu")
 
 
-def scope_of(module: nn.Module, width: int = 8, **options: Any) -> Scope:
-    return Scope(module, width, torch.float32, CPU, **options)
+def scope_of(module: nn.Module, dtype: torch.dtype = torch.float32) -> Scope:
+    few, many = (Call.of((normal(1, tokens, 8, dtype=dtype).requires_grad_(),), {}) for tokens in (4, 8))
+    return Scope(module, few, many, 4, dtype, CPU)
 
 
 class Block(nn.Module):
@@ -175,7 +175,7 @@ def test_leaves_no_trace_when_the_block_raises() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
 def test_counts_what_one_token_more_keeps(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)).to(dtype)
-    scope = Scope(model, 8, dtype, CPU)
+    scope = scope_of(model, dtype)
     # The inputs of the activation and of the second layer; neither its own input nor copies of weights.
     assert measure(scope, None).bytes_per_token == 2 * 32 * dtype.itemsize
     under_autocast = 2 * 32 * 2 + (8 * 2 if dtype == torch.float32 else 0)
@@ -187,32 +187,3 @@ def test_every_run_has_the_same_numbers() -> None:
     first, second = measure(scope, None), measure(scope, None)
     assert torch.equal(first.output, second.output)
     assert first.output.abs().sum() > 0
-
-
-GOT: list[Any] = []  # not in the layer, where a probe would put back what it was
-
-
-class Layer(nn.Module):
-    """Requires more than its hidden states."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense = nn.Linear(8, 8)
-
-    def forward(
-        self, hidden_states: Tensor, residual: Tensor, attention_mask: Tensor | None, cache: Any, flag: bool = True
-    ) -> tuple[Tensor, None]:
-        GOT.append((residual is hidden_states, attention_mask, cache, flag))
-        return self.dense(hidden_states), None
-
-
-def test_what_a_layer_requires_beside_its_hidden_states() -> None:
-    layer = Layer()
-    GOT.clear()
-    measure(scope_of(layer), None)
-    assert GOT[0] == (True, None, None, True)
-    measure(scope_of(layer, has_mask=True), None)
-    same, mask, cache, flag = GOT[-1]
-    assert (same, cache, flag) == (True, None, True)
-    assert mask.shape == (1, 1, 4, 4)
-    assert (mask == 1).all()

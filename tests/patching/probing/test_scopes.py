@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from hf_invact.patching import patch_model
 from hf_invact.patching.errors import NoProbeError
+from hf_invact.patching.probing.known import KnownCalls
 from hf_invact.patching.probing.probe import Scope
 from hf_invact.patching.probing.scopes import find_scope
+from hf_invact.patching.probing.surroundings import surroundings
 from hf_invact.sites.activations import Activations
 from tests.models import tiny_model
 
@@ -22,22 +24,24 @@ from tests.models import tiny_model
 def find_scope_of(model: nn.Module, block: str, attribute: str) -> Scope:
     name = f"{block}.{attribute}"
     (site,) = (site for site in Activations().find(model) if site.name == name)
-    return find_scope(model, site)
+    around = surroundings(model, site.holder_name)
+    return find_scope(model, site, around, KnownCalls(model, [each.module for each in around], None))
 
 
 @pytest.mark.parametrize(
-    ("name", "block", "attribute", "scope", "method"),
+    ("name", "block", "attribute", "scope"),
     [
-        ("gpt2", "transformer.h.0.mlp", "act", "GPT2MLP", "forward"),
-        ("llama", "model.layers.1.mlp", "act_fn", "LlamaMLP", "forward"),
-        ("bert", "bert.encoder.layer.0.intermediate", "intermediate_act_fn", "BertLayer", "feed_forward_chunk"),
-        ("bert", "cls.predictions.transform", "transform_act_fn", "BertPredictionHeadTransform", "forward"),
+        ("gpt2", "transformer.h.0.mlp", "act", "GPT2MLP"),
+        ("llama", "model.layers.1.mlp", "act_fn", "LlamaMLP"),
+        ("bert", "bert.encoder.layer.0.intermediate", "intermediate_act_fn", "BertLayer"),
+        ("bert", "cls.predictions.transform", "transform_act_fn", "BertPredictionHeadTransform"),
     ],
 )
-def test_scope_of_a_block(name: str, block: str, attribute: str, scope: str, method: str) -> None:
+def test_scope_of_a_block(name: str, block: str, attribute: str, scope: str) -> None:
     found = find_scope_of(tiny_model(name).bfloat16(), block, attribute)
-    assert (type(found.module).__name__, found.method) == (scope, method)
-    assert (found.width, found.dtype, found.device.type, found.has_mask) == (32, torch.bfloat16, "cpu", False)
+    assert type(found.module).__name__ == scope
+    assert (found.tokens, found.dtype, found.device.type) == (4, torch.bfloat16, "cpu")
+    assert (found.few.args[0].shape, found.many.args[0].shape) == ((1, 4, 32), (2, 4, 32))
 
 
 class Inner(nn.Module):
@@ -61,14 +65,6 @@ class Layer(nn.Module):
         return self.out(y[0] if isinstance(y, (tuple, list)) else y)
 
 
-class Demanding(Layer):
-    """Requires an attention mask, and uses it."""
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        assert attention_mask.dim() == 4, "a mask is required"
-        return super().forward(hidden_states)
-
-
 @pytest.mark.parametrize(
     "after",
     [lambda y: y, lambda y: (y, None), lambda y: nn.functional.dropout(y, 0.1), lambda y: y.transpose(0, 1)],
@@ -77,11 +73,6 @@ class Demanding(Layer):
 def test_the_layer_around_is_run_where_the_block_returns_the_activation(after: Callable[[Tensor], Any]) -> None:
     model = nn.Sequential(Layer(Inner(after)), nn.Tanh())
     assert type(find_scope_of(model, "0.inner", "act").module) is Layer
-
-
-def test_a_mask_of_ones_is_given_where_none_will_not_do() -> None:
-    found = find_scope_of(nn.Sequential(Demanding(Inner()), nn.Tanh()), "0.inner", "act")
-    assert (type(found.module), found.has_mask) == (Demanding, True)
 
 
 def test_a_block_whose_consumer_cannot_be_run_is_not_probed() -> None:
@@ -105,7 +96,7 @@ def test_lists_of_modules_are_no_levels() -> None:
     ("forward", "why"),
     [
         (lambda self, x: self.out(self.inner.dense(x)), "Layer does not call it"),
-        (lambda self, x: {"y": self.out(self.inner(x))}, "Inner cannot be run by itself: TypeError: "),
+        (lambda self, x: {self.out(self.inner(x))}, "Inner cannot be run by itself: TypeError: "),
     ],
     ids=["not called", "no tensor"],
 )

@@ -12,12 +12,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedModel
 
-from ..inputs import UnknownInputsError, small_inputs
-from ..inputs.integers import RealIntegers
-from .errors import PatchingError
+from ...inputs import UnknownInputsError, small_inputs
+from ...inputs.integers import RealIntegers
+from ...sites.errors import PatchingError
+from ..isolation.undisturbed import undisturbed
+from ..weights.sharding import require_whole
 from .recording import Call, Recorder, Stop
-from .sharding import require_whole
-from .undisturbed import undisturbed
 
 TOKENS = (4, 64)
 """In a sequence. The second is for models of which the first finds too little: they have windows, or merge tokens."""

@@ -1,0 +1,128 @@
+"""Decides what to do at each site of a model: kind by kind, on the model itself or on a copy without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..sites import Plan, Site
+from .config import InvActConfig
+from .errors import NoProbeError
+from .planner import NO_COPY, Decision, Planner, unmeasured
+from .present import present
+from .probing.known import KnownCalls
+from .probing.surroundings import surroundings
+from .selection import Selection
+from .weights.shadow import without_memory
+from .weights.sharding import ShardedError, is_sharded, require_whole
+
+
+def decide(model: nn.Module, selection: Selection, config: InvActConfig) -> dict[Site, Decision]:
+    """What to do at each site. The model is afterwards as it was before.
+
+    Raises:
+        PatchingError: a site can be patched only once the user has changed something, or a probe has changed what
+            cannot be put back.
+    """
+    with torch.inference_mode(False):
+        return _decide(model, selection, config)
+
+
+def _decide(model: nn.Module, selection: Selection, config: InvActConfig) -> dict[Site, Decision]:
+    sites = selection.sites
+    obstacles = {site: why for site in sites if (why := selection.obstacle(site))}
+    fallbacks = {site: site.kind.installed(site) or site.kind.fallback(site) for site in sites}
+    decisions = present(model, sites, config)
+    decisions |= {site: Decision(None, reason=f"left alone: {why}") for site, why in obstacles.items()}
+    with ExitStack() as originals:
+        for site in sites:
+            originals.enter_context(site.kind.suspended(site))
+        if is_sharded(model):
+            decisions |= _on_a_copy(model, sites, decisions, fallbacks, config)
+        else:
+            decisions |= _by_kind(model, sites, decisions, fallbacks, config)
+    return {site: decisions[site] for site in sites}
+
+
+def _by_kind(
+    model: nn.Module,
+    sites: Sequence[Site],
+    decided: Mapping[Site, Decision],
+    fallbacks: Mapping[Site, Plan | None],
+    config: InvActConfig,
+    *,
+    is_copy: bool = False,
+) -> dict[Site, Decision]:
+    """Decisions for all sites, of which some are decided. Each kind stays installed while later ones are measured."""
+    decisions = dict(decided)
+    modules = (each.module for site in sites for each in surroundings(model, site.holder_name))
+    known = KnownCalls(model, modules, config.autocast_dtype)
+    for kind in config.kinds:
+        planner = Planner(model, config, known, is_copy=is_copy)
+        of_kind = [site for site in sites if site.kind is kind]
+        for site in of_kind:
+            if site not in decisions:
+                decisions[site] = planner.decide(site, fallbacks[site])
+        for site in of_kind:
+            install(site, decisions[site], config)
+    return decisions
+
+
+def _on_a_copy(
+    model: nn.Module,
+    sites: Sequence[Site],
+    decided: Mapping[Site, Decision],
+    fallbacks: Mapping[Site, Plan | None],
+    config: InvActConfig,
+) -> dict[Site, Decision]:
+    """The same for a model whose weights are sharded or missing.
+
+    The copy computes with the sizes that a forward pass of this process has. It communicates with nobody, so the
+    processes need not decide at the same time, nor all of them.
+    """
+    decisions = dict(decided)
+    for site in sites:
+        if site not in decisions and (why := _why_not_copied(model, site)):
+            decisions[site] = unmeasured(config, site, fallbacks[site], why)
+    if len(decisions) == len(sites):
+        return decisions
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(without_memory(model))
+        except NoProbeError as error:
+            why = f"{NO_COPY}{error}"
+            return decisions | {
+                site: unmeasured(config, site, fallbacks[site], why) for site in sites if site not in decisions
+            }
+        twins = {site: replace(site, holder=copy.get_submodule(site.holder_name)) for site in sites}
+        on_copy = _by_kind(
+            copy,
+            [*twins.values()],
+            {twins[site]: decision for site, decision in decisions.items()},
+            {twins[site]: fallback for site, fallback in fallbacks.items()},
+            config,
+            is_copy=True,
+        )
+    return {site: on_copy[twins[site]] for site in sites}
+
+
+def _why_not_copied(model: nn.Module, site: Site) -> str | None:
+    try:
+        require_whole(model, site.holder)
+    except ShardedError:
+        return None
+    except NoProbeError as error:
+        return str(error)
+    return None
+
+
+def install(site: Site, decision: Decision, config: InvActConfig) -> None:
+    """Do what was decided, whatever is installed."""
+    if decision.plan is None:
+        site.kind.restore(site)
+    else:
+        site.kind.install(site, decision.plan, config.backend)

@@ -1,0 +1,54 @@
+"""How a model calls the modules around its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from ..errors import NoProbeError
+from .arguments import calls
+from .recording import Call
+from .signature import Signature, signature
+
+
+class KnownCalls:
+    """The calls of some modules of a model, which is run when the first is asked for.
+
+    It is run on one sample and on two, see `calls`. Modules that are alike share their calls.
+
+    Args:
+        model: with nothing patched in it.
+        modules: those of interest.
+        autocast_dtype: what it runs under; None leaves the autocast that is active, if any.
+    """
+
+    def __init__(self, model: nn.Module, modules: Iterable[nn.Module], autocast_dtype: torch.dtype | None) -> None:
+        self._model, self._autocast_dtype = model, autocast_dtype
+        self._modules = [module for module in dict.fromkeys(modules) if module is not model]
+
+    def of(self, module: nn.Module) -> tuple[Call, Call] | None:
+        """With one sample and with two; None where it is not known."""
+        found, kind = self._found[0], self._kinds.get(module)
+        return None if kind is None else found.get(kind)
+
+    @property
+    def failure(self) -> str | None:
+        """Why a module's calls are missing, in a line; None where none is, or where the model cannot be run at all."""
+        return self._found[1]
+
+    @cached_property
+    def _kinds(self) -> dict[nn.Module, int]:
+        numbers: dict[Signature, int] = {}
+        return {module: numbers.setdefault(signature(module), len(numbers)) for module in self._modules}
+
+    @cached_property
+    def _found(self) -> tuple[dict[object, tuple[Call, Call]], str | None]:
+        try:
+            one, two = (calls(self._model, self._kinds, samples, self._autocast_dtype) for samples in (1, 2))
+        except NoProbeError as error:
+            return {}, str(error)
+        both = {kind: (call, two.found[kind]) for kind, call in one.found.items() if kind in two.found}
+        return both, one.failure or two.failure if both else None
