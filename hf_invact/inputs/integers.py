@@ -68,6 +68,35 @@ class RealIntegers(TorchFunctionMode):
                 return func(*args, **kwargs)
 
 
+class RealSettings(RealIntegers):
+    """Computes for real, besides, integers and single numbers that are made of nothing, such as positions.
+
+    For small batches: all of them have memory. Models loop over sizes that they compute from positions, and draw a
+    number to decide whether they skip a layer.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if given and all(not isinstance(tensor, FakeTensor) and _is_setting(tensor) for tensor in given):
+            with unset_fake_temporarily():
+                return func(*args, **(kwargs or {}))
+        if not given and func in _FACTORIES:
+            with unset_fake_temporarily():
+                made = func(*args, **(kwargs or {}))
+            if _is_setting(made):
+                return made
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+_FACTORIES = (torch.arange, torch.full, torch.ones, torch.rand, torch.tensor, torch.zeros)
+
+
+def _is_setting(tensor: Tensor) -> bool:
+    return not tensor.dim() or not (tensor.is_floating_point() or tensor.is_complex())
+
+
 class ComputedOnce(TorchDispatchMode):
     """Computes one element where all are alike. What else is made of them is fake, since nobody asks for its values.
 

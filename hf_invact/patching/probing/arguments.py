@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedModel
 
 from ...inputs import UnknownInputsError, small_inputs
-from ...inputs.integers import RealIntegers
+from ...inputs.integers import RealSettings
 from ...sites.errors import PatchingError
 from ..isolation.undisturbed import undisturbed
 from ..weights.sharding import require_whole
@@ -178,7 +178,7 @@ def _run(
     weights = [weight for weight in model.parameters() if not weight.is_meta]
     device = weights[0].device if weights else torch.device("cpu")
     try:
-        with undisturbed(model, device), _no_caches(model), _real_integers(), _autocast(device, autocast_dtype):
+        with undisturbed(model, device), _no_caches(model), _real_settings(), _autocast(device, autocast_dtype):
             recorder.watch(model)
             (model if method == "forward" else getattr(model, method))(**batch)
     except Stop:
@@ -206,11 +206,11 @@ def _no_caches(model: PreTrainedModel) -> Iterator[None]:
             config.use_cache = True
 
 
-def _real_integers() -> AbstractContextManager[object]:
+def _real_settings() -> AbstractContextManager[object]:
     """Among fake tensors, token ids and masks stay real, and what is computed from them."""
     with unset_fake_temporarily() as mode:
         pass
-    return nullcontext() if mode is None else RealIntegers()
+    return nullcontext() if mode is None else RealSettings()
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
