@@ -13,7 +13,7 @@ from hf_invact.curves import Curve
 from hf_invact.memory.plots import DPI
 from hf_invact.ops import accuracy
 
-from .plots import VARIANT_COLOURS
+from .common.colours import VARIANT_COLOURS
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DRAWS = 2_000_000

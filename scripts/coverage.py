@@ -18,11 +18,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
 
+from experiments.common.environment import describe_environment
+from experiments.common.files import write_json
 from experiments.coverage.check import SEED
 from experiments.coverage.processes import check_all
 from experiments.coverage.shrink import MODEL_TYPES
-from experiments.environment import describe_environment
-from experiments.files import write_json
 
 TARGET = Path(__file__).parents[1] / "results" / "coverage.json"
 

@@ -19,8 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
 
-from experiments.environment import describe_environment
-from experiments.script import missing_packages_named
+from experiments.common.environment import describe_environment
+from experiments.common.script import missing_packages_named
 from hf_invact.curves import CURVES, Curve, Fit
 
 with missing_packages_named():

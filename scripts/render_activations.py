@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
 
-from experiments.script import missing_packages_named
+from experiments.common.script import missing_packages_named
 from hf_invact.curves import CURVES, Curve, Fit
 from hf_invact.sites.activations.recognize import inverse_of, reason_to_leave
 

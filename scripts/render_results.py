@@ -14,14 +14,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
 
-from experiments.script import missing_packages_named
+from experiments.common.script import missing_packages_named
 
 with missing_packages_named():
     from experiments import compatibility
     from experiments.benchmark import tables
     from experiments.benchmark.results import read_results
+    from experiments.compare.report import SummaryRow, summary_rows
     from experiments.coverage import table as coverage
-    from experiments.report import SummaryRow, summary_rows
     from experiments.reproduce import page as reproduction
 
 ROOT = Path(__file__).parents[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 import hf_invact
+from tests.imports import imported_names
 
 ROOT = Path(hf_invact.__file__).parent
 
@@ -49,20 +49,10 @@ def part_of(path: Path) -> str:
 
 def imported_parts(path: Path) -> Iterator[str]:
     """Parts of the package that a file imports, anywhere in it. `hf_invact` itself counts as "hf_invact"."""
-    package = ("hf_invact", *path.relative_to(ROOT).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*package[: len(package) + 1 - node.level], *filter(None, [node.module])])
-            base = base if node.level else str(node.module)
-            names = [f"{base}.{alias.name}" for alias in node.names] if base == "hf_invact" else [base]
-        else:
-            continue
-        for name in names:
-            first, _, rest = name.partition(".")
-            if first == "hf_invact":
-                yield rest.partition(".")[0] or first
+    for name in imported_names(path, ROOT.parent):
+        first, _, rest = name.partition(".")
+        if first == "hf_invact":
+            yield rest.partition(".")[0] or first
 
 
 def test_every_part_has_its_place_in_the_order() -> None:
@@ -81,6 +71,14 @@ def test_imports_run_one_way(path: Path) -> None:
     # The version is all that a part may take from the package itself.
     wrong = set(imported_parts(path)) - ALLOWED[part_of(path)] - {"__version__"}
     assert not wrong, f"{part_of(path)} must not import {', '.join(sorted(wrong))}"
+
+
+def test_the_package_imports_nothing_else_of_the_repository() -> None:
+    imported = {
+        name.partition(".")[0]: path for path in ROOT.rglob("*.py") for name in imported_names(path, ROOT.parent)
+    }
+    assert "torch" in imported
+    assert not {"experiments", "tests", "scripts"} & imported.keys()
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from typing import NoReturn
 import torch
 import transformers
 
-from ..errors import ConfigError
-from ..limits import SEEDS
-from ..locks import locked
-from ..masking import masked_command
+from ..common.errors import ConfigError
+from ..common.limits import SEEDS
+from ..common.locks import locked
+from ..common.masking import masked_command
 from .machine import choose_device
 from .results import read_results
 from .run import Run, results_path

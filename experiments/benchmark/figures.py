@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 
 from hf_invact.memory.plots import DPI, GREY, WIDTH, png
 
-from ..files import write_atomically
-from .implementations import COMPILED, INVERTED, LIGER, NATIVE
+from ..common.files import write_atomically
+from .operators.implementations import COMPILED, INVERTED, LIGER, NATIVE
 from .tables import MEMORY, label
 
 # The Okabe-Ito palette, which people with any colour vision can tell apart.

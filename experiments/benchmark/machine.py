@@ -11,8 +11,8 @@ import torch
 
 from hf_invact.environment import installed_version
 
-from ..environment import describe_environment
-from ..errors import ConfigError
+from ..common.environment import describe_environment
+from ..common.errors import ConfigError
 
 PACKAGES = ("triton", "liger-kernel")
 

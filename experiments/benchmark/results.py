@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from ..files import read_json, write_json
+from ..common.errors import ConfigError
+from ..common.files import read_json, write_json
 
 FORMAT = 1
 SECTIONS = ("operators", "steps")

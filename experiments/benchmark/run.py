@@ -12,14 +12,14 @@ from typing import Any
 import torch
 import torch._inductor.config as inductor
 
-from .implementations import INVERTED, NATIVE
 from .machine import describe_device, describe_versions
-from .models import CASES, ModelCase
-from .operator_times import OperatorCase, measure_operator, operator_cases
-from .operators import OPERATORS
+from .operators.catalogue import OPERATORS
+from .operators.implementations import INVERTED, NATIVE
+from .operators.measure import OperatorCase, measure_operator, operator_cases
 from .results import FORMAT, Results
 from .settings import OPERATORS_SHARE, Settings
-from .step_times import measure_steps
+from .steps.measure import measure_steps
+from .steps.models import CASES, ModelCase
 from .timing import failure_of, free_memory
 
 FOLDER = Path("results")

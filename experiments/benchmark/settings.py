@@ -11,7 +11,7 @@ import torch
 
 from hf_invact.ops import AUTO, BACKENDS
 
-from ..errors import ConfigError
+from ..common.errors import ConfigError
 from .timing import Effort
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

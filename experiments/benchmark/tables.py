@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..markdown import table
+from ..common.markdown import table
 from .timing import OUT_OF_MEMORY
 
 COMMAND = "PYTHONPATH=. python scripts/benchmark.py"

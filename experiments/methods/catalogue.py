@@ -16,7 +16,7 @@ from hf_invact.curves import Curve
 from hf_invact.ops import invert
 from hf_invact.patching import InvActConfig, inverted_activations
 
-from ..benchmark.variants import checkpointing
+from ..benchmark.steps.variants import checkpointing
 from .derivative import StoredDerivative
 from .elementwise import Maker, approximated, approximated_activations
 from .few_bit import FewBit

@@ -14,7 +14,7 @@ from hf_invact.curves import Curve
 from hf_invact.sites.activations import Activations, ActivationSite, install
 from hf_invact.sites.activations.recognize import curve_of, describe
 
-from ..benchmark.implementations import Unavailable
+from ..benchmark.operators.implementations import Unavailable
 
 
 class Approximation(Protocol):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_invact.curves import Curve
 
-from ..benchmark.implementations import Unavailable
+from ..benchmark.operators.implementations import Unavailable
 from .codes import pack_codes, unpack_codes
 
 

@@ -13,11 +13,11 @@ import datasets
 import transformers
 from rich.console import Console
 
-from ..errors import ConfigError
-from ..files import claim_folder, read_mapping, write_json
-from ..locks import locked_folder
-from ..parser import Parser
-from ..workers import RunFailed
+from ..common.errors import ConfigError
+from ..common.files import claim_folder, read_mapping, write_json
+from ..common.locks import locked_folder
+from ..common.parser import Parser
+from ..compare.workers import RunFailed
 
 PARTS = {
     "memory": "what the published models keep for the backward pass, counted without a GPU",
@@ -92,7 +92,7 @@ def _run(part: str, folder: Path, quick: bool, console: Console) -> None:
     own = [part, *(["--quick"] if quick else [])]
     command = shlex.join(["python", "scripts/reproduce.py", *own])
     try:
-        written = import_module(f"{__package__}.{part}").run(folder, quick, console, command)
+        written = import_module(f"{__package__}.{part}.run").run(folder, quick, console, command)
     finally:  # an interrupted part goes on later
         seconds = round(time.monotonic() - began, 1)
         write_json(folder / MARKER, {**before, part: before.get(part, 0.0) + seconds})

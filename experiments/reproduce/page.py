@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
-from ..markdown import source_line
-from . import finetune_tables, memory_tables, methods_tables, steps_tables
+from ..common.files import read_json
+from ..common.markdown import source_line
 from .command import MARKER, PARTS
+from .finetune import tables as finetune_tables
+from .memory import tables as memory_tables
+from .methods import tables as methods_tables
+from .steps import tables as steps_tables
 
 Results = Mapping[str, Any]
 

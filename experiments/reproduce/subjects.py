@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..plan import Experiment, PlannedRun
+from ..compare.plan import Experiment, PlannedRun
 
 CONFIGS = Path("configs")
 CONTROL = "control"

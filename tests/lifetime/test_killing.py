@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.checkpoints import last_resumable_checkpoint
+from experiments.finetuning.checkpoints.resume import last_resumable_checkpoint
 from hf_invact import InvertedActivationsCallback
 from tests.helpers import threads
 from tests.lifetime.killed import MOMENTS

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from experiments.tokenizer import train_tokenizer
+from experiments.finetuning.data.tokenizer import train_tokenizer
 from tests.models import tiny_model
 
 VOCABULARY = 300

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from experiments.benchmark.implementations import Unavailable
+from experiments.benchmark.operators.implementations import Unavailable
 from experiments.methods.accuracy import derivative_error
 from experiments.methods.catalogue import METHODS
 from experiments.methods.codes import pack_codes, unpack_codes

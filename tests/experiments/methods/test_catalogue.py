@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.benchmark.implementations import Unavailable
-from experiments.gradients import cosine_distance, gradient
+from experiments.benchmark.operators.implementations import Unavailable
+from experiments.finetuning.gradients import cosine_distance, gradient
 from experiments.methods.catalogue import COMPARED, METHODS
 from hf_invact.memory import SavedActivations, intermediate_units
 from hf_invact.patching import activation_sites

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedModel
 
-from experiments.gradients import gradient
+from experiments.finetuning.gradients import gradient
 from experiments.methods.recompute import recomputed_activations
 from hf_invact.memory import SavedActivations
 from tests.models import batch, each_model, tiny_model

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
-from experiments.errors import ConfigError
-from experiments.reproduce import command, finetune, memory, methods, page, steps
-from experiments.workers import RunFailed
+from experiments.common.errors import ConfigError
+from experiments.compare.workers import RunFailed
+from experiments.reproduce import command, page
+from experiments.reproduce.finetune import run as finetune
+from experiments.reproduce.memory import run as memory
+from experiments.reproduce.methods import run as methods
+from experiments.reproduce.steps import run as steps
 
 MODULES: dict[str, ModuleType] = {"memory": memory, "methods": methods, "steps": steps, "finetune": finetune}
 

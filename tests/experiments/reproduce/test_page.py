@@ -9,8 +9,8 @@ import pytest
 
 from experiments.reproduce import page
 from experiments.reproduce.command import PARTS
-from experiments.reproduce.finetune_analysis import FINAL_LOSS
-from experiments.reproduce.finetune_tables import BOUNDS
+from experiments.reproduce.finetune.analysis import FINAL_LOSS
+from experiments.reproduce.finetune.tables import BOUNDS
 
 ROOT = Path(__file__).parents[3]
 PARTS_OF = page.read_parts(ROOT / "results" / "reproduction")

@@ -1,0 +1,145 @@
+"""Measures one operator in one dtype and size."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..settings import COLUMNS, DTYPES, Settings
+from ..timing import Call, Failure, alternate, failure_of, significant, warm_up
+from .catalogue import OPERATORS, Operator
+from .implementations import (
+    COMPILED,
+    INVERTED,
+    LIGER,
+    LIGER_FUNCTIONS,
+    NATIVE,
+    Implementation,
+    Unavailable,
+    compiled,
+    inverted,
+    liger,
+    native,
+)
+
+COPY = "copy"
+Prepare = Callable[..., Implementation]
+
+
+@dataclass(frozen=True)
+class OperatorCase:
+    """What is measured in one go."""
+
+    operator: str
+    dtype: str
+    elements: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Which entry of the results it is."""
+        return vars(self)
+
+
+def operator_cases(settings: Settings) -> list[OperatorCase]:
+    """All of them, the most telling ones first."""
+    return [
+        OperatorCase(name, dtype, elements)
+        for dtype in settings.dtypes
+        for elements in settings.sizes
+        for name in OPERATORS
+    ]
+
+
+def measure_operator(case: OperatorCase, settings: Settings, device: torch.device) -> dict[str, Any]:
+    """The entry of the results: forward, backward, and where everything is measured both through autograd."""
+    operator, dtype = OPERATORS[case.operator], DTYPES[case.dtype]
+    is_compared = settings.compares(case.dtype, case.elements)
+    if is_compared and (settings.compiles or len(settings.backends) > 1):
+        torch.compiler.reset()  # else the graphs of the cases before count against the compiler's limit
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    shape = (case.elements // COLUMNS, COLUMNS)
+    dy, *inputs = (
+        torch.randn(shape, generator=generator, dtype=dtype, device=device) for _ in range(3 if operator.is_gate else 2)
+    )
+    ready: dict[str, Implementation] = {}
+    failures: dict[str, Failure] = {}
+    for name, prepare in _implementations(operator, settings, is_compared).items():
+        try:
+            ready[name] = prepare(operator, dy=dy, inputs=tuple(inputs))
+        except Unavailable as error:
+            failures[name] = Failure(str(error), expected=True)
+        except Exception as error:  # of whatever kind: it must not cost the numbers of the others
+            failures[name] = failure_of(error)
+    directions = ("forward", "backward", "autograd") if is_compared else ("forward", "backward")
+    size = case.elements, dtype.itemsize
+    return {
+        **case.key,
+        **{each: _measure(each, operator, ready, failures, size, settings, device) for each in directions},
+    }
+
+
+def _implementations(operator: Operator, settings: Settings, is_compared: bool) -> dict[str, Prepare]:
+    chosen: dict[str, Prepare] = {NATIVE: native}
+    if is_compared and settings.compiles:
+        chosen[COMPILED] = compiled
+    if operator.name in LIGER_FUNCTIONS:
+        chosen[LIGER] = liger
+    for backend in settings.backends if is_compared else settings.backends[:1]:
+        chosen[INVERTED + backend] = partial(inverted, backend_name=backend)
+    return chosen
+
+
+def _measure(
+    direction: str,
+    operator: Operator,
+    implementations: dict[str, Implementation],
+    failures: dict[str, Failure],
+    size: tuple[int, int],
+    settings: Settings,
+    device: torch.device,
+) -> dict[str, Any]:
+    calls = {name: implementation.calls[direction] for name, implementation in implementations.items()}
+    moved = operator.inverted_traffic.bytes(direction, *size)
+    calls = {COPY: _copy(moved, device), **calls}
+    # As within autograd's functions, where these calls are made otherwise.
+    with nullcontext() if direction == "autograd" else torch.no_grad():
+        failures = {**failures, **warm_up(calls, device)}
+        calls = {name: call for name, call in calls.items() if name not in failures}
+        times = alternate(calls, device, settings.operator_effort) if calls else {}
+    medians = {name: statistics.median(of_call) for name, of_call in times.items()}
+    found: dict[str, Any] = {
+        name: _figures(medians[name], implementation.traffic.bytes(direction, *size), moved, medians)
+        for name, implementation in implementations.items()
+        if name in medians
+    }
+    for name, figures in found.items():
+        if name.startswith(INVERTED):
+            figures |= {
+                f"ratio_to_{other}": significant(medians[name] / medians[other]) if other in medians else None
+                for other in (NATIVE, COMPILED, LIGER)
+            }
+    copied = _figures(medians[COPY], moved, moved, medians) if COPY in medians else failures.pop(COPY).record()
+    return {
+        "repetitions": max(map(len, times.values()), default=0),
+        "copy": copied,
+        "implementations": {**found, **{name: failure.record() for name, failure in failures.items()}},
+    }
+
+
+def _figures(seconds: float, moved: int, copied: int, medians: dict[str, float]) -> dict[str, Any]:
+    rate = moved / seconds
+    share = significant(rate / (copied / medians[COPY])) if COPY in medians else None
+    figures = {"ms": significant(1000 * seconds), "bytes": moved, "gb_per_s": significant(rate / 1e9)}
+    return {**figures, "copy_share": share}
+
+
+def _copy(moved: int, device: torch.device) -> Call:
+    """A copy that moves (reads and writes) so many bytes."""
+    source, target = (torch.zeros(max(1, moved // 8), dtype=torch.float32, device=device) for _ in range(2))
+    return lambda: target.copy_(source)

@@ -1,0 +1,83 @@
+"""The ways to train one model that are compared. Each is entered for a step and left again on the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+
+from hf_invact.patching import InvActConfig, inverted_activations
+
+from ..operators.implementations import INVERTED, Unavailable, import_liger
+
+PLAIN, FUSED, CHECKPOINTING, LIGER = "plain", "fused", "checkpointing", "liger"
+Variant = Callable[[PreTrainedModel], AbstractContextManager[Any]]
+
+
+def variants_of(architecture: str, backends: Sequence[str]) -> dict[str, Variant]:
+    """By name: as it is, inverted by each backend, and what else saves memory there."""
+    chosen: dict[str, Variant] = {PLAIN: nullcontext}
+    for backend in backends:
+        chosen[INVERTED + backend] = inverted_by(backend)
+    if architecture == "gpt2":
+        chosen[FUSED] = fused_gelu
+    chosen[CHECKPOINTING] = checkpointing
+    chosen[LIGER] = liger
+    return chosen
+
+
+def inverted_by(backend: str) -> Variant:
+    """Inverted activations, computed by one backend."""
+    return lambda model: inverted_activations(model, InvActConfig(backend=backend))
+
+
+@contextmanager
+def fused_gelu(model: PreTrainedModel) -> Iterator[None]:
+    """GPT-2 as with ``activation_function="gelu_pytorch_tanh"``: PyTorch's function for the formula spelled out."""
+    blocks = [block.mlp for block in model.transformer.h]
+    before = [block.act for block in blocks]
+    for block in blocks:
+        block.act = ACT2FN["gelu_pytorch_tanh"]
+    try:
+        yield
+    finally:
+        for block, activation in zip(blocks, before, strict=True):
+            block.act = activation
+
+
+@contextmanager
+def checkpointing(model: PreTrainedModel) -> Iterator[None]:
+    """Activation checkpointing of each layer, as the Trainer's ``gradient_checkpointing`` does it."""
+    # Newer versions of Transformers have renamed it, and warn of the older name.
+    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        getattr(model, f"{word}_checkpointing_disable")()
+
+
+@contextmanager
+def liger(model: PreTrainedModel) -> Iterator[None]:
+    """Liger's gated MLP, and no other of its kernels.
+
+    Raises:
+        Unavailable: it has none for this model, or the package or a GPU is missing.
+    """
+    layers = getattr(getattr(model, "model", None), "layers", ())
+    blocks: list[nn.Module] = [layer.mlp for layer in layers if hasattr(layer.mlp, "gate_proj")]
+    if not blocks:
+        raise Unavailable("Liger has no kernel for this MLP")
+    device: torch.device = model.device
+    forward = import_liger("liger_kernel.transformers.swiglu", "LigerSwiGLUMLP", device).forward
+    with ExitStack() as stack:
+        for block in blocks:
+            vars(block)["forward"] = MethodType(forward, block)
+            stack.callback(vars(block).pop, "forward")
+        yield

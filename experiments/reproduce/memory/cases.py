@@ -1,0 +1,200 @@
+"""The models, the settings and the variants whose memory is compared, and what was published of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train the same model.
+
+    Attributes:
+        name: as the results call it.
+        plan: of `hf_invact.InvActConfig`; None leaves the model unpatched.
+        activation: that the model's config names instead of its own.
+        checkpointed: whether layers are computed again in the backward pass.
+        compiled: whether it runs through `torch.compile`.
+    """
+
+    name: str
+    plan: str | None = None
+    activation: str | None = None
+    checkpointed: bool = False
+    compiled: bool = False
+
+
+PLAIN = Variant("plain")
+ACTIVATION = Variant("activation inverted", plan="output")
+OURS = Variant("ours", plan="auto")
+EXACT_GATE = Variant("exact gate", plan="gate-inputs")
+FUSED = Variant("fused activation", activation="gelu_pytorch_tanh")
+FUSED_OURS = Variant("fused + ours", plan="auto", activation="gelu_pytorch_tanh")
+CHECKPOINTED = Variant("checkpointing", checkpointed=True)
+CHECKPOINTED_OURS = Variant("checkpointing + ours", plan="auto", checkpointed=True)
+COMPILED = Variant("torch.compile", compiled=True)
+COMPILED_OURS = Variant("torch.compile + ours", plan="auto", compiled=True)
+GELU_IN_PLACE_OF_SILU = Variant("activation inverted, GELU for SiLU", plan="output", activation="gelu")
+
+_OTHERS = (CHECKPOINTED, CHECKPOINTED_OURS, COMPILED, COMPILED_OURS)
+_ENCODER = (PLAIN, ACTIVATION, OURS, *_OTHERS)
+_SPELLED_OUT = (PLAIN, FUSED, ACTIVATION, OURS, FUSED_OURS, *_OTHERS)
+_GATED = (PLAIN, ACTIVATION, EXACT_GATE, OURS, *_OTHERS)
+
+MEASURED = (PLAIN, ACTIVATION, OURS)
+"""The variants that are measured too, where there is a GPU."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper's authors measured on a GPU, in GiB allocated after a forward pass, weights included."""
+
+    weights: float
+    plain: float
+    inverted: float
+    source: str
+
+    @property
+    def change(self) -> float:
+        """Of what is not weights, as a fraction."""
+        return (self.inverted - self.plain) / (self.plain - self.weights)
+
+
+BERT_NOTEBOOK = Published(0.409, 5.12, 4.03, "github.com/PgLoLo/optiacts, examples/BERT.ipynb")
+MISTRAL_NOTEBOOK = Published(4.83, 47.5, 40.8, "github.com/PgLoLo/optiacts, examples/Mistral.ipynb")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, how it is trained, and on which batch.
+
+    Attributes:
+        key: names its figure.
+        model, setting: name it for people.
+        model_class: of Transformers.
+        batch_size, seq_len: of the batch.
+        variants: that apply to it, the plain one first.
+        dtype: of the weights.
+        config: where it differs from the model class's own.
+        autocast: to bfloat16.
+        adapters: dtype of LoRA's adapters (r=16, on all linear layers); None trains all weights.
+        forward_only: the model returns no loss, as in the reference notebooks.
+        quantized: the frozen weights of the reference notebook, emulated (see `published.py`).
+        published: the figures to compare with.
+    """
+
+    key: str
+    model: str
+    setting: str
+    model_class: str
+    batch_size: int
+    seq_len: int
+    variants: tuple[Variant, ...]
+    dtype: str = "bfloat16"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    autocast: bool = False
+    adapters: str | None = None
+    forward_only: bool = False
+    quantized: bool = False
+    published: Published | None = None
+
+    def inputs(self, variant: Variant) -> dict[str, Any]:
+        """All that decides what is counted, as plain data."""
+        own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        del own["variants"]
+        own["config"] = dict(self.config)
+        own["published"] = self.published and dataclasses.asdict(self.published)
+        return {**own, "variant": dataclasses.asdict(variant)}
+
+
+_WINDOWLESS = {"sliding_window": None}
+# The notebook's Transformers repeated keys and values for all heads before attention kept them.
+_REPEATED = {**_WINDOWLESS, "num_key_value_heads": 32}
+_PUBLISHED_VARIANTS = (PLAIN, GELU_IN_PLACE_OF_SILU, OURS)
+
+
+def _cases(
+    sizes: Mapping[str, tuple[int, int]], encoder: Mapping[str, Any], gpt2: Mapping[str, Any], gated: Mapping[str, Any]
+) -> tuple[Case, ...]:
+    """The cases of models and batches of these sizes; where the mappings are empty, of the models' own."""
+    bert_batch, gpt2_batch, decoder_batch = sizes["bert"], sizes["gpt2"], sizes["decoder"]
+
+    def named(batch: tuple[int, int], text: str) -> str:
+        return f"{batch[0]} x {batch[1]:,}, {text}"
+
+    def gpt2_case(key: str, text: str, dtype: str, autocast: bool = False) -> Case:
+        setting = named(gpt2_batch, text)
+        return Case(
+            key, "GPT-2", setting, "GPT2LMHeadModel", *gpt2_batch, _SPELLED_OUT, dtype, config=gpt2, autocast=autocast
+        )
+
+    def mistral_case(key: str, text: str, variants: tuple[Variant, ...], **options: Any) -> Case:
+        config = {**gated, **(_REPEATED if options.get("quantized") else _WINDOWLESS)}
+        if gated and options.get("quantized"):
+            config["num_key_value_heads"] = gated["num_attention_heads"]
+        setting = named(decoder_batch, text)
+        return Case(
+            key, "Mistral-7B", setting, "MistralForCausalLM", *decoder_batch, variants, config=config, **options
+        )
+
+    return (
+        Case(
+            *("bert-base", "BERT-base", named(bert_batch, "fp32, as published"), "BertModel", *bert_batch, _ENCODER),
+            dtype="float32",
+            config=encoder,
+            forward_only=True,
+            published=BERT_NOTEBOOK,
+        ),
+        mistral_case(
+            *("mistral-published", "4-bit weights, no adapter, as published", _PUBLISHED_VARIANTS),
+            forward_only=True,
+            quantized=True,
+            published=MISTRAL_NOTEBOOK,
+        ),
+        mistral_case("mistral-7b", "bf16, full fine-tuning", _GATED, published=MISTRAL_NOTEBOOK),
+        mistral_case("mistral-lora", "LoRA, bf16 adapters", _GATED, adapters="bfloat16"),
+        mistral_case(
+            *("mistral-peft", "LoRA, PEFT's fp32 adapters, autocast to bf16", _GATED), adapters="float32", autocast=True
+        ),
+        Case(
+            *("llama-7b", "Llama-7B", named(decoder_batch, "bf16, full fine-tuning"), "LlamaForCausalLM"),
+            *(*decoder_batch, _GATED),
+            config=gated,
+        ),
+        gpt2_case("gpt2-fp32", "fp32", "float32"),
+        gpt2_case("gpt2-bf16", "bf16", "bfloat16"),
+        gpt2_case("gpt2-autocast", "fp32 weights, autocast to bf16", "float32", autocast=True),
+    )
+
+
+_NARROW = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+_SMALL = {**_NARROW, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_COMPILED_QUICKLY = ("mistral-7b", "gpt2-fp32")  # the others would take most of the time
+
+
+def _quick_cases() -> tuple[Case, ...]:
+    sizes = {"bert": (4, 64), "gpt2": (4, 64), "decoder": (1, 256)}
+    encoder = {**_SMALL, "intermediate_size": 256}
+    gated = {**_SMALL, "intermediate_size": 224, "num_key_value_heads": 2}
+    cases = _cases(sizes, encoder, _SMALL, gated)
+    return tuple(
+        dataclasses.replace(
+            case,
+            model=f"{case.model} made tiny",
+            variants=tuple(each for each in case.variants if not each.compiled or case.key in _COMPILED_QUICKLY),
+        )
+        for case in cases
+    )
+
+
+CASES: Mapping[str, tuple[Case, ...]] = MappingProxyType(
+    {
+        "full": _cases({"bert": (16, 512), "gpt2": (8, 1024), "decoder": (1, 4096)}, {}, {}, {}),
+        "quick": _quick_cases(),
+    }
+)
+"""By effort: "full", and "quick" on models that are narrow and have few layers, of which few are compiled."""

@@ -1,0 +1,152 @@
+"""Counts on tensors without memory what a case keeps for its backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_invact.memory import SavedActivations, by_part
+from hf_invact.patching import InvActConfig, patch_model
+from hf_invact.planning import Lora
+from hf_invact.planning.batch import make_batch
+from hf_invact.planning.build import build_model, set_checkpointing
+from hf_invact.planning.dry_run import running_as_trained
+from hf_invact.planning.fake import fake_tensors
+from hf_invact.planning.flash import use_flash_attention
+from hf_invact.planning.source import Source
+
+from .cases import Case, Variant
+from .compiled import compiled_bytes
+from .published import as_in_the_notebook
+
+LORA_RANK = 16
+SAMPLED_LAYERS = (2, 3)
+"""Of compiled models so many are counted; the others are alike."""
+COUNTED = "counted"
+EXTRAPOLATED = f"counted with {SAMPLED_LAYERS[0]} and {SAMPLED_LAYERS[1]} layers, which are alike"
+NOT_TOLD_APART = "not told apart"
+"""The part of what a compiled model keeps: its one graph has no modules."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a variant keeps.
+
+    Attributes:
+        parts: bytes by part of the model.
+        weights: bytes of its parameters.
+        plans: how many activations have each plan.
+        method: how it was counted.
+    """
+
+    parts: Mapping[str, int]
+    weights: int
+    plans: Mapping[str, int]
+    method: str = COUNTED
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "kept_bytes": sum(self.parts.values()),
+            "parts": dict(self.parts),
+            "weights_bytes": self.weights,
+            "plans": dict(self.plans),
+            "method": self.method,
+        }
+
+
+def count(case: Case, variant: Variant, device: str = "cuda") -> Count:
+    """Count what one forward pass keeps for the backward pass, as a device's kernels would have it.
+
+    Args:
+        device: "cuda" or "cpu".
+
+    Raises:
+        PlanningError, PatchingError: the model cannot be built, or not patched so.
+    """
+    with built(case, variant, device) as (model, plans):
+        weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+        if not variant.compiled:
+            return Count(_parts(case, model), weights, plans)
+    layers = model.config.num_hidden_layers
+    few, more = (_compiled(case, variant, device, number) for number in SAMPLED_LAYERS)
+    kept = more + (layers - SAMPLED_LAYERS[1]) * (more - few)
+    return Count({NOT_TOLD_APART: kept}, weights, plans, EXTRAPOLATED)
+
+
+def _parts(case: Case, model: PreTrainedModel) -> dict[str, int]:
+    with SavedActivations(model) as saved, running_as_trained(autocast_dtype(case)):
+        output = model(**batch_of(case, model))
+    assert output is not None  # alive until all is counted
+    return by_part(saved, model)
+
+
+def _compiled(case: Case, variant: Variant, device: str, layers: int) -> int:
+    fewer = replace(case, config={**case.config, "num_hidden_layers": layers})
+    with built(fewer, variant, device) as (model, _), running_as_trained(autocast_dtype(case)):
+        batch = batch_of(case, model)
+        del batch["attention_mask"]
+        return compiled_bytes(model, batch)
+
+
+def autocast_dtype(case: Case) -> torch.dtype | None:
+    """What the forward pass runs under; None for no autocast."""
+    return torch.bfloat16 if case.autocast else None
+
+
+@contextmanager
+def built(case: Case, variant: Variant, device: str) -> Iterator[tuple[PreTrainedModel, dict[str, int]]]:
+    """A variant's model on fake tensors inside, and how many of its activations have each plan."""
+    with fake_tensors(device):
+        lora = None if case.adapters is None else Lora(r=LORA_RANK)
+        model = build_model(source_of(case, variant), dtype=case.dtype, lora=lora)
+        prepare(case, model)
+        set_checkpointing(model, variant.checkpointed)
+        yield model, patch(case, variant, model)
+
+
+def source_of(case: Case, variant: Variant) -> Source:
+    """The config and the class of a variant's model."""
+    model_class = getattr(transformers, case.model_class)
+    config = model_class.config_class(**case.config)
+    if variant.activation is not None:
+        name = "activation_function" if hasattr(config, "activation_function") else "hidden_act"
+        setattr(config, name, variant.activation)
+    return Source(case.model, config, model_class)
+
+
+def prepare(case: Case, model: PreTrainedModel) -> None:
+    """What is particular to a case: the dtype of its adapters, or the weights of the notebook."""
+    if case.quantized:
+        use_flash_attention(model)
+        as_in_the_notebook(model)
+    if case.adapters is not None:
+        dtype = getattr(torch, case.adapters)
+        for module in model.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                if weight.requires_grad:
+                    setattr(module, name, nn.Parameter(weight.detach().to(dtype)))
+
+
+def patch(case: Case, variant: Variant, model: PreTrainedModel) -> dict[str, int]:
+    """Patch a model as a variant says. How many of its activations have each plan."""
+    if variant.plan is None:
+        return {}
+    report = patch_model(model, InvActConfig(plan=variant.plan, autocast_dtype=autocast_dtype(case)))
+    plans = [site.plan or "left alone" for site in report.sites]
+    return {plan: plans.count(plan) for plan in dict.fromkeys(plans)}
+
+
+def batch_of(case: Case, model: PreTrainedModel) -> dict[str, Tensor]:
+    """Full sequences, with labels where the case has a loss."""
+    batch = make_batch(model, case.batch_size, case.seq_len)
+    if case.forward_only:
+        batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return batch

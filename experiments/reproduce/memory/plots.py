@@ -1,0 +1,39 @@
+"""The figures of the part "memory": a bar for each variant of a case, by part of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_invact.memory.plots import png, saved_bytes_figure
+from hf_invact.memory.text import UNITS
+
+from ...common.files import write_atomically
+
+
+def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw ``memory-<case>.png`` for each case."""
+    paths = []
+    for key in dict.fromkeys(entry["case"] for entry in results["entries"]):
+        entries = [entry for entry in results["entries"] if entry["case"] == key and entry["parts"]]
+        if not entries:
+            continue
+        most = max(entry["kept_bytes"] for entry in entries)
+        unit = unit_of(most)
+        bars = {entry["variant"]: _visible(entry["parts"], most) for entry in entries}
+        figure = saved_bytes_figure(bars, unit)
+        figure.suptitle(f"{entries[0]['model']}, {entries[0]['setting']}", x=0.01, ha="left", fontsize=11)
+        paths.append(folder / f"memory-{key}.png")
+        write_atomically(paths[-1], png(figure))
+    return paths
+
+
+def _visible(parts: Mapping[str, int], most: int) -> dict[str, int]:
+    """Without parts that are too thin to see, which would stand in the legend."""
+    return {part: count for part, count in parts.items() if count > most / 1000}
+
+
+def unit_of(most: int) -> str:
+    """The unit in which bytes of a table or a figure are told, by the largest of them."""
+    return next((unit for unit, scale in UNITS.items() if most >= scale), "KiB")

@@ -1,0 +1,102 @@
+"""The models whose training steps are timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...common.yaml_files import read_yaml
+from ...finetuning.arguments import RunArguments, parse_run
+from ..subjects import SUBJECTS
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """A model and its data: those of a run's config.
+
+    Attributes:
+        name, title: as the results call it.
+        config: the run's config.
+        options: further arguments of the run.
+        rounds: of turns; a ratio's median needs more of them where a step is short.
+        seconds: for the other variants than ours, after which no round begins, but for the first few.
+        compiles: whether the model is compiled as well.
+    """
+
+    name: str
+    title: str
+    config: str
+    options: tuple[str, ...] = ()
+    rounds: int = 41
+    seconds: float = 45.0
+    compiles: bool = True
+
+    def run(self, folder: Path) -> RunArguments:
+        """The run's arguments.
+
+        Args:
+            folder: for what the Trainer writes.
+
+        Raises:
+            ConfigError: something in them is refused.
+        """
+        return parse_run([self.config, *self.options, "--output_dir", str(folder)])
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, as JSON gives it back.
+
+        Raises:
+            ConfigError: the config cannot be read.
+        """
+        values = {key: value for key, value in read_yaml(Path(self.config)).items() if key != "output_dir"}
+        return {
+            "config": self.config,
+            "values": values,
+            "options": list(self.options),
+            "rounds": self.rounds,
+            "seconds": self.seconds,
+            "compiles": self.compiles,
+        }
+
+
+LARGEST = "smollm2-135m"  # compiling it takes minutes
+_ROUNDS = {LARGEST: 15}
+_SECONDS = {LARGEST: 120.0, "minilm": 120.0}
+FULL = tuple(
+    StepModel(
+        subject.name,
+        subject.title,
+        str(subject.config),
+        subject.overrides,
+        rounds=_ROUNDS.get(subject.name, StepModel.rounds),
+        seconds=_SECONDS.get(subject.name, StepModel.seconds),
+        compiles=subject.name != LARGEST,
+    )
+    for subject in SUBJECTS
+)
+_TINY = ("--max_seq_length", "32", "--per_device_train_batch_size", "2", "--tokenizer_vocab_size", "300")
+QUICK = (
+    StepModel(
+        "gpt2",
+        "GPT-2, tiny",
+        "configs/demo/gpt2.yaml",
+        (*_TINY, "--model_config", '{"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}'),
+        rounds=2,
+        seconds=1.0,
+        compiles=False,
+    ),
+    StepModel(
+        "llama",
+        "Llama, tiny",
+        "configs/demo/llama.yaml",
+        (
+            *_TINY,
+            "--model_config",
+            '{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, '
+            '"num_key_value_heads": 2, "max_position_embeddings": 32}',
+        ),
+        rounds=2,
+        seconds=1.0,
+    ),
+)

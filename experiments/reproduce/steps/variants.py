@@ -1,0 +1,76 @@
+"""The ways to train a model whose step times are compared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...benchmark.steps.variants import Variant, inverted_by, variants_of
+from ...benchmark.tables import label
+from ...methods.catalogue import METHODS
+
+COMPILED, COMPILED_INVERTED = "compiled", "compiled-inverted"
+BASELINES = MappingProxyType({COMPILED_INVERTED: COMPILED})
+BACKENDS = MappingProxyType({"cpu": ("eager", "compile"), "cuda": ("triton", "compile", "eager")})
+BACKEND_OF_COMPILED = MappingProxyType({"cpu": "compile", "cuda": "triton"})  # the fastest one
+_TITLES = {COMPILED: "torch.compile", COMPILED_INVERTED: "torch.compile, inverted"}
+
+
+def variants_for(model: PreTrainedModel, compiles: bool = True) -> dict[str, Variant]:
+    """By name: plain, inverted by each backend, what else saves memory, and if `compiles` the whole model compiled."""
+    device = model.device.type
+    chosen = variants_of(model.config.model_type, BACKENDS[device])
+    chosen |= {name: method.applied for name, method in METHODS.items()}
+    if compiles:
+        chosen[COMPILED] = Compiled(nullcontext)
+        chosen[COMPILED_INVERTED] = Compiled(inverted_by(BACKEND_OF_COMPILED[device]))
+    return chosen
+
+
+def title(name: str) -> str:
+    """A variant, for people.
+
+    >>> title("inverted-eager"), title("compiled-inverted")
+    ('inverted (eager)', 'torch.compile, inverted')
+    """
+    if name in METHODS:
+        return METHODS[name].title
+    return _TITLES.get(name) or label(name)
+
+
+class Compiled:
+    """`torch.compile` of the whole model in another variant, which is entered and compiled once.
+
+    (To enter that again would install other objects, for which the model would be compiled again.)
+    """
+
+    def __init__(self, variant: Variant) -> None:
+        self._variant = variant
+        self._entered = ExitStack()
+        self._twin: Any = None
+
+    @contextmanager
+    def __call__(self, model: PreTrainedModel) -> Iterator[None]:
+        """Calls of the model inside are those of the compiled one, which has the same weights."""
+        if self._twin is None:
+            self._twin = _twin_of(model)
+            self._entered.enter_context(self._variant(self._twin))
+            self._twin.compile()
+        model._compiled_call_impl = self._twin._compiled_call_impl
+        try:
+            yield
+        finally:
+            model._compiled_call_impl = None
+
+
+def _twin_of(model: nn.Module) -> nn.Module:
+    """A copy with the very parameters and buffers."""
+    shared: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})

@@ -1,0 +1,104 @@
+"""How a script ends: an exit code and one line, whether a package is missing, a file is in the way or Ctrl-C is hit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from experiments.common import script
+from tests.experiments.small import write_config
+
+ROOT = Path(__file__).parents[3]
+MISSING = """
+import contextlib, io, runpy, sys
+import hf_invact  # which needs none of them
+
+sys.modules |= dict.fromkeys(("datasets", "evaluate", "matplotlib", "rich", "scipy"))
+for script in sys.argv[1:]:
+    with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.suppress(SystemExit):
+        runpy.run_path(f"scripts/{script}.py", run_name="__main__")
+    print(error.getvalue(), end="")
+"""
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module that a script starts."""
+    module = ModuleType("started")
+    monkeypatch.setitem(sys.modules, "started", module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a.json"),
+            2,
+            "error: a.json cannot be read or wr",
+        ),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", "x", None, "b"),
+            2,
+            "error: b cannot be read or wr",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on"),
+    ],
+    ids=["full", "folder", "interrupted"],
+)
+def test_what_is_no_fault_of_the_program(module, capsys, error, code, message):
+    def main(argv):
+        raise error
+
+    module.main = main
+    assert script.start("started") == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError("odd"), ModuleNotFoundError(name="hf_invact.nothing")])
+def test_faults_of_the_program_keep_their_traceback(module, error):
+    def main(argv):
+        raise error
+
+    module.main = main
+    with pytest.raises(type(error)):
+        script.start("started")
+
+
+@pytest.mark.slow
+def test_a_missing_package_is_named_with_its_extra():
+    scripts = ("compare", "finetune", "reproduce", "measure_errors", "render_results")
+    command = [sys.executable, "-c", MISSING, *scripts]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    line = r"error: the package \w+ is not installed; in the folder of this project: pip install '\.\[scripts\]'\n"
+    assert re.fullmatch(f"({line}){{5}}", ended.stdout), ended.stdout + ended.stderr
+
+
+def _hear_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which shells turn off for what they start in the background
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_ends_with_one_line(tmp_path):
+    config, out = write_config(tmp_path, max_steps=100_000), tmp_path / "out"
+    command = [sys.executable, str(ROOT / "scripts/compare.py"), str(config), "--output_dir", str(out)]
+    options = {"cwd": ROOT, "start_new_session": True, "preexec_fn": _hear_interrupts}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("runs/*/settings.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "interrupted; run the same command again to go on\n")

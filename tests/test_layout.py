@@ -1,0 +1,48 @@
+"""How the code is laid out: the size of files and folders, and the order in which the experiments import each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.imports import imported_names
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [path for part in ("hf_invact", "experiments", "scripts") for path in sorted((ROOT / part).rglob("*.py"))]
+EXPERIMENTS = [path for path in SOURCES if path.is_relative_to(ROOT / "experiments")]
+
+MOST_LINES, MOST_FILES = 300, 12
+# Folders that are being split into sub-folders. Remove each one here once it is.
+STILL_LARGE = {"hf_invact/ops", "hf_invact/patching", "hf_invact/planning"}
+
+# Each part of the experiments may import those that stand before it.
+ORDER = ("common", "benchmark", "methods", "finetuning", "compare", "reproduce")
+ALLOWED = {part: {*ORDER[: level + 1]} for level, part in enumerate(ORDER)}
+ALLOWED |= {part: {"common", part} for part in ("coverage", "compatibility", "derivative_errors")}
+
+
+def test_no_file_is_long() -> None:
+    lines = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").count("\n") for path in SOURCES}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_no_folder_holds_many_files() -> None:
+    folders = [str(path.parent.relative_to(ROOT)) for path in SOURCES if path.name != "__init__.py"]
+    counts = {folder: folders.count(folder) for folder in folders}
+    assert {folder for folder, count in counts.items() if count > MOST_FILES} == STILL_LARGE
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT / "experiments").parts[0].removesuffix(".py")
+
+
+def test_every_part_of_the_experiments_has_its_place_in_the_order() -> None:
+    assert {part_of(path) for path in EXPERIMENTS} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_of_the_experiments_run_one_way(path: Path) -> None:
+    names = [name.split(".") for name in imported_names(path, ROOT)]
+    assert {name[1] for name in names if name[0] == "experiments"} <= ALLOWED[part_of(path)]
+    assert not {name[0] for name in names} & {"tests", "scripts"}
