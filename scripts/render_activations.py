@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers.activations import ACT2FN
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ is beside this folder
 
 from experiments.common.script import missing_packages_named
-from hf_invact.curves import CURVES, Curve, Fit
-from hf_invact.sites.activations.recognize import inverse_of, reason_to_leave
 
 with missing_packages_named():
+    from transformers.activations import ACT2FN
+
     from experiments.derivative_errors import LARGEST_INPUT
+    from hf_invact.curves import CURVES, Curve, Fit
+    from hf_invact.sites.activations.recognize import inverse_of, reason_to_leave
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "activations.md"

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ is beside this folder
 
 from experiments.common.script import missing_packages_named
 

@@ -6,12 +6,9 @@ Usage: python scripts/reproduce.py {memory,methods,steps,finetune,all} [--quick]
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ is beside this folder
 
-try:
-    from experiments.common.script import start
-except KeyboardInterrupt:  # while PyTorch is loaded
-    sys.exit(130)
+from experiments.common.script import start
 
 if __name__ == "__main__":
     sys.exit(start("experiments.reproduce.command", "quiet_main"))

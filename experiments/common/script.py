@@ -1,4 +1,4 @@
-"""Starts a script: what its user can mend ends in one line and an exit code."""
+"""Starts a script: an error that its user can fix ends it with one line and an exit code."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-INTERRUPTED = 130  # as shells count it
-# Of the extra "scripts", with what they bring.
-_PACKAGES = ("datasets", "evaluate", "jinja2", "matplotlib", "peft", "yaml", "rich", "scipy", "PIL", "pyarrow")
-# Of the disk and the folders, not of the program.
-_ENVIRONMENT = {
+INSTALL = "pip install . -r requirements-scripts.txt"
+INTERRUPTED = 130  # the exit code that shells give Ctrl-C
+# Errors of the disk and the folders, not of the program.
+_DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
     *(errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 }
@@ -22,8 +21,10 @@ def start(module: str, main: str = "main") -> int:
     """Import a module, and call its `main` with the arguments of the command line.
 
     Returns:
-        The exit code: that of `main`; 2, after one line, where a package is missing or a file cannot be written; 130
-        after Ctrl-C.
+        The exit code: that of `main`; 2, after one line, if a file cannot be read or written; 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: with code 2, after one line, if a package is not installed.
     """
     try:
         with missing_packages_named():
@@ -33,7 +34,7 @@ def start(module: str, main: str = "main") -> int:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        if error.errno not in _ENVIRONMENT:
+        if error.errno not in _DISK_ERRORS:
             raise
         where = error.filename2 or error.filename or "a file"
         print(f"error: {where} cannot be read or written ({error.strerror})", file=sys.stderr)
@@ -43,13 +44,21 @@ def start(module: str, main: str = "main") -> int:
 
 @contextmanager
 def missing_packages_named() -> Iterator[None]:
-    """Imports that end the script with one line where a package of the extra `scripts` is missing."""
+    """Imports inside of the context end the script with one line if a package is not installed.
+
+    Raises:
+        SystemExit: with code 2, if a package is not installed.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if package not in _PACKAGES:
+        if not _is_a_package(str(error.name)):
             raise
-        command = "in the folder of this project: pip install '.[scripts]'"
-        print(f"error: the package {package} is not installed; {command}", file=sys.stderr)
+        command = f"in the folder of this project, run: {INSTALL}"
+        print(f"error: the package {error.name} is not installed; {command}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _is_a_package(module: str) -> bool:
+    """Whether a missing module is a package to install: neither a part of one, nor of Python's standard library."""
+    return "." not in module and module not in sys.stdlib_module_names

@@ -20,7 +20,7 @@ def check_plot(path: Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise PlanningError("plots need matplotlib: pip install 'hf_invact[scripts]'") from error
+        raise PlanningError("plots need the package matplotlib: pip install matplotlib") from error
     if path.suffix.lower() != ".png":
         raise PlanningError(f"plots are PNG files, so the name must end in .png, got {str(path)!r}")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):

@@ -48,5 +48,5 @@ def test_a_file_that_cannot_be_written(name: str, tmp_path: Path) -> None:
 
 def test_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(PlanningError, match="pip install"):
+    with pytest.raises(PlanningError, match="pip install matplotlib"):
         check_plot(tmp_path / "plan.png")

@@ -9,21 +9,33 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
 
 from experiments.common import script
 from tests.experiments.small import write_config
+from tests.imports import imported_names
 
 ROOT = Path(__file__).parents[3]
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
+# These need only what the package brings.
+INDEPENDENT = {"benchmark", "coverage", "fit_curves"}
 MISSING = """
 import contextlib, io, runpy, sys
-import hf_invact  # which needs none of them
 
-sys.modules |= dict.fromkeys(("datasets", "evaluate", "matplotlib", "rich", "scipy"))
-for script in sys.argv[1:]:
+packages, scripts = (argument.split(",") for argument in sys.argv[1:])
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name in packages:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+for script in scripts:
     with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.suppress(SystemExit):
         runpy.run_path(f"scripts/{script}.py", run_name="__main__")
     print(error.getvalue(), end="")
@@ -76,12 +88,29 @@ def test_faults_of_the_program_keep_their_traceback(module, error):
 
 
 @pytest.mark.slow
-def test_a_missing_package_is_named_with_its_extra():
-    scripts = ("compare", "finetune", "reproduce", "measure_errors", "render_results")
-    command = [sys.executable, "-c", MISSING, *scripts]
+@pytest.mark.parametrize(
+    ("packages", "scripts"),
+    [("torch,numpy", SCRIPTS), ("datasets,evaluate,matplotlib,rich", sorted({*SCRIPTS} - INDEPENDENT))],
+    ids=["none", "only the package's own"],
+)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(packages, scripts):
+    command = [sys.executable, "-c", MISSING, packages, ",".join(scripts)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
-    line = r"error: the package \w+ is not installed; in the folder of this project: pip install '\.\[scripts\]'\n"
-    assert re.fullmatch(f"({line}){{5}}", ended.stdout), ended.stdout + ended.stderr
+    command = re.escape(script.INSTALL)
+    line = rf"error: the package \w+ is not installed; in the folder of this project, run: {command}\n"
+    assert re.fullmatch(f"({line}){{{len(scripts)}}}", ended.stdout), ended.stdout + ended.stderr
+
+
+def test_the_command_names_a_file_with_all_packages():
+    """Each package that the scripts import, and that hf_invact does not bring, is in the file."""
+    lines = (ROOT / script.INSTALL.split()[-1]).read_text().splitlines()
+    required = {Requirement(line.partition("#")[0]).name for line in lines if not line.startswith("#")}
+    ours = {"experiments", "hf_invact", *sys.stdlib_module_names}
+    sources = [path for part in ("experiments", "scripts") for path in (ROOT / part).rglob("*.py")]
+    imported = {name.partition(".")[0] for path in sources for name in imported_names(path, ROOT)} - ours
+    named = {name.lower() for module in imported for name in packages_distributions().get(module, [module])}
+    brought = {*("torch", "transformers", "accelerate", "numpy", "safetensors", "tokenizers", "huggingface_hub")}
+    assert named - brought == required - {"gguf"}  # Transformers imports gguf
 
 
 def _hear_interrupts():

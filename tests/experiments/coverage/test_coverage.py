@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import transformers
 
 from experiments.coverage import table
 from experiments.coverage.check import Coverage, check
+from experiments.coverage.command import main
 from experiments.coverage.errors import UncoveredError
 from experiments.coverage.processes import check_all
 from experiments.coverage.shrink import MODEL_TYPES, small_configs
@@ -173,11 +173,10 @@ def test_the_page_tells_patched_unused_and_unpatched_apart() -> None:
     ids=["type", "seconds", "jobs"],
 )
 def test_the_script_refuses_what_it_cannot_use(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], named: str
+    capsys: pytest.CaptureFixture[str], options: list[str], named: str
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["coverage.py", *options])
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "scripts" / "coverage.py"), run_name="__main__")
+        main(options)
     assert stopped.value.code == 2
     assert named in capsys.readouterr().err
     assert "gpt2" in MODEL_TYPES
