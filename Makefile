@@ -6,7 +6,7 @@
 # make reproduce-quick   the same code on tiny settings, in minutes
 # make weights   install the pretrained weights that `make reproduce` trains, and that some tests use where they are
 # make lint   check style and types
-# make clean  remove the environments and the demo's results
+# make clean  remove the environments, what was built, and the demo's results
 
 PYTHON ?= python3
 VENV := .venv
@@ -100,4 +100,4 @@ $(WITH_TORCH)/.ready: $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .venv-torch-* results/demo results/reproduction-quick
+	rm -rf $(VENV) $(LOWEST) .venv-torch-* build dist *.egg-info results/demo results/reproduction-quick

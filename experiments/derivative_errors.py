@@ -25,16 +25,16 @@ FIGURE_END = 6.0
 SIGNIFICANT_DIGITS = 4
 
 
-def measure(curve: Curve, draws: Tensor) -> dict[str, dict[str, float]]:
+def measure_derivative(curve: Curve, draws: Tensor) -> dict[str, dict[str, float]]:
     """Errors by dtype (see `accuracy.DerivativeError`), and their maximum away from the turning point.
 
     Args:
         draws: from N(0, 1), float64, shape (draws,).
     """
-    return {name: _measure(curve, draws.to(dtype)) for name, dtype in DTYPES.items()}
+    return {name: _errors_of(curve, draws.to(dtype)) for name, dtype in DTYPES.items()}
 
 
-def _measure(curve: Curve, x: Tensor) -> dict[str, float]:
+def _errors_of(curve: Curve, x: Tensor) -> dict[str, float]:
     error = accuracy.measure(curve, x, LARGEST_INPUT.get(curve.name, math.inf))
     result = {"rms": error.rms, "max": error.max, "bias": error.bias}
     if curve.x_min is not None:

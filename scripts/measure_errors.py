@@ -23,7 +23,7 @@ with missing_packages_named():
     import torch
 
     from experiments.common.environment import describe_environment
-    from experiments.derivative_errors import DRAWS, SEED, figure, measure
+    from experiments.derivative_errors import DRAWS, SEED, figure, measure_derivative
     from hf_invact.curves import CURVES, Curve, Fit
     from hf_invact.memory.plots import png
 
@@ -54,7 +54,7 @@ def main() -> None:
         "environment": describe_environment(),
         "draws": DRAWS,
         "seed": SEED,
-        "curves": {name: measure(curve, draws) for name, curve in CURVES.items()},
+        "curves": {name: measure_derivative(curve, draws) for name, curve in CURVES.items()},
     }
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -11,15 +11,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 import transformers
 
 from ..common.errors import ConfigError
-from ..common.limits import SEEDS
+from ..common.limits import SEED_LIMIT
 from ..common.locks import locked
 from ..common.masking import masked_command
+from ..common.parser import Parser
 from .machine import choose_device
 from .results import read_results
 from .run import Run, results_path
@@ -74,15 +74,8 @@ def main(argv: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing the usage and leaving the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="scripts/benchmark.py",
         description="Measure operators and whole training steps on one device. A run that was cut goes on where it "
         "stopped when it is started again.",
@@ -98,6 +91,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not 0 < options.minutes < math.inf:
         raise ConfigError(f"--minutes must be a number above 0, got {options.minutes}")
-    if not 0 <= options.seed < SEEDS:
-        raise ConfigError(f"--seed must be a whole number from 0 to {SEEDS - 1}, got {options.seed}")
+    if not 0 <= options.seed < SEED_LIMIT:
+        raise ConfigError(f"--seed must be a whole number from 0 to {SEED_LIMIT - 1}, got {options.seed}")
     return options

@@ -11,7 +11,7 @@ from ..common.files import read_json, write_json
 
 FORMAT = 1
 SECTIONS = ("operators", "steps")
-SAME = ("format", "device", "environment", "settings")  # in a file that a run goes on with
+MUST_MATCH = ("format", "device", "environment", "settings")  # in a file that a run goes on with
 
 
 class Results:
@@ -31,11 +31,11 @@ class Results:
         before = read_json(path)
         if before is not None:
             _check_owner(path, before, header)
-        if before is not None and not before["complete"] and all(before[key] == header[key] for key in SAME):
+        if before is not None and not before["complete"] and all(before[key] == header[key] for key in MUST_MATCH):
             self.content = before
         else:
             self.content = {**header, "complete": False, **{section: [] for section in SECTIONS}}
-        self.had = {section: len(self.content[section]) for section in SECTIONS}
+        self.resumed = {section: len(self.content[section]) for section in SECTIONS}
 
     def __contains__(self, key: dict[str, Any]) -> bool:
         """Whether there is an entry with these values."""

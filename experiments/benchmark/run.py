@@ -65,8 +65,10 @@ class Run:
 
     def _measure_all(self) -> list[str]:
         self.say(f"{self.results.content['device']['name']}: {self.results.path}")
-        if any(self.results.had.values()):
-            self.say(f"going on after {self.results.had['operators']} operators, {self.results.had['steps']} models")
+        if any(self.results.resumed.values()):
+            self.say(
+                f"going on after {self.results.resumed['operators']} operators, {self.results.resumed['steps']} models"
+            )
         for number, case in enumerate(self.operators, 1):
             title = f"operator {number} of {len(self.operators)}: {case.operator} {case.dtype} {case.elements:,}"
             measure = partial(measure_operator, case, self.settings, self.device)

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..common.errors import first_line
+
 Call = Callable[[], Any]
 OUT_OF_MEMORY = "out of memory"
 FLUSHED_BYTES = 1 << 28  # more than the L2 cache of any GPU
@@ -55,10 +57,9 @@ def significant(value: float) -> float:
 
 def failure_of(error: Exception) -> Failure:
     """An exception in one line."""
-    first = next(iter(str(error).strip().splitlines()), "")
     if isinstance(error, torch.OutOfMemoryError):
-        return Failure(f"{OUT_OF_MEMORY}: {first}", expected=True)
-    return Failure(f"{type(error).__name__}: {first}", expected=False)
+        return Failure(f"{OUT_OF_MEMORY}: {first_line(error)}", expected=True)
+    return Failure(f"{type(error).__name__}: {first_line(error)}", expected=False)
 
 
 def warm_up(calls: Mapping[str, Call], device: torch.device, times: int = 2) -> dict[str, Failure]:

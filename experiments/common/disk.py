@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from .errors import ConfigError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOTHING = 2**14  # bytes: PyTorch's writer does not say why it failed
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_BELOW = 2**14  # bytes: PyTorch's writer does not say why it failed
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def full_disk(path: Path) -> ConfigError:
 
 def is_full(error: OSError) -> bool:
     """Whether it says that a disk, or one's share of it, is full."""
-    return error.errno in _FULL
+    return error.errno in _FULL_DISK
 
 
 def _is_full(error: BaseException, folder: Path) -> bool:
@@ -53,4 +53,4 @@ def _is_full(error: BaseException, folder: Path) -> bool:
             return True
         chain = chain.__cause__ or chain.__context__
     is_writer = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
-    return is_writer and shutil.disk_usage(folder).free < _NOTHING
+    return is_writer and shutil.disk_usage(folder).free < _FULL_BELOW

@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import ConfigError
 
-SEEDS = 2**32  # what NumPy takes
+SEED_LIMIT = 2**32  # what NumPy takes
 _AT_LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("max_seq_length", "tokenizer_vocab_size", "max_train_samples", "max_eval_samples"), 1),
@@ -17,7 +17,7 @@ _AT_LEAST = {
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "eval_delay"), 0),
 }
 _ABOVE = dict.fromkeys(("adam_epsilon", "logging_steps", "save_steps", "eval_steps"), 0)
-_BELOW = {"adam_beta1": 1, "adam_beta2": 1, "label_smoothing_factor": 1, "seed": SEEDS, "data_seed": SEEDS}
+_BELOW = {"adam_beta1": 1, "adam_beta2": 1, "label_smoothing_factor": 1, "seed": SEED_LIMIT, "data_seed": SEED_LIMIT}
 _HINTS = dict.fromkeys(("max_train_samples", "max_eval_samples"), "; leave it out for all of them")
 _NAMES = (
     *("output_dir", "model_name_or_path", "model_type", "tokenizer_name", "dataset_name", "train_file"),

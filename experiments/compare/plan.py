@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import ConfigError
-from ..common.limits import SEEDS
+from ..common.limits import SEED_LIMIT
 from ..common.yaml_files import check_keys, read_yaml
 from ..finetuning.arguments import RunArguments, parse_run
 
@@ -111,7 +111,9 @@ def read_plan(
     chosen = seeds if seeds is not None else values.get("seeds")
     chosen = (0, 1) if chosen is None else chosen
     if not _are_seeds(chosen):
-        raise ConfigError(f"seeds must be at least one, different whole numbers from 0 to {SEEDS - 1}, got {chosen!r}")
+        raise ConfigError(
+            f"seeds must be at least one, different whole numbers from 0 to {SEED_LIMIT - 1}, got {chosen!r}"
+        )
     entries = values.get("experiments")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"experiments in {path} must be a list of at least one, got {entries!r}")
@@ -130,7 +132,9 @@ def _is_plan(values: dict[str, Any]) -> bool:
 def _are_seeds(chosen: Any) -> bool:
     if isinstance(chosen, str) or not isinstance(chosen, Sequence) or not chosen:
         return False
-    are_numbers = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < SEEDS for seed in chosen)
+    are_numbers = all(
+        isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < SEED_LIMIT for seed in chosen
+    )
     return are_numbers and len(set(chosen)) == len(chosen)
 
 

@@ -13,9 +13,9 @@ from hf_invact.trainer import InvActTrainingArguments
 
 from ..benchmark.steps.measure import compare_variants
 from ..benchmark.steps.training import Training
-from ..benchmark.steps.variants import PLAIN, Variant
+from ..benchmark.steps.variants import PLAIN, StepVariant
 from ..finetuning.arguments import RunArguments
-from ..finetuning.run import Experiment, build
+from ..finetuning.run import TrainingSetup, build
 
 PAIRS = 9
 INVERTED = "inverted"
@@ -24,7 +24,7 @@ INVERTED = "inverted"
 class TrainerSteps(Training):
     """Steps on the first batch of an experiment's own data, as the Trainer takes them."""
 
-    def __init__(self, experiment: Experiment, arguments: InvActTrainingArguments) -> None:
+    def __init__(self, experiment: TrainingSetup, arguments: InvActTrainingArguments) -> None:
         self.data = experiment.data
         self.trainer = experiment.trainer(arguments, [])
         # Under autocast it is another callable.
@@ -68,7 +68,7 @@ def measure_step_time(run: RunArguments, pairs: int = PAIRS) -> dict[str, Any]:
         The median of the pairs' ratios (patched over plain), the smallest and the largest, and the number of pairs.
     """
     config = run.training.inverted_activations()
-    variants: dict[str, Variant] = {PLAIN: nullcontext, INVERTED: lambda model: inverted_activations(model, config)}
+    variants: dict[str, StepVariant] = {PLAIN: nullcontext, INVERTED: lambda model: inverted_activations(model, config)}
     count, facts = compare_variants(steps_of(run), variants, pairs, catch=())
     ratio = facts[INVERTED]["ratio"]
     return {"ratio": ratio["median"], "low": ratio["low"], "high": ratio["high"], "pairs": count}

@@ -28,7 +28,7 @@ from .steptime import measure_step_time
 
 Progress = Callable[[int, int], None]
 
-_TO_END = 10  # seconds that a process has to clean up in
+_SECONDS_TO_END = 10  # seconds that a process has to clean up in
 
 _START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # macOS' own libraries do not survive a fork
 
@@ -66,7 +66,7 @@ def run_in_process(job: str, argv: list[str], log: Path, progress: Progress) -> 
         process.join()  # it is ending by itself
         raise
     except BaseException:
-        for _ in range(_TO_END):
+        for _ in range(_SECONDS_TO_END):
             process.terminate()  # again, since code that it interrupts may catch what the first one raised
             process.join(1)
             if not process.is_alive():
@@ -99,7 +99,7 @@ def _listen(receiver: Connection, progress: Progress, log: Path) -> Any:
 def _work(job: str, argv: list[str], log: Path, sender: Connection) -> None:
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to all processes; the parent ends this one
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     with open(log, "wb", buffering=0) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
@@ -125,7 +125,7 @@ class _ToParent(logging.Handler):
         self.sender.send(("warning", self.format(record)))
 
 
-def _end(signal_number: int, frame: FrameType | None) -> None:
+def _exit_on_sigterm(signal_number: int, frame: FrameType | None) -> None:
     """As an exception, so that locks and semaphores are given back."""
     raise SystemExit(1)
 

@@ -15,10 +15,10 @@ from hf_invact.memory import by_part, intermediate_units
 from hf_invact.patching import activation_sites
 from hf_invact.trainer import MemoryCallback
 
-from .checkpoints.wholeness import read_state
+from .checkpoints.integrity import read_state
 from .study import GradientChecks
 
-MEASURED = (
+MEASURED_FACTS = (
     "saved_bytes",
     "saved_parts",
     "intermediate_units",
@@ -30,11 +30,11 @@ MEASURED = (
 )
 """The facts that a result holds."""
 
-_SIZES, _PEAKS = MEASURED[:3], MEASURED[3:5]
-_KEPT = "hf_invact"  # among the states of callbacks that the Trainer writes into each checkpoint
+_SIZES, _PEAKS = MEASURED_FACTS[:3], MEASURED_FACTS[3:5]
+_STATE_KEY = "hf_invact"  # among the states of callbacks that the Trainer writes into each checkpoint
 
 
-class Measured(TrainerCallback):
+class Measurements(TrainerCallback):
     """Memory figures, the seconds of each training step, and the gradients that were compared.
 
     The first step of each part of a training is left out of the times: it warms up, and the meter runs in it.
@@ -52,11 +52,11 @@ class Measured(TrainerCallback):
         self._is_warm = False
         self._sizes: dict[str, Any] = {}
 
-    def go_on_from(self, checkpoint: Path) -> None:
+    def resume_from(self, checkpoint: Path) -> None:
         """Take over what was measured before it."""
         state = read_state(checkpoint) or {}
         callbacks = state.get("stateful_callbacks")
-        before = callbacks.get(_KEPT) if isinstance(callbacks, dict) else None
+        before = callbacks.get(_STATE_KEY) if isinstance(callbacks, dict) else None
         self._before = before if isinstance(before, dict) else {}
 
     def facts(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Measured(TrainerCallback):
         self._is_warm = True
         if not self._sizes:
             self._sizes = _sizes(kwargs["model"], self._memory)
-        state.stateful_callbacks[_KEPT] = self.facts()
+        state.stateful_callbacks[_STATE_KEY] = self.facts()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

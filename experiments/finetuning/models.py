@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, first_line
 from ..common.yaml_files import check_keys
 from .arguments import DataArguments, ModelArguments
 from .data.records import OFFLINE_CONFIGS, training_texts
@@ -74,7 +74,7 @@ def build_model(
     except OSError as error:
         raise _not_found("model", str(model.model_name_or_path), error) from error
     except (ImportError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
-        raise ConfigError(f"the model cannot be built ({type(error).__name__}: {_first_line(error)})") from error
+        raise ConfigError(f"the model cannot be built ({type(error).__name__}: {first_line(error)})") from error
     return _with_adapters(built, model, data) if model.lora else built
 
 
@@ -165,14 +165,10 @@ def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 def _not_found(what: str, name: str, error: Exception) -> ConfigError:
-    reason = _first_line(error)
+    reason = first_line(error)
     if Path(name).is_dir():
         return ConfigError(f"the folder {name!r} holds no {what} that can be read ({reason})")
     return ConfigError(
         f"the {what} {name!r} is neither a local folder nor in the cache, and the hub could not be asked ({reason}). "
         f"These configs need no network: {', '.join(OFFLINE_CONFIGS)}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -27,12 +27,12 @@ from ..common.files import claim_folder, write_json
 from ..common.locks import locked_folder
 from ..common.masking import masked_text
 from .arguments import PARTS, RunArguments, first_difference, parse_run
-from .checkpoints.resume import check_checkpoint, check_whole, holds_weights, last_resumable_checkpoint
-from .checkpoints.trained import is_trained, take_trained
+from .checkpoints.resume import check_checkpoint, check_complete, holds_weights, last_resumable_checkpoint
+from .checkpoints.trained import is_trained, load_trained
 from .data.metrics import perplexity
 from .data.records import describe_records, load_records
 from .data.tasks import PreparedTask, prepare
-from .measured import MEASURED, Measured
+from .measured import MEASURED_FACTS, Measurements
 from .models import build_model, load_tokenizer
 from .results import RESULT, SETTINGS, divergence, read_settings
 from .study import GradientChecks, nudge
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Experiment:
+class TrainingSetup:
     """A model and its data, ready to be trained."""
 
     model: PreTrainedModel
@@ -68,7 +68,7 @@ class Experiment:
         )
 
 
-def build(run: RunArguments) -> Experiment:
+def build(run: RunArguments) -> TrainingSetup:
     """Load the data and build the model, with the run's seed.
 
     Raises:
@@ -83,7 +83,7 @@ def build(run: RunArguments) -> Experiment:
         nudge(model)
     info = describe_records(records)
     data = {"name": _data_name(run), "sha256": info.sha256, "python": info.python_version}
-    return Experiment(model, task, tokenizer, data)
+    return TrainingSetup(model, task, tokenizer, data)
 
 
 def finetune(run: RunArguments, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _finetune(folder: Path, run: RunArguments, callbacks: Sequence[TrainerCallba
         experiment.model.config._name_or_path = str(folder)  # else the model card names an empty base model
     checks = _gradient_checks(run, experiment)
     inversion = InvertedActivationsCallback()
-    measured = Measured(inversion, checks)
+    measured = Measurements(inversion, checks)
     try:
         trainer = experiment.trainer(run.training, [inversion, *checks, measured, *callbacks])
     except (ImportError, RuntimeError, ValueError) as error:  # a reporter that is not installed, nothing to invert, ...
@@ -120,9 +120,9 @@ def _finetune(folder: Path, run: RunArguments, callbacks: Sequence[TrainerCallba
     if trainer.is_world_process_zero():
         write_json(folder / SETTINGS, run.settings())
     if checkpoint is not None:
-        measured.go_on_from(checkpoint)
+        measured.resume_from(checkpoint)
     if checkpoint is not None and is_trained(checkpoint, run.training):
-        take_trained(trainer, checkpoint)
+        load_trained(trainer, checkpoint)
         for check in checks:
             check.on_train_end(run.training, trainer.state, trainer.control, model=trainer.model)
     else:
@@ -136,7 +136,7 @@ def _finetune(folder: Path, run: RunArguments, callbacks: Sequence[TrainerCallba
         "environment": describe_environment(),
         "data": experiment.data,
         **_model_facts(experiment.model, inversion),
-        **{name: facts[name] for name in MEASURED},
+        **{name: facts[name] for name in MEASURED_FACTS},
         "loss": [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log],
         "eval": {key: value for key, value in eval_metrics.items() if _is_score(key)},
     }
@@ -189,7 +189,7 @@ def _checkpoint(folder: Path, run: RunArguments, model: PreTrainedModel) -> Path
     asked = run.training.resume_from_checkpoint
     if asked and asked is not True:
         checkpoint: Path | None = Path(asked)
-        check_whole(Path(asked))
+        check_complete(Path(asked))
     else:
         checkpoint = last_resumable_checkpoint(folder)
     if checkpoint is not None:
@@ -198,7 +198,7 @@ def _checkpoint(folder: Path, run: RunArguments, model: PreTrainedModel) -> Path
     return checkpoint
 
 
-def _gradient_checks(run: RunArguments, experiment: Experiment) -> list[GradientChecks]:
+def _gradient_checks(run: RunArguments, experiment: TrainingSetup) -> list[GradientChecks]:
     if not run.study.gradient_checks:
         return []
     rows = range(min(run.training.per_device_eval_batch_size, len(experiment.task.eval_dataset)))

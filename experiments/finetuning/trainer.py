@@ -17,13 +17,13 @@ from hf_invact.trainer import InvActTrainerMixin
 from ..common.masking import is_secret
 
 
-class _Broken:
+class _NonFiniteLosses:
     """The sum of the losses that are not finite, on their device; None before the first loss."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
 
-    def see(self, loss: Tensor) -> None:
+    def add(self, loss: Tensor) -> None:
         loss = loss.detach().float().sum()
         broken = torch.where(loss.isfinite(), torch.zeros_like(loss), loss)
         self._sum = broken if self._sum is None else self._sum + broken
@@ -57,19 +57,19 @@ class FinetuneTrainer(InvActTrainerMixin, Trainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._trained, self._evaluated = _Broken(), _Broken()
+        self._trained, self._evaluated = _NonFiniteLosses(), _NonFiniteLosses()
         self._has_diverged = False
         super().__init__(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)
-        self._trained.see(loss)
+        self._trained.add(loss)
         return loss
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Any, Any]:
         loss, logits, labels = super().prediction_step(*args, **kwargs)
         if loss is not None:
-            self._evaluated.see(loss)
+            self._evaluated.add(loss)
         return loss, logits, labels
 
     def _save(self, *args: Any, **kwargs: Any) -> None:

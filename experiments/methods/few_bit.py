@@ -22,7 +22,7 @@ STEP = 1 / 128
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepFunction:
     """A piecewise constant function: ``levels[i]`` from ``borders[i - 1]`` to ``borders[i]``.
 
     Attributes:
@@ -35,7 +35,7 @@ class Steps:
 
 
 @cache
-def best_steps(curve: Curve, count: int) -> Steps:
+def best_step_function(curve: Curve, count: int) -> StepFunction:
     """The steps that are nearest to a curve's derivative, by dynamic programming over borders on a grid."""
     edges = np.arange(-END, END + STEP / 2, STEP)
     middles = torch.from_numpy((edges[1:] + edges[:-1]) / 2)
@@ -55,7 +55,7 @@ def best_steps(curve: Curve, count: int) -> Steps:
         ends.append(int(choice[ends[-1]]))
     cuts = [0, *reversed(ends)]
     levels = [float(np.average(slope[a:b], weights=weight[a:b])) for a, b in pairwise(cuts)]
-    return Steps(tuple(map(float, edges[cuts[1:-1]])), tuple(levels), float(best[-1]) ** 0.5)
+    return StepFunction(tuple(map(float, edges[cuts[1:-1]])), tuple(levels), float(best[-1]) ** 0.5)
 
 
 def _costs(weight: np.ndarray, slope: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ class FewBit:
     """Keeps the number of the piece that each input lies in, in a few bits."""
 
     def __init__(self, curve: Curve, bits: int) -> None:
-        steps = best_steps(curve, 2**bits)
+        steps = best_step_function(curve, 2**bits)
         self.bits = bits
         self.borders, self.levels = torch.tensor(steps.borders), torch.tensor(steps.levels)
 

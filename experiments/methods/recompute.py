@@ -1,8 +1,8 @@
-"""Activations, and their products with another projection, computed again in the backward pass: exact.
+"""Recomputes activations, and their products with another projection, in the backward pass: exact.
 
-While the model's forward runs, hooks stand where autograd saves tensors. Where the next layer would save the output of
-an activation, or a product with it, they save how to make it again: that keeps the activation's input (and of a product
-the other factor), which are kept anyway. As with checkpointing, nobody may write to these in between.
+While the model's forward pass runs, hooks replace what autograd saves. Instead of the output of an activation, or a
+product with it, they save how to recompute it: this keeps the activation's input (and the other factor of a product),
+which are kept anyway. As with checkpointing, these tensors must not be written to before the backward pass.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PRODUCTS = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mu
 
 @contextmanager
 def recomputed_activations(model: nn.Module) -> Iterator[None]:
-    """A model whose forward pass keeps no output of an activation inside.
+    """Inside of the context, the model's forward pass keeps no output of an activation.
 
     Raises:
-        Unavailable: it has no activation that is known.
+        Unavailable: the model has no known activation.
     """
     recipes = _Recipes()
     with ExitStack() as stack:
@@ -58,7 +58,7 @@ class _RecomputedActivation(nn.Module):
 
 
 def _saves_input_alone(activation: Callable[[Tensor], Tensor]) -> bool:
-    """Whether autograd keeps nothing else for it, as for PyTorch's own functions."""
+    """Whether autograd saves only the input for it, as for PyTorch's own functions."""
     saved: list[Tensor] = []
     x = torch.ones(1, requires_grad=True)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: x):
@@ -67,7 +67,7 @@ def _saves_input_alone(activation: Callable[[Tensor], Tensor]) -> bool:
 
 
 class _OneStep(torch.autograd.Function):
-    """A formula of several steps that keeps its input alone."""
+    """A formula of several steps that saves only its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
@@ -86,84 +86,86 @@ class _OneStep(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A result that can be made again.
+class _Result:
+    """A tensor that can be recomputed.
 
     Attributes:
-        storage: of the result, which it does not keep alive. While this lives, no other storage has its key.
-        version: of the result. A tensor that has been written to since is saved as it is.
-        parts: what it was made of.
+        storage: a weak reference to its storage. While the storage lives, no other one has the same key.
+        version: of the tensor. If it has been written to since, it is saved as it is.
+        function: computes it from the inputs.
+        inputs: of the function.
     """
 
     storage: StorageWeakRef
     version: int
     function: Callable[..., Tensor]
-    parts: tuple[_Part, ...]
+    inputs: tuple[_Input, ...]
 
 
 @dataclass(frozen=True)
 class _View:
-    """A tensor that is, or views, a result that can be made again."""
+    """A tensor that is, or views, a result that can be recomputed."""
 
-    made: _Made
+    result: _Result
     size: torch.Size
     stride: tuple[int, ...]
     offset: int | torch.SymInt
 
 
-_Part: TypeAlias = Tensor | _View
+_Input: TypeAlias = Tensor | _View
 
 
 class _Recipes:
-    """What can be made again of the tensors that exist, during one forward pass at a time."""
+    """Which of the existing tensors can be recomputed, and how; for one forward pass at a time."""
 
     def __init__(self) -> None:
-        self._made: dict[int, _Made] = {}
+        self._results: dict[int, _Result] = {}
         self._stack = ExitStack()
         self._outer: Any = None
         self._is_running = False
 
     def begin(self) -> None:
-        """Stand where autograd saves tensors."""
-        # What hooks stand there already (a meter's, say) would see nothing any more. PyTorch has no public way to them.
+        """Install the hooks."""
+        # These hooks hide those that are installed already (those of a meter, for example), so they call them. PyTorch
+        # has no public function that returns them.
         self._outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
         self._stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed.unpack()))
         self._stack.enter_context(_Products(self))
         self._is_running = True
 
     def end(self) -> None:
-        """Go away, and hold nothing any more."""
+        """Remove the hooks, and release every tensor."""
         self._is_running = False
         self._stack.close()
-        self._made.clear()
+        self._results.clear()
         self._outer = None
 
-    def add(self, result: Tensor, function: Callable[..., Tensor], *parts: Tensor) -> None:
-        """Note that a result is ``function(*parts)``."""
+    def add(self, result: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> None:
+        """Note that a result is ``function(*inputs)``."""
         if not self._is_running:
             return
         storage = StorageWeakRef(result.untyped_storage())
-        made = _Made(storage, result._version, function, tuple(map(self._part, parts)))
-        # What is freed needs not be made again, and its parts are not to be held.
-        self._made = {key: each for key, each in self._made.items() if not each.storage.expired()}
-        self._made[_key(result)] = made
+        noted = _Result(storage, result._version, function, tuple(map(self._input, inputs)))
+        # A result that was freed is never recomputed, so its inputs must not be held.
+        self._results = {key: each for key, each in self._results.items() if not each.storage.expired()}
+        self._results[_key(result)] = noted
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether a tensor, or what it views, can be made again."""
-        made = self._made.get(_key(tensor))
-        return made is not None and not made.storage.expired() and made.version == tensor._version
+        """Whether a tensor, or what it views, can be recomputed."""
+        result = self._results.get(_key(tensor))
+        return result is not None and not result.storage.expired() and result.version == tensor._version
 
-    def _part(self, tensor: Tensor) -> _Part:
+    def _input(self, tensor: Tensor) -> _Input:
         if not self.knows(tensor):
-            return tensor.detach()  # an operation that saves its own output would else be held by what it holds
-        return _View(self._made[_key(tensor)], tensor.size(), tensor.stride(), tensor.storage_offset())
+            return tensor.detach()  # without this, an operation that saves its own output would keep itself alive
+        return _View(self._results[_key(tensor)], tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def _pack(self, tensor: Tensor) -> _Kept | _Recipe:
-        return _packed(self._part(tensor), self._outer)
+        return _packed(self._input(tensor), self._outer)
 
 
 class _Products(TorchFunctionMode):
-    """Sees every call of a function of PyTorch, and notes products with what can be made again."""
+    """Sees every call of a PyTorch function, and notes products with a tensor that can be recomputed."""
 
     def __init__(self, recipes: _Recipes) -> None:
         super().__init__()
@@ -183,7 +185,7 @@ class _Products(TorchFunctionMode):
 
 
 class _Kept:
-    """A tensor that is saved as it is, by the hooks around if there are any."""
+    """A tensor that is saved as it is, by the outer hooks if there are any."""
 
     def __init__(self, tensor: Tensor, outer: Any) -> None:
         self._unpack: Callable[[Any], Tensor]
@@ -195,21 +197,21 @@ class _Kept:
 
 
 class _Recipe:
-    """A tensor that is made again."""
+    """A tensor that is recomputed."""
 
     def __init__(self, view: _View, outer: Any) -> None:
-        self._function = view.made.function
-        self._parts = [_packed(part, outer) for part in view.made.parts]
+        self._function = view.result.function
+        self._inputs = [_packed(each, outer) for each in view.result.inputs]
         self._geometry = view.size, view.stride, view.offset
 
     @torch.no_grad()
     def unpack(self) -> Tensor:
-        result = self._function(*(part.unpack() for part in self._parts))
+        result = self._function(*(each.unpack() for each in self._inputs))
         return result.as_strided(*self._geometry)
 
 
-def _packed(part: _Part, outer: Any) -> _Kept | _Recipe:
-    return _Kept(part, outer) if isinstance(part, Tensor) else _Recipe(part, outer)
+def _packed(tensor: _Input, outer: Any) -> _Kept | _Recipe:
+    return _Kept(tensor, outer) if isinstance(tensor, Tensor) else _Recipe(tensor, outer)
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from experiments.derivative_errors import DRAWS, SEED, figure, measure
+from experiments.derivative_errors import DRAWS, SEED, figure, measure_derivative
 from hf_invact.curves import CURVES, GELU
 from hf_invact.memory.plots import png
 from tests.helpers import FITTED, normal
@@ -33,7 +33,10 @@ def test_committed_errors_are_what_is_measured() -> None:
     assert (RESULTS["draws"], RESULTS["seed"]) == (DRAWS, SEED)
     assert set(RESULTS["curves"]) == set(CURVES)
     for curve in (*FITTED, CURVES["hardswish"], CURVES["elu"]):
-        again, committed = measure(curve, normal(200_000, dtype=torch.float64)), RESULTS["curves"][curve.name]
+        again, committed = (
+            measure_derivative(curve, normal(200_000, dtype=torch.float64)),
+            RESULTS["curves"][curve.name],
+        )
         for dtype in ("bf16", "fp16"):
             assert again[dtype]["rms"] == pytest.approx(committed[dtype]["rms"], rel=0.05)
             assert again[dtype]["max"] == pytest.approx(committed[dtype]["max"], rel=0.02)

@@ -16,7 +16,7 @@ from ..settings import DTYPES, Settings
 from ..timing import Failure, failure_of, free_memory, significant
 from .models import ModelCase, build_model, make_batch
 from .training import Training
-from .variants import PLAIN, Variant, variants_of
+from .variants import PLAIN, StepVariant, variants_of
 
 LEAST_ROUNDS = 3
 
@@ -50,7 +50,7 @@ def measure_steps(case: ModelCase, settings: Settings, device: torch.device, dea
 
 def compare_variants(
     training: Training,
-    variants: Mapping[str, Variant],
+    variants: Mapping[str, StepVariant],
     rounds: int,
     deadline: float = math.inf,
     catch: type[Exception] | tuple[()] = Exception,

@@ -17,12 +17,12 @@ from hf_invact.patching import InvActConfig, inverted_activations
 from ..operators.implementations import INVERTED, Unavailable, import_liger
 
 PLAIN, FUSED, CHECKPOINTING, LIGER = "plain", "fused", "checkpointing", "liger"
-Variant = Callable[[PreTrainedModel], AbstractContextManager[Any]]
+StepVariant = Callable[[PreTrainedModel], AbstractContextManager[Any]]
 
 
-def variants_of(architecture: str, backends: Sequence[str]) -> dict[str, Variant]:
+def variants_of(architecture: str, backends: Sequence[str]) -> dict[str, StepVariant]:
     """By name: as it is, inverted by each backend, and what else saves memory there."""
-    chosen: dict[str, Variant] = {PLAIN: nullcontext}
+    chosen: dict[str, StepVariant] = {PLAIN: nullcontext}
     for backend in backends:
         chosen[INVERTED + backend] = inverted_by(backend)
     if architecture == "gpt2":
@@ -32,7 +32,7 @@ def variants_of(architecture: str, backends: Sequence[str]) -> dict[str, Variant
     return chosen
 
 
-def inverted_by(backend: str) -> Variant:
+def inverted_by(backend: str) -> StepVariant:
     """Inverted activations, computed by one backend."""
     return lambda model: inverted_activations(model, InvActConfig(backend=backend))
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ...common.errors import ConfigError
-from .wholeness import WEIGHTS, damage, read_state, weight_files
+from .integrity import WEIGHTS, damage, read_state, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def holds_weights(folder: Path) -> bool:
     return bool(checkpoints(folder)) or any((folder / name).exists() for name in WEIGHTS) or any(folder.glob("model-*"))
 
 
-def check_whole(checkpoint: Path) -> None:
+def check_complete(checkpoint: Path) -> None:
     """Make sure that a folder is a whole checkpoint.
 
     Raises:

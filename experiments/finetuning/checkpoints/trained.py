@@ -10,8 +10,8 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from hf_invact.patching import unpatch_model
 
 from ...common.errors import ConfigError
-from .resume import check_checkpoint, check_whole
-from .wholeness import STATE, read_state
+from .integrity import STATE, read_state
+from .resume import check_checkpoint, check_complete
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def is_trained(checkpoint: Path, training: TrainingArguments) -> bool:
     return bool(state["global_step"] >= state["max_steps"] and (state.get("epoch") or 0) >= training.num_train_epochs)
 
 
-def take_trained(trainer: Trainer, checkpoint: Path) -> None:
+def load_trained(trainer: Trainer, checkpoint: Path) -> None:
     """Load the trained weights (the best ones where they were asked for) and the logs of the training.
 
     Raises:
@@ -39,7 +39,7 @@ def take_trained(trainer: Trainer, checkpoint: Path) -> None:
     weights = checkpoint
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
         weights = checkpoint.parent / Path(state.best_model_checkpoint).name
-        check_whole(weights)
+        check_complete(weights)
         check_checkpoint(weights, trainer.model)
     trainer._load_from_checkpoint(str(weights))
     state.is_local_process_zero = trainer.is_local_process_zero()

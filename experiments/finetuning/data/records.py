@@ -14,7 +14,7 @@ import numpy as np
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HTTPError
 
-from ...common.errors import ConfigError
+from ...common.errors import ConfigError, first_line
 from . import corpus
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _load_file(path: Path) -> datasets.Dataset:
         except (DatasetsError, ValueError) as error:
             reason = error.__cause__ or error
             raise ConfigError(
-                f"{path} holds no records that can be read as {path.suffix[1:]}: {_first_line(reason)}"
+                f"{path} holds no records that can be read as {path.suffix[1:]}: {first_line(reason)}"
             ) from error
 
 
@@ -120,12 +120,12 @@ def _load_hub(name: str, config: str | None) -> datasets.DatasetDict:
     except FileNotFoundError as error:
         raise ConfigError(
             f"data set {name!r} was not found, neither as a local folder, nor in the cache, nor on the hub "
-            f"({_first_line(error)}); built in are {', '.join(BUILT_IN)}. {known}"
+            f"({first_line(error)}); built in are {', '.join(BUILT_IN)}. {known}"
         ) from error
     except (OSError, HTTPError) as error:
         raise ConfigError(
             f"data set {name!r} is not in the cache and the hub could not be reached "
-            f"({type(error).__name__}: {_first_line(error)}). {known}"
+            f"({type(error).__name__}: {first_line(error)}). {known}"
         ) from error
     except (DatasetsError, ValueError, RuntimeError) as error:
         raise ConfigError(
@@ -196,7 +196,3 @@ def _hold_out(dataset: datasets.Dataset, fraction: float, seed: int) -> datasets
     order = np.random.default_rng(seed).permutation(rows)
     parts = {"train": order[held_out:], "validation": order[:held_out]}
     return datasets.DatasetDict({split: dataset.select(np.sort(part)) for split, part in parts.items()})
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

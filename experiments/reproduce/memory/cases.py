@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Variant:
+class MemoryVariant:
     """A way to train the same model.
 
     Attributes:
@@ -28,29 +28,29 @@ class Variant:
     compiled: bool = False
 
 
-PLAIN = Variant("plain")
-ACTIVATION = Variant("activation inverted", plan="output")
-OURS = Variant("ours", plan="auto")
-EXACT_GATE = Variant("exact gate", plan="gate-inputs")
-FUSED = Variant("fused activation", activation="gelu_pytorch_tanh")
-FUSED_OURS = Variant("fused + ours", plan="auto", activation="gelu_pytorch_tanh")
-CHECKPOINTED = Variant("checkpointing", checkpointed=True)
-CHECKPOINTED_OURS = Variant("checkpointing + ours", plan="auto", checkpointed=True)
-COMPILED = Variant("torch.compile", compiled=True)
-COMPILED_OURS = Variant("torch.compile + ours", plan="auto", compiled=True)
-GELU_IN_PLACE_OF_SILU = Variant("activation inverted, GELU for SiLU", plan="output", activation="gelu")
+PLAIN = MemoryVariant("plain")
+ACTIVATION = MemoryVariant("activation inverted", plan="output")
+OURS = MemoryVariant("ours", plan="auto")
+EXACT_GATE = MemoryVariant("exact gate", plan="gate-inputs")
+FUSED = MemoryVariant("fused activation", activation="gelu_pytorch_tanh")
+FUSED_OURS = MemoryVariant("fused + ours", plan="auto", activation="gelu_pytorch_tanh")
+CHECKPOINTED = MemoryVariant("checkpointing", checkpointed=True)
+CHECKPOINTED_OURS = MemoryVariant("checkpointing + ours", plan="auto", checkpointed=True)
+COMPILED = MemoryVariant("torch.compile", compiled=True)
+COMPILED_OURS = MemoryVariant("torch.compile + ours", plan="auto", compiled=True)
+GELU_IN_PLACE_OF_SILU = MemoryVariant("activation inverted, GELU for SiLU", plan="output", activation="gelu")
 
 _OTHERS = (CHECKPOINTED, CHECKPOINTED_OURS, COMPILED, COMPILED_OURS)
 _ENCODER = (PLAIN, ACTIVATION, OURS, *_OTHERS)
 _SPELLED_OUT = (PLAIN, FUSED, ACTIVATION, OURS, FUSED_OURS, *_OTHERS)
 _GATED = (PLAIN, ACTIVATION, EXACT_GATE, OURS, *_OTHERS)
 
-MEASURED = (PLAIN, ACTIVATION, OURS)
+MEASURED_ON_GPU = (PLAIN, ACTIVATION, OURS)
 """The variants that are measured too, where there is a GPU."""
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFigures:
     """What the paper's authors measured on a GPU, in GiB allocated after a forward pass, weights included."""
 
     weights: float
@@ -64,12 +64,12 @@ class Published:
         return (self.inverted - self.plain) / (self.plain - self.weights)
 
 
-BERT_NOTEBOOK = Published(0.409, 5.12, 4.03, "github.com/PgLoLo/optiacts, examples/BERT.ipynb")
-MISTRAL_NOTEBOOK = Published(4.83, 47.5, 40.8, "github.com/PgLoLo/optiacts, examples/Mistral.ipynb")
+BERT_NOTEBOOK = PublishedFigures(0.409, 5.12, 4.03, "github.com/PgLoLo/optiacts, examples/BERT.ipynb")
+MISTRAL_NOTEBOOK = PublishedFigures(4.83, 47.5, 40.8, "github.com/PgLoLo/optiacts, examples/Mistral.ipynb")
 
 
 @dataclass(frozen=True)
-class Case:
+class MemoryCase:
     """A model, how it is trained, and on which batch.
 
     Attributes:
@@ -93,16 +93,16 @@ class Case:
     model_class: str
     batch_size: int
     seq_len: int
-    variants: tuple[Variant, ...]
+    variants: tuple[MemoryVariant, ...]
     dtype: str = "bfloat16"
     config: Mapping[str, Any] = field(default_factory=dict)
     autocast: bool = False
     adapters: str | None = None
     forward_only: bool = False
     quantized: bool = False
-    published: Published | None = None
+    published: PublishedFigures | None = None
 
-    def inputs(self, variant: Variant) -> dict[str, Any]:
+    def inputs(self, variant: MemoryVariant) -> dict[str, Any]:
         """All that decides what is counted, as plain data."""
         own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         del own["variants"]
@@ -119,30 +119,30 @@ _PUBLISHED_VARIANTS = (PLAIN, GELU_IN_PLACE_OF_SILU, OURS)
 
 def _cases(
     sizes: Mapping[str, tuple[int, int]], encoder: Mapping[str, Any], gpt2: Mapping[str, Any], gated: Mapping[str, Any]
-) -> tuple[Case, ...]:
+) -> tuple[MemoryCase, ...]:
     """The cases of models and batches of these sizes; where the mappings are empty, of the models' own."""
     bert_batch, gpt2_batch, decoder_batch = sizes["bert"], sizes["gpt2"], sizes["decoder"]
 
     def named(batch: tuple[int, int], text: str) -> str:
         return f"{batch[0]} x {batch[1]:,}, {text}"
 
-    def gpt2_case(key: str, text: str, dtype: str, autocast: bool = False) -> Case:
+    def gpt2_case(key: str, text: str, dtype: str, autocast: bool = False) -> MemoryCase:
         setting = named(gpt2_batch, text)
-        return Case(
+        return MemoryCase(
             key, "GPT-2", setting, "GPT2LMHeadModel", *gpt2_batch, _SPELLED_OUT, dtype, config=gpt2, autocast=autocast
         )
 
-    def mistral_case(key: str, text: str, variants: tuple[Variant, ...], **options: Any) -> Case:
+    def mistral_case(key: str, text: str, variants: tuple[MemoryVariant, ...], **options: Any) -> MemoryCase:
         config = {**gated, **(_REPEATED if options.get("quantized") else _WINDOWLESS)}
         if gated and options.get("quantized"):
             config["num_key_value_heads"] = gated["num_attention_heads"]
         setting = named(decoder_batch, text)
-        return Case(
+        return MemoryCase(
             key, "Mistral-7B", setting, "MistralForCausalLM", *decoder_batch, variants, config=config, **options
         )
 
     return (
-        Case(
+        MemoryCase(
             *("bert-base", "BERT-base", named(bert_batch, "fp32, as published"), "BertModel", *bert_batch, _ENCODER),
             dtype="float32",
             config=encoder,
@@ -160,7 +160,7 @@ def _cases(
         mistral_case(
             *("mistral-peft", "LoRA, PEFT's fp32 adapters, autocast to bf16", _GATED), adapters="float32", autocast=True
         ),
-        Case(
+        MemoryCase(
             *("llama-7b", "Llama-7B", named(decoder_batch, "bf16, full fine-tuning"), "LlamaForCausalLM"),
             *(*decoder_batch, _GATED),
             config=gated,
@@ -176,7 +176,7 @@ _SMALL = {**_NARROW, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 _COMPILED_QUICKLY = ("mistral-7b", "gpt2-fp32")  # the others would take most of the time
 
 
-def _quick_cases() -> tuple[Case, ...]:
+def _quick_cases() -> tuple[MemoryCase, ...]:
     sizes = {"bert": (4, 64), "gpt2": (4, 64), "decoder": (1, 256)}
     encoder = {**_SMALL, "intermediate_size": 256}
     gated = {**_SMALL, "intermediate_size": 224, "num_key_value_heads": 2}
@@ -191,7 +191,7 @@ def _quick_cases() -> tuple[Case, ...]:
     )
 
 
-CASES: Mapping[str, tuple[Case, ...]] = MappingProxyType(
+CASES: Mapping[str, tuple[MemoryCase, ...]] = MappingProxyType(
     {
         "full": _cases({"bert": (16, 512), "gpt2": (8, 1024), "decoder": (1, 4096)}, {}, {}, {}),
         "quick": _quick_cases(),

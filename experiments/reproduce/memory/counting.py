@@ -22,7 +22,7 @@ from hf_invact.planning.fake import fake_tensors
 from hf_invact.planning.flash import use_flash_attention
 from hf_invact.planning.source import Source
 
-from .cases import Case, Variant
+from .cases import MemoryCase, MemoryVariant
 from .compiled import compiled_bytes
 from .published import as_in_the_notebook
 
@@ -62,7 +62,7 @@ class Count:
         }
 
 
-def count(case: Case, variant: Variant, device: str = "cuda") -> Count:
+def count(case: MemoryCase, variant: MemoryVariant, device: str = "cuda") -> Count:
     """Count what one forward pass keeps for the backward pass, as a device's kernels would have it.
 
     Args:
@@ -81,14 +81,14 @@ def count(case: Case, variant: Variant, device: str = "cuda") -> Count:
     return Count({NOT_TOLD_APART: kept}, weights, plans, EXTRAPOLATED)
 
 
-def _parts(case: Case, model: PreTrainedModel) -> dict[str, int]:
+def _parts(case: MemoryCase, model: PreTrainedModel) -> dict[str, int]:
     with SavedActivations(model) as saved, running_as_trained(autocast_dtype(case)):
         output = model(**batch_of(case, model))
     assert output is not None  # alive until all is counted
     return by_part(saved, model)
 
 
-def _compiled(case: Case, variant: Variant, device: str, layers: int) -> int:
+def _compiled(case: MemoryCase, variant: MemoryVariant, device: str, layers: int) -> int:
     fewer = replace(case, config={**case.config, "num_hidden_layers": layers})
     with built(fewer, variant, device) as (model, _), running_as_trained(autocast_dtype(case)):
         batch = batch_of(case, model)
@@ -96,13 +96,13 @@ def _compiled(case: Case, variant: Variant, device: str, layers: int) -> int:
         return compiled_bytes(model, batch)
 
 
-def autocast_dtype(case: Case) -> torch.dtype | None:
+def autocast_dtype(case: MemoryCase) -> torch.dtype | None:
     """What the forward pass runs under; None for no autocast."""
     return torch.bfloat16 if case.autocast else None
 
 
 @contextmanager
-def built(case: Case, variant: Variant, device: str) -> Iterator[tuple[PreTrainedModel, dict[str, int]]]:
+def built(case: MemoryCase, variant: MemoryVariant, device: str) -> Iterator[tuple[PreTrainedModel, dict[str, int]]]:
     """A variant's model on fake tensors inside, and how many of its activations have each plan."""
     with fake_tensors(device):
         lora = None if case.adapters is None else Lora(r=LORA_RANK)
@@ -112,7 +112,7 @@ def built(case: Case, variant: Variant, device: str) -> Iterator[tuple[PreTraine
         yield model, patch(case, variant, model)
 
 
-def source_of(case: Case, variant: Variant) -> Source:
+def source_of(case: MemoryCase, variant: MemoryVariant) -> Source:
     """The config and the class of a variant's model."""
     model_class = getattr(transformers, case.model_class)
     config = model_class.config_class(**case.config)
@@ -122,7 +122,7 @@ def source_of(case: Case, variant: Variant) -> Source:
     return Source(case.model, config, model_class)
 
 
-def prepare(case: Case, model: PreTrainedModel) -> None:
+def prepare(case: MemoryCase, model: PreTrainedModel) -> None:
     """What is particular to a case: the dtype of its adapters, or the weights of the notebook."""
     if case.quantized:
         use_flash_attention(model)
@@ -135,7 +135,7 @@ def prepare(case: Case, model: PreTrainedModel) -> None:
                     setattr(module, name, nn.Parameter(weight.detach().to(dtype)))
 
 
-def patch(case: Case, variant: Variant, model: PreTrainedModel) -> dict[str, int]:
+def patch(case: MemoryCase, variant: MemoryVariant, model: PreTrainedModel) -> dict[str, int]:
     """Patch a model as a variant says. How many of its activations have each plan."""
     if variant.plan is None:
         return {}
@@ -144,7 +144,7 @@ def patch(case: Case, variant: Variant, model: PreTrainedModel) -> dict[str, int
     return {plan: plans.count(plan) for plan in dict.fromkeys(plans)}
 
 
-def batch_of(case: Case, model: PreTrainedModel) -> dict[str, Tensor]:
+def batch_of(case: MemoryCase, model: PreTrainedModel) -> dict[str, Tensor]:
     """Full sequences, with labels where the case has a loss."""
     batch = make_batch(model, case.batch_size, case.seq_len)
     if case.forward_only:

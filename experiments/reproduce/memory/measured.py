@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .cases import Case, Variant
+from .cases import MemoryCase, MemoryVariant
 from .counting import LORA_RANK, autocast_dtype, batch_of, patch, source_of
 
 OUT_OF_MEMORY = "out of memory"
 EMULATED = "not measured: the weights are emulated"
 
 
-def measure(
-    case: Case,
-    variant: Variant,
+def measure_kept(
+    case: MemoryCase,
+    variant: MemoryVariant,
     device: torch.device,
     allocated: Callable[[], int] = torch.cuda.memory_allocated,
 ) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def measure(
             torch.cuda.empty_cache()
 
 
-def _difference(case: Case, variant: Variant, device: torch.device, allocated: Callable[[], int]) -> int:
+def _difference(case: MemoryCase, variant: MemoryVariant, device: torch.device, allocated: Callable[[], int]) -> int:
     model = _real_model(case, variant, device)
     patch(case, variant, model)
     batch = {name: tensor.to(device) for name, tensor in batch_of(case, model).items()}
@@ -56,7 +56,7 @@ def _difference(case: Case, variant: Variant, device: torch.device, allocated: C
     return after - before
 
 
-def _real_model(case: Case, variant: Variant, device: torch.device) -> PreTrainedModel:
+def _real_model(case: MemoryCase, variant: MemoryVariant, device: torch.device) -> PreTrainedModel:
     source = source_of(case, variant)
     source.config.use_cache = False
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def _real_model(case: Case, variant: Variant, device: torch.device) -> PreTraine
     return model.to(device).train()
 
 
-def _forward(case: Case, model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+def _forward(case: MemoryCase, model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     dtype = autocast_dtype(case)
     with torch.autocast(model.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         outputs = model(**batch)

@@ -13,23 +13,24 @@ from rich.console import Console
 from hf_invact.memory.text import size
 
 from ...common.environment import describe_environment
+from ...common.errors import first_line
 from ...common.files import read_mapping, write_json
-from .cases import CASES, MEASURED, Case, Variant
+from .cases import CASES, MEASURED_ON_GPU, MemoryCase, MemoryVariant
 from .counting import LORA_RANK, SAMPLED_LAYERS, count
-from .measured import measure
+from .measured import measure_kept
 from .plots import save_figures
 
 FORMAT = 1
 FILE = "memory.json"
 # Of the environment, what a count depends on. Other figures than these are begun anew.
-_SAME = ("torch", "transformers", "peft", "hf_invact", "device")
+_MUST_MATCH = ("torch", "transformers", "peft", "hf_invact", "device")
 NOT_MEASURED = {"measured_bytes": None, "measured_note": "not yet measured on a GPU"}
 
 _Key = tuple[str, str]
 
 
 def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
-    """Count, and measure where there is a GPU, what ``folder/memory.json`` does not have yet; and draw it.
+    """Count, and measure_kept where there is a GPU, what ``folder/memory.json`` does not have yet; and draw it.
 
     Args:
         folder: is made where it does not exist.
@@ -75,14 +76,14 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
 
 
 def _finished(
-    path: Path, header: Mapping[str, Any], wanted: list[tuple[Case, Variant]], console: Console
+    path: Path, header: Mapping[str, Any], wanted: list[tuple[MemoryCase, MemoryVariant]], console: Console
 ) -> dict[_Key, dict[str, Any]]:
     """The entries of an earlier run that need not be made again."""
     before = read_mapping(path, {"settings": dict, "environment": dict, "entries": list})
     if before is None:
         return {}
     same = before["settings"] == header["settings"] and all(
-        before["environment"].get(name) == header["environment"].get(name) for name in _SAME
+        before["environment"].get(name) == header["environment"].get(name) for name in _MUST_MATCH
     )
     if not same:
         console.print(f"{path} was made with other settings or versions: starting over", highlight=False)
@@ -94,7 +95,7 @@ def _finished(
     }
 
 
-def _entry(case: Case, variant: Variant) -> dict[str, Any]:
+def _entry(case: MemoryCase, variant: MemoryVariant) -> dict[str, Any]:
     """What was found of a variant. What could not be counted has the reason in place of numbers."""
     began = time.monotonic()
     entry: dict[str, Any] = {
@@ -112,10 +113,13 @@ def _entry(case: Case, variant: Variant) -> dict[str, Any]:
         if not variant.compiled:
             raise
         # The compiler's parts are not meant to be used by themselves, and fail in many ways.
-        first = next(iter(str(error).splitlines()), "")
-        entry |= {"kept_bytes": None, "parts": {}, "reason": f"not counted: {type(error).__name__}: {first}"}
-    if torch.cuda.is_available() and variant in MEASURED:
-        entry |= measure(case, variant, torch.device("cuda"))
+        entry |= {
+            "kept_bytes": None,
+            "parts": {},
+            "reason": f"not counted: {type(error).__name__}: {first_line(error)}",
+        }
+    if torch.cuda.is_available() and variant in MEASURED_ON_GPU:
+        entry |= measure_kept(case, variant, torch.device("cuda"))
     else:
         entry |= NOT_MEASURED
     return {**entry, "seconds": round(time.monotonic() - began, 1)}

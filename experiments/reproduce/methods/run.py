@@ -25,7 +25,7 @@ from ...finetuning.gradients import cosine_distance, gradient, relative_error
 from ...methods.accuracy import derivative_error
 from ...methods.catalogue import COMPARED
 from ...methods.method import Method
-from .models import CASES, QUICK_CASES, Case, build_case
+from .models import CASES, QUICK_CASES, MethodCase, build_case
 from .plots import figures
 
 FILE = "methods.json"
@@ -102,7 +102,7 @@ class _Results:
         write_json(self.path, self.content)
 
 
-def _header(cases: Sequence[Case], quick: bool, command: str) -> dict[str, Any]:
+def _header(cases: Sequence[MethodCase], quick: bool, command: str) -> dict[str, Any]:
     methods = {
         name: {"title": method.title, "source": method.source, "exact": method.is_exact}
         for name, method in COMPARED.items()
@@ -136,7 +136,7 @@ def _derivatives(results: _Results, count: int) -> Iterator[tuple[dict[str, str]
                 yield key, {name: _plain(value) for name, value in entry.items()}
 
 
-def _gradients(results: _Results, case: Case, dtype: str) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+def _gradients(results: _Results, case: MethodCase, dtype: str) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
     """The entries of a model that are missing. It is built only where one is."""
     keys = [{"model": case.name, "dtype": dtype, "method": name} for name in COMPARED]
     missing = [key for key in keys if key not in results]

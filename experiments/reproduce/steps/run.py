@@ -24,7 +24,7 @@ from .plots import png_of
 from .variants import BASELINES, title, variants_for
 
 RESULTS, FIGURE = "steps.json", "steps-time.png"
-SAME = ("environment", "settings")  # in a file that a run goes on with
+MUST_MATCH = ("environment", "settings")  # in a file that a run goes on with
 SETTINGS = {"learning_rate": 0.0, "seed": 0}
 
 
@@ -65,7 +65,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
 def _finished(path: Path, content: dict[str, Any], models: tuple[StepModel, ...]) -> dict[str, dict[str, Any]]:
     """What was measured with the same settings in the same environment, by name."""
     before = read_mapping(path, {"settings": dict, "environment": dict, "entries": list})
-    if before is None or any(before.get(key) != content[key] for key in SAME):
+    if before is None or any(before.get(key) != content[key] for key in MUST_MATCH):
         return {}
     asked = {model.name: model.settings() for model in models}
     return {

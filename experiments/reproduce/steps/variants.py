@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...benchmark.steps.variants import Variant, inverted_by, variants_of
+from ...benchmark.steps.variants import StepVariant, inverted_by, variants_of
 from ...benchmark.tables import label
 from ...methods.catalogue import METHODS
 
@@ -23,7 +23,7 @@ BACKEND_OF_COMPILED = MappingProxyType({"cpu": "compile", "cuda": "triton"})  # 
 _TITLES = {COMPILED: "torch.compile", COMPILED_INVERTED: "torch.compile, inverted"}
 
 
-def variants_for(model: PreTrainedModel, compiles: bool = True) -> dict[str, Variant]:
+def variants_for(model: PreTrainedModel, compiles: bool = True) -> dict[str, StepVariant]:
     """By name: plain, inverted by each backend, what else saves memory, and if `compiles` the whole model compiled."""
     device = model.device.type
     chosen = variants_of(model.config.model_type, BACKENDS[device])
@@ -51,7 +51,7 @@ class Compiled:
     (To enter that again would install other objects, for which the model would be compiled again.)
     """
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, variant: StepVariant) -> None:
         self._variant = variant
         self._entered = ExitStack()
         self._twin: Any = None

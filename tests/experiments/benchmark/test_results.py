@@ -48,7 +48,7 @@ def test_a_cut_run_goes_on(path: Path) -> None:
     results = opened(path, command="another")
     assert {"size": 2} in results
     assert {"size": 1} not in results
-    assert results.had == {"operators": 1, "steps": 0}
+    assert results.resumed == {"operators": 1, "steps": 0}
     assert results.finish([{"size": 2}, {"size": 1}]) == [{"size": 1}]
     assert not read_results(path)["complete"]
     assert results.finish([{"size": 2}]) == []

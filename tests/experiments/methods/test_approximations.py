@@ -12,7 +12,7 @@ from experiments.methods.accuracy import derivative_error
 from experiments.methods.catalogue import METHODS
 from experiments.methods.codes import pack_codes, unpack_codes
 from experiments.methods.derivative import StoredDerivative
-from experiments.methods.few_bit import FewBit, best_steps
+from experiments.methods.few_bit import FewBit, best_step_function
 from experiments.methods.quantized import Noise, QuantizedInput
 from hf_invact.curves import CURVES, GELU, GELU_TANH, SILU, Curve
 from tests.helpers import each_dtype, normal, output_and_gradient
@@ -33,14 +33,14 @@ def test_codes_are_packed_without_a_gap(bits: int, count: int) -> None:
 @pytest.mark.parametrize("curve", [GELU, SILU], ids=lambda curve: curve.name)
 def test_few_bits_err_as_little_as_their_number_allows(curve: Curve, bits: int, rms: float) -> None:
     error = derivative_error(METHODS[f"few-bit-{bits}"].function(curve), curve, normal(DRAWS))
-    assert error["rms"] == pytest.approx(best_steps(curve, 2**bits).error, rel=0.02)
+    assert error["rms"] == pytest.approx(best_step_function(curve, 2**bits).error, rel=0.02)
     assert error["rms"] < rms
     assert abs(error["bias"]) < 2e-3
 
 
 def test_steps_are_the_best_ones() -> None:
     """Of two steps all borders can be tried."""
-    steps = best_steps(GELU, 2)
+    steps = best_step_function(GELU, 2)
     x = normal(1 << 18, dtype=torch.float64)
     slope = GELU.derivative(x)
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from experiments.common.errors import ConfigError
-from experiments.finetuning.checkpoints.resume import check_checkpoint, check_whole, last_resumable_checkpoint
+from experiments.finetuning.checkpoints.resume import check_checkpoint, check_complete, last_resumable_checkpoint
 from tests.experiments.small import MODELS, contents
 
 STATE = '{"global_step": 1, "max_steps": 200}'
@@ -204,10 +204,10 @@ def test_weights_in_several_files(tmp_path):
     check_checkpoint(path, model)
     with pytest.raises(ConfigError, match="another model"):
         check_checkpoint(path, llama(intermediate_size=48))
-    check_whole(path)
+    check_complete(path)
     files[-1].unlink()
     with pytest.raises(ConfigError, match=f"{files[-1].name} is missing"):
-        check_whole(path)
+        check_complete(path)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "{"])
@@ -215,17 +215,17 @@ def test_an_index_that_names_no_weights(tmp_path, content):
     path = complete(tmp_path, 1)
     (path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ConfigError, match=r"model\.safetensors\.index\.json cannot be read"):
-        check_whole(path)
+        check_complete(path)
 
 
 def test_no_weights(tmp_path):
     path = checkpoint(tmp_path, 1)
     with pytest.raises(ConfigError, match=r"holds no weights \(model\.safetensors, adapter_model\.safetensors, "):
-        check_whole(path)
+        check_complete(path)
 
 
 def test_not_complete(tmp_path):
     path = saved(tmp_path, llama())
     (path / "trainer_state.json").write_text(json.dumps({"global_step": 1})[:-1])
     with pytest.raises(ConfigError, match=rf"{path} is no complete checkpoint: .*trainer_state\.json"):
-        check_whole(path)
+        check_complete(path)

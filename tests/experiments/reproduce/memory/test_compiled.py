@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.reproduce.memory.cases import CASES, COMPILED, COMPILED_OURS, Case, Variant
+from experiments.reproduce.memory.cases import CASES, COMPILED, COMPILED_OURS, MemoryCase, MemoryVariant
 from experiments.reproduce.memory.compiled import compiled_bytes
 from experiments.reproduce.memory.counting import SAMPLED_LAYERS, _compiled, batch_of, built, count, patch, source_of
 from hf_invact.memory import SavedActivations
@@ -28,7 +28,7 @@ def nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def small(key: str, layers: int) -> Case:
+def small(key: str, layers: int) -> MemoryCase:
     """In float32 without attention dropout: inductor's attention on a CPU has a kernel for that."""
     case = QUICK[key]
     config = {**case.config, "num_hidden_layers": layers}
@@ -39,7 +39,7 @@ def small(key: str, layers: int) -> Case:
     return replace(case, dtype="float32", config=config, batch_size=2, seq_len=32)
 
 
-def really_kept(case: Case, variant: Variant) -> int:
+def really_kept(case: MemoryCase, variant: MemoryVariant) -> int:
     source = source_of(case, variant)
     source.config.use_cache = False
     model = source.model_class._from_config(source.config, dtype=torch.float32, attn_implementation="sdpa").train()
@@ -58,14 +58,14 @@ def really_kept(case: Case, variant: Variant) -> int:
 @needs_a_compiler
 @each_variant
 @pytest.mark.parametrize("key", ["gpt2-fp32", *(pytest.param(key, marks=pytest.mark.slow) for key in SLOW)])
-def test_counts_what_inductor_keeps(key: str, variant: Variant) -> None:
+def test_counts_what_inductor_keeps(key: str, variant: MemoryVariant) -> None:
     case = small(key, layers=1)
     assert _compiled(case, variant, "cpu", 1) == really_kept(case, variant)
 
 
 @each_variant
 @pytest.mark.parametrize("key", [pytest.param("gpt2-bf16", marks=pytest.mark.slow), "mistral-7b"])
-def test_layers_are_alike(key: str, variant: Variant) -> None:
+def test_layers_are_alike(key: str, variant: MemoryVariant) -> None:
     more = SAMPLED_LAYERS[1] + 2
     case = replace(QUICK[key], config={**QUICK[key].config, "num_hidden_layers": more})
     (extrapolated,) = count(case, variant).parts.values()

@@ -20,7 +20,7 @@ from experiments.reproduce.memory.cases import (
     GELU_IN_PLACE_OF_SILU,
     OURS,
     PLAIN,
-    Variant,
+    MemoryVariant,
 )
 from experiments.reproduce.memory.counting import Count, built, count, patch, prepare, source_of
 from experiments.reproduce.memory.published import as_in_the_notebook
@@ -37,11 +37,11 @@ EAGER = [
 
 
 @cache
-def counted(key: str, variant: Variant) -> Count:
+def counted(key: str, variant: MemoryVariant) -> Count:
     return count(QUICK[key], variant)
 
 
-def total(key: str, variant: Variant) -> int:
+def total(key: str, variant: MemoryVariant) -> int:
     return sum(counted(key, variant).parts.values())
 
 
@@ -60,7 +60,7 @@ def test_published_changes() -> None:
 
 
 @pytest.mark.parametrize(("key", "variant"), EAGER)
-def test_every_variant_can_be_counted(key: str, variant: Variant) -> None:
+def test_every_variant_can_be_counted(key: str, variant: MemoryVariant) -> None:
     assert total(key, variant) > 0
     assert bool(counted(key, variant).plans) == (variant.plan is not None)
 

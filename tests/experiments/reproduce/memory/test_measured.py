@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from experiments.reproduce.memory import measured as memory_measured
-from experiments.reproduce.memory.cases import CASES, OURS, PLAIN, Case, Variant
-from experiments.reproduce.memory.measured import EMULATED, OUT_OF_MEMORY, measure
+from experiments.reproduce.memory.cases import CASES, OURS, PLAIN, MemoryCase, MemoryVariant
+from experiments.reproduce.memory.measured import EMULATED, OUT_OF_MEMORY, measure_kept
 from hf_invact.nn import InvertedActivation
 
 QUICK = {case.key: case for case in CASES["quick"]}
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 each_case = pytest.mark.parametrize("key", [key for key, case in QUICK.items() if not case.quantized])
 
 
-def small(key: str) -> Case:
+def small(key: str) -> MemoryCase:
     return replace(QUICK[key], batch_size=1, seq_len=16)
 
 
@@ -31,20 +31,20 @@ def meter(*readings: int) -> Callable[[], int]:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
 @each_case
 def test_tells_what_a_forward_pass_leaves_behind(key: str) -> None:
-    found = measure(small(key), OURS, CPU, meter(1000, 1234))
+    found = measure_kept(small(key), OURS, CPU, meter(1000, 1234))
     assert found == {"measured_bytes": 234, "measured_note": None}
 
 
 @pytest.mark.parametrize(("variant", "count"), [(PLAIN, 0), (OURS, 4)], ids=["plain", "ours"])
-def test_the_variant_is_what_runs(variant: Variant, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variant_is_what_runs(variant: MemoryVariant, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, seen = memory_measured._forward, []
 
-    def watched(case: Case, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def watched(case: MemoryCase, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         seen.append(sum(isinstance(module, InvertedActivation) for module in model.modules()))
         return forward(case, model, batch)
 
     monkeypatch.setattr(memory_measured, "_forward", watched)
-    measure(small("bert-base"), variant, CPU, meter(0, 1))
+    measure_kept(small("bert-base"), variant, CPU, meter(0, 1))
     assert seen == [count, count]
 
 
@@ -53,10 +53,10 @@ def test_what_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(memory_measured, "_real_model", full)
-    found = measure(small("llama-7b"), PLAIN, CPU, meter())
+    found = measure_kept(small("llama-7b"), PLAIN, CPU, meter())
     assert found == {"measured_bytes": None, "measured_note": OUT_OF_MEMORY}
 
 
 def test_what_is_emulated_is_not_measured() -> None:
-    found = measure(QUICK["mistral-published"], PLAIN, CPU, meter())
+    found = measure_kept(QUICK["mistral-published"], PLAIN, CPU, meter())
     assert found == {"measured_bytes": None, "measured_note": EMULATED}

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from experiments.reproduce.memory import run as memory
-from experiments.reproduce.memory.cases import ACTIVATION, CASES, COMPILED, OURS, PLAIN, Case, Variant
+from experiments.reproduce.memory.cases import ACTIVATION, CASES, COMPILED, OURS, PLAIN, MemoryCase, MemoryVariant
 from experiments.reproduce.memory.counting import Count
 from experiments.reproduce.memory.plots import save_figures
 
@@ -20,8 +20,8 @@ COMMAND = "python scripts/reproduce.py memory --quick"
 # One case with three variants, and one with its compiled one.
 FEW = {
     key: (
-        Case("bert", "BERT", "small", "BertModel", 1, 8, (PLAIN, ACTIVATION, OURS)),
-        Case("llama", "Llama", "small", "LlamaForCausalLM", 1, 8, (PLAIN, COMPILED)),
+        MemoryCase("bert", "BERT", "small", "BertModel", 1, 8, (PLAIN, ACTIVATION, OURS)),
+        MemoryCase("llama", "Llama", "small", "LlamaForCausalLM", 1, 8, (PLAIN, COMPILED)),
     )
     for key in ("full", "quick")
 }
@@ -35,7 +35,7 @@ class Counter:
         self.failing: set[str] = set()
         self.interrupted: set[str] = set()
 
-    def __call__(self, case: Case, variant: Variant) -> Count:
+    def __call__(self, case: MemoryCase, variant: MemoryVariant) -> Count:
         name = f"{case.key} {variant.name}"
         if name in self.interrupted:
             raise KeyboardInterrupt
@@ -124,7 +124,7 @@ def test_a_case_that_has_changed_is_counted_again(
 ) -> None:
     run(tmp_path)
     bert, llama = FEW["quick"]
-    longer = Case("bert", "BERT", "small", "BertModel", 1, 16, bert.variants)
+    longer = MemoryCase("bert", "BERT", "small", "BertModel", 1, 16, bert.variants)
     monkeypatch.setattr(memory, "CASES", {"quick": (longer, llama)})
     counter.asked.clear()
     run(tmp_path)
@@ -153,7 +153,7 @@ def test_what_must_be_counted_raises(tmp_path: Path, counter: Counter) -> None:
 def test_measures_where_there_is_a_gpu(tmp_path: Path, counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(memory, "describe_environment", lambda: {"device": "a GPU", "torch": "1", "transformers": "1"})
-    monkeypatch.setattr(memory, "measure", lambda *_: {"measured_bytes": 5 << 20, "measured_note": None})
+    monkeypatch.setattr(memory, "measure_kept", lambda *_: {"measured_bytes": 5 << 20, "measured_note": None})
     results, text = run(tmp_path)
     measured = [f"{entry['case']} {entry['variant']}" for entry in results["entries"] if entry["measured_bytes"]]
     assert measured == ALL[:4]

@@ -20,7 +20,7 @@ from experiments.methods.catalogue import COMPARED
 from experiments.reproduce.methods import plots as methods_plots
 from experiments.reproduce.methods import run as methods
 from experiments.reproduce.methods import tables as methods_tables
-from experiments.reproduce.methods.models import CASES, CONFIGS, Case
+from experiments.reproduce.methods.models import CASES, CONFIGS, MethodCase
 from tests.models import batch, tiny_model
 
 FEW = {name: COMPARED[name] for name in ("plain", "inverted", "few-bit-3", "recompute")}
@@ -32,7 +32,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Tiny models without data instead of those of the cases; what was built. The second is not to be had."""
     calls: list[tuple[str, str]] = []
 
-    def build(case: Case, dtype: str, seed: int) -> tuple[PreTrainedModel, Mapping[str, Tensor]]:
+    def build(case: MethodCase, dtype: str, seed: int) -> tuple[PreTrainedModel, Mapping[str, Tensor]]:
         calls.append((case.name, dtype))
         if case.name == "bert":
             raise ConfigError("the weights of bert are not installed")
@@ -212,5 +212,5 @@ def test_labels_are_moved_apart_and_stay_inside() -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.config], ids=lambda case: case.name)
-def test_configs_of_the_cases_exist(case: Case) -> None:
+def test_configs_of_the_cases_exist(case: MethodCase) -> None:
     assert (CONFIGS / case.config).is_file()
