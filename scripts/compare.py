@@ -1,4 +1,4 @@
-"""Fine-tune with and without inverted activations, and report both side by side.
+"""Fine-tune with and without inverted activations, and compare both in a report.
 
 Usage: python scripts/compare.py CONFIG.yaml [--output_dir DIR] [--seeds 0 1 2] [--key value ...]
 """

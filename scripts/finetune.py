@@ -2,7 +2,7 @@
 
 Usage: python scripts/finetune.py [CONFIG.yaml] [--use_inverted_activations] [--key value ...]
 
-The keys are those of transformers.TrainingArguments and of experiments.finetuning.arguments.
+The keys are those of transformers.TrainingArguments and experiments/finetuning/arguments.py.
 """
 
 import sys

@@ -27,8 +27,8 @@ with missing_packages_named():
 
 TARGET = Path(__file__).parents[1] / "hf_invact" / "curves" / "coefficients.py"
 SIGNIFICANT_DIGITS = 10  # float32 holds 7.2
-SAME_SHARE = 0.5  # of a ratio's error: one that differs by less is the same
-WORKING_DIGITS = 40  # decimal; y - y_min keeps its digits next to the turning point
+SAME_SHARE = 0.5  # of a ratio's error: ratios that differ by less count as the same
+WORKING_DIGITS = 40  # decimal: enough for y - y_min next to the turning point
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def number(value: float) -> str:
 
 
 def are_close(fits: dict[str, Fit], others: dict[str, Fit]) -> bool:
-    """Whether they are the same formulas. Of coefficients that outweigh one another, many sets give the same values."""
+    """Whether two sets of fits give the same values. Different coefficients can, if they compensate each other."""
     return fits.keys() == others.keys() and all(
         np.allclose(mine.y_min, theirs.y_min)
         and (mine.x_min == theirs.x_min or np.allclose(mine.x_min or 0.0, theirs.x_min or 0.0))
@@ -172,7 +172,7 @@ def are_close(fits: dict[str, Fit], others: dict[str, Fit]) -> bool:
 
 
 def is_same(mine: Ratio | None, theirs: Ratio | None, y_min: float, *, is_left: bool) -> bool:
-    """Whether two ratios give derivatives that differ by no more than a share of their errors."""
+    """Whether the derivatives of two ratios differ by less than `SAME_SHARE` of their errors."""
     if mine is None or theirs is None:
         return mine is theirs
     if (len(mine.numerator), len(mine.denominator)) != (len(theirs.numerator), len(theirs.denominator)):
@@ -195,7 +195,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the file would change")
     check = parser.parse_args().check
     fits = {name: fit(problem) for name, problem in PROBLEMS.items()}
-    # Another machine's linear algebra may change digits.
+    # The last digits may differ with another machine's linear algebra.
     text = render(FITS if are_close(fits, FITS) else fits)
     if text == TARGET.read_text(encoding="utf-8"):
         print(f"{TARGET.name} is up to date")

@@ -30,7 +30,7 @@ with missing_packages_named():
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "results" / "derivative-errors.json"
 FIGURES = ROOT / "docs" / "figures"
-# Which vector instructions PyTorch and oneDNN, whose gelu it takes, may use.
+# The vector instructions that PyTorch, and oneDNN for its gelu, may use.
 INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 

@@ -63,11 +63,11 @@ def _read(path: Path) -> Any:
 
 
 def _replaced(text: str, name: str, section: str) -> str:
-    """The text with what stands between the markers of this name replaced."""
+    """The text, with everything between the markers of this name replaced."""
     markers = re.compile(rf"(<!-- begin {name}: .*? -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     replaced, count = markers.subn(lambda match: match.group(1) + section + match.group(2), text)
     if count != 1:
-        raise SystemExit(f"{README} must hold the markers of {name} once, found {count}")
+        raise SystemExit(f"{README} must hold the markers of {name} once; found {count}")
     return replaced
 
 

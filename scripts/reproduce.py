@@ -1,4 +1,4 @@
-"""Reproduce the published experiments, beside what one would pick instead.
+"""Reproduce the published experiments, and measure the alternatives.
 
 Usage: python scripts/reproduce.py {memory,methods,steps,finetune,all} [--quick] [--output_dir DIR]
 """

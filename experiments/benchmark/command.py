@@ -1,6 +1,6 @@
 """The command line of the benchmark.
 
-Nothing here but `figures` needs more than torch, transformers and accelerate.
+Only `figures` needs more than torch, transformers and accelerate.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from .results import read_results
 from .run import Run, results_path
 from .settings import settings_for
 
-DRAWING = ("matplotlib", "PIL")
+PACKAGES_TO_DRAW = ("matplotlib", "PIL")
 
 
 def draw(path: Path) -> list[Path]:
-    """Draw the figures of a file of results beside it. Where matplotlib is missing that is printed, and none is drawn.
+    """Draw the figures of a results file beside it. If matplotlib is missing, print that and draw none.
 
     Raises:
         ConfigError: the file does not exist, or holds something else.
@@ -39,16 +39,16 @@ def draw(path: Path) -> list[Path]:
         from .figures import write_figures
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
-        if missing not in DRAWING:
+        if missing not in PACKAGES_TO_DRAW:
             raise
         command = shlex.join(["python", "scripts/benchmark.py", "--plot-only", str(path)])
-        print(f"no figures: {missing} is not installed here. Draw them where it is: {command}")
+        print(f"no figures: {missing} is not installed here. To draw them where it is: {command}")
         return []
     return write_figures(content, path)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The script: exit code 2, and one line, for what the user can mend; 1 where something failed or is missing."""
+    """The script. Returns 2, after one line, for an error that the user can fix; 1 if something failed."""
     transformers.utils.logging.set_verbosity_error()
     try:
         options = _parse(argv)
@@ -77,14 +77,16 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="scripts/benchmark.py",
-        description="Measure operators and whole training steps on one device. A run that was cut goes on where it "
-        "stopped when it is started again.",
+        description="Measure operators and whole training steps on one device. An interrupted run continues where "
+        "it stopped when it is started again.",
         allow_abbrev=False,
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA if there is one")
-    parser.add_argument("--backends", nargs="+", help="of hf_invact; default: all on CUDA, eager on a CPU")
+    parser.add_argument("--backends", nargs="+", help="backends of hf_invact; default: all on CUDA, eager on a CPU")
     parser.add_argument("--output", type=Path, help="default: results/benchmark-<device>.json")
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing after so many; default: 9")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="start no measurement after this many minutes; default: 9"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
     parser.add_argument("--plot-only", type=Path, metavar="FILE", help="draw the figures of a file, measure nothing")

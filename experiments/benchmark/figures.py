@@ -1,4 +1,4 @@
-"""The figures of a file of results. This alone needs matplotlib."""
+"""Draws the figures of a results file. The only file of the benchmark that needs matplotlib."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COLUMNS = 4
 
 
 def write_figures(content: Mapping[str, Any], path: Path) -> list[Path]:
-    """Draw what a file of results has, beside it.
+    """Draw the figures of a results file beside it.
 
     Returns:
         The paths: ``NAME-operators.png`` and ``NAME-steps.png``.
@@ -56,7 +56,7 @@ def write_figures(content: Mapping[str, Any], path: Path) -> list[Path]:
 
 
 def operator_figure(entries: list[dict[str, Any]], dtype: str) -> Figure:
-    """Share of the copy's bandwidth by size: a panel for each operator, a line for each implementation."""
+    """Share of a copy's bandwidth by size: a panel for each operator, a line for each implementation."""
     names = list(dict.fromkeys(entry["operator"] for entry in entries))
     figure, panels = _panels(len(names) + 1, COLUMNS, height=2.3)
     drawn: dict[str, None] = {}
@@ -95,7 +95,7 @@ def operator_figure(entries: list[dict[str, Any]], dtype: str) -> Figure:
 def step_figure(entries: list[dict[str, Any]], kind: str) -> Figure:
     """Memory against the time of a training step: a panel for each model, a point for each variant.
 
-    A line goes from the smallest ratio of two steps to the largest.
+    A line spans the ratios of all rounds, from the smallest to the largest.
     """
     key, unit, title = MEMORY[kind]
     figure, panels = _panels(len(entries), 2, height=2.7)

@@ -1,4 +1,4 @@
-"""Which device was measured, and with which versions."""
+"""Describes the measured device and the versions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PACKAGES = ("triton", "liger-kernel")
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of this name; without one the current CUDA device, or the CPU.
+    """The device of this name. Without a name: the current CUDA device, or else the CPU.
 
     Raises:
-        ConfigError: it is neither a CPU nor a CUDA device, or is not there.
+        ConfigError: it is neither a CPU nor a CUDA device, or does not exist.
     """
     has_cuda = torch.cuda.is_available()
     try:
@@ -33,13 +33,13 @@ def choose_device(name: str | None) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if has_cuda else 0
         if (device.index or 0) >= count:
-            raise ConfigError(f"--device {name}: PyTorch sees {count} CUDA devices; or take --device cpu")
+            raise ConfigError(f"--device {name} does not exist: PyTorch sees {count} CUDA devices; use --device cpu")
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     return device
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """Its name, kind and size, as plain data."""
+    """Its name, kind and size, as JSON-compatible data."""
     if device.type == "cpu":
         environment = describe_environment()
         facts = {"name": environment["processor"], "kind": "cpu", "threads": environment["threads"]}
@@ -57,7 +57,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 
 
 def describe_versions(device: torch.device) -> dict[str, Any]:
-    """Versions and the rest of the environment, as plain data; None for a package that is not installed."""
+    """Versions and the rest of the environment, as JSON-compatible data; None for a package that is not installed."""
     environment = describe_environment()
     del environment["device"]  # of this machine, not of this measurement
     environment |= {package: installed_version(package) for package in PACKAGES}
@@ -67,7 +67,7 @@ def describe_versions(device: torch.device) -> dict[str, Any]:
 
 
 def slug(name: str) -> str:
-    """The name as a part of a file's name.
+    """A device's name as a part of a file name.
 
     >>> slug("NVIDIA H200")
     'nvidia-h200'

@@ -1,4 +1,4 @@
-"""The file of the results, which is whole after each part, and goes on where a run was cut."""
+"""The results file. It is complete after each measurement, and an interrupted run continues it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ..common.files import read_json, write_json
 
 FORMAT = 1
 SECTIONS = ("operators", "steps")
-MUST_MATCH = ("format", "device", "environment", "settings")  # in a file that a run goes on with
+MUST_MATCH = ("format", "device", "environment", "settings")  # in a file that a run continues
 
 
 class Results:
-    """The entries that were measured so far, and where they are kept.
+    """The entries measured so far, and the file that holds them.
 
     Args:
-        path: the file; its folder is made.
-        header: "format", "command", "device", "environment" and "settings", as plain data.
-        orders: for each section, which of two entries comes first: a key to sort by.
+        path: the file. Its folder is created.
+        header: "format", "command", "device", "environment" and "settings", as JSON-compatible data.
+        orders: for each section, the key to sort its entries by.
 
     Raises:
-        ConfigError: the file is damaged, no benchmark, or another device's.
+        ConfigError: the file is damaged, holds something else, or was measured on another device.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], orders: dict[str, Callable[[Any], Any]]) -> None:
@@ -43,13 +43,13 @@ class Results:
         return any(key.items() <= entry.items() for entry in entries)
 
     def add(self, section: str, entry: dict[str, Any]) -> None:
-        """Write one more entry, in its place."""
+        """Add an entry in its place, and write the file."""
         self.content[section].append(entry)
         self.content[section].sort(key=self._orders[section])
         self._write()
 
     def finish(self, keys: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Note whether all of these were measured; those that were not."""
+        """Note whether all of these were measured. Returns those that were not."""
         missing = [key for key in keys if key not in self]
         self.content["complete"] = not missing
         self._write()
@@ -61,10 +61,10 @@ class Results:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The content of a file of results.
+    """The content of a results file.
 
     Raises:
-        ConfigError: there is no such file, or it is damaged or no benchmark.
+        ConfigError: there is no such file, it is damaged, or it holds something else.
     """
     content: dict[str, Any] | None = read_json(path)
     if content is None:
@@ -77,7 +77,9 @@ def _check_format(path: Path, content: Any) -> None:
     kinds = {"device": dict, "environment": dict, "settings": dict, "complete": bool, **dict.fromkeys(SECTIONS, list)}
     is_ours = isinstance(content, dict) and content.get("format") == FORMAT
     if not is_ours or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
-        raise ConfigError(f"{path} holds no results of this benchmark (format {FORMAT}); choose another with --output")
+        raise ConfigError(
+            f"{path} does not hold results of this benchmark (format {FORMAT}); choose another with --output"
+        )
 
 
 def _check_owner(path: Path, before: Any, header: dict[str, Any]) -> None:
@@ -86,4 +88,4 @@ def _check_owner(path: Path, before: Any, header: dict[str, Any]) -> None:
     if before["device"]["slug"] != header["device"]["slug"]:
         raise ConfigError(f"{path} was measured on {measured}, this is {here}; choose another file with --output")
     if header["settings"]["quick"] and not before["settings"]["quick"]:
-        raise ConfigError(f"{path} holds a real measurement, which --quick would replace; choose another with --output")
+        raise ConfigError(f"{path} holds a full measurement, which --quick would replace; choose another with --output")

@@ -1,4 +1,4 @@
-"""One run: what is measured in which order, how long it may take, and what it says on the way."""
+"""One run of the benchmark: what is measured in which order and in how much time, and the printed progress."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def results_path(settings: Settings, device: torch.device) -> Path:
 
 
 class Run:
-    """Measures what a file of results does not have yet.
+    """Measures what is missing in a results file.
 
     Args:
         path: the file.
-        minutes: after which nothing more begins.
-        command: as the file tells it.
+        minutes: no measurement starts after them.
+        command: the command line, for the file.
 
     Raises:
-        ConfigError: the file is of another device, damaged, or something else.
+        ConfigError: the file was measured on another device, is damaged, or holds something else.
     """
 
     def __init__(self, settings: Settings, device: torch.device, path: Path, minutes: float, command: str):
@@ -58,24 +58,23 @@ class Run:
         self.results = Results(path, header, {"operators": self._operator_place, "steps": self._model_place})
 
     def measure(self) -> list[str]:
-        """Measure as far as the time goes; one line for each thing that failed or is missing."""
-        # On a CPU the compiler's own processes would compete with what is measured while they start.
+        """Measure until the time is up. Returns a line for each failure and each missing measurement."""
+        # On a CPU, the compiler's processes would slow down what is measured while they start.
         with inductor.patch(compile_threads=1) if self.device.type == "cpu" else nullcontext():
             return self._measure_all()
 
     def _measure_all(self) -> list[str]:
         self.say(f"{self.results.content['device']['name']}: {self.results.path}")
         if any(self.results.resumed.values()):
-            self.say(
-                f"going on after {self.results.resumed['operators']} operators, {self.results.resumed['steps']} models"
-            )
+            counts = self.results.resumed
+            self.say(f"continuing after {counts['operators']} operators, {counts['steps']} models")
         for number, case in enumerate(self.operators, 1):
             title = f"operator {number} of {len(self.operators)}: {case.operator} {case.dtype} {case.elements:,}"
             measure = partial(measure_operator, case, self.settings, self.device)
             self._measure("operators", case, title, self.ends(OPERATORS_SHARE), measure, _operator_line)
         for number, model in enumerate(self.models, 1):
             title = f"model {number} of {len(self.models)}: {model.title}"
-            # Each of those that are left gets its part of the time.
+            # The remaining models share the remaining time equally.
             now = time.monotonic()
             deadline = now + (self.ends() - now) / (len(self.models) - number + 1)
             measure = partial(measure_steps, model, self.settings, self.device, deadline)
@@ -86,7 +85,7 @@ class Run:
         return [*failures(self.results.content), *late]
 
     def ends(self, share: float = 1.0) -> float:
-        """When this share of the time is over, as `time.monotonic` tells it."""
+        """The value of `time.monotonic` at which this share of the time is over."""
         return self.began + 60 * self.minutes * share
 
     def say(self, line: str) -> None:
@@ -106,7 +105,7 @@ class Run:
             return
         try:
             entry = measure()
-        except Exception as error:  # of whatever kind: it must not cost the numbers of the others
+        except Exception as error:  # of any kind: the other measurements go on
             entry = {**case.key, **failure_of(error).record()}
         free_memory(self.device)
         self.results.add(section, entry)
@@ -121,7 +120,7 @@ class Run:
 
 
 def failures(content: dict[str, Any]) -> list[str]:
-    """One line for each thing in a file of results that failed for no reason of the machine's."""
+    """One line for each failure in a results file that is not a limit of the machine."""
     lines = []
     for entry in (*content["operators"], *content["steps"]):
         name = " ".join(str(entry[key]) for key in ("operator", "model", "dtype", "elements") if key in entry)

@@ -1,4 +1,4 @@
-"""What is measured: sizes, dtypes and effort, by kind of device."""
+"""What is measured on each kind of device: sizes, dtypes and effort."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from .timing import Effort
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OPERATORS_SHARE = 0.6  # of the time; the rest is for the steps
-COLUMNS = 4096  # of the tensors, as of the inside of an MLP
+COLUMNS = 4096  # width of the tensors, as inside of an MLP
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a whole run. Two runs with equal ones measure the same.
+    """The settings of a run. Runs with equal settings measure the same.
 
     Attributes:
-        dtypes: names; the first is measured first, should the time run out.
+        dtypes: names, the most important first, in case the time runs out.
         sizes: elements of the operators' tensors.
-        compared_dtypes, compared_size: of them, where everything is measured: elsewhere it is PyTorch, Liger and the
-            first backend, for nothing has to be compiled for them.
-        compares_all_sizes: whether everything is measured at all sizes.
+        compared_dtypes, compared_size: the dtypes and the size with which everything is measured. With others it is
+            only PyTorch, Liger and the first backend, which need not be compiled.
+        compares_all_sizes: whether everything is measured with all sizes.
         backends: for the operators.
-        step_backends: for the training steps; "auto" is what a user gets.
+        step_backends: for the training steps; "auto" is the default of users.
         compiles: whether `torch.compile` of the native formulas is measured.
-        operator_effort: for each operator and direction.
-        rounds: of training steps.
-        quick: tiny sizes, to test the script; the numbers mean nothing.
+        operator_effort: how long each operator is measured in each direction.
+        rounds: how many training steps each variant takes.
+        quick: tiny sizes, to test the script. The numbers mean nothing.
     """
 
     dtypes: tuple[str, ...]
@@ -51,11 +51,11 @@ class Settings:
     compares_all_sizes: bool = False
 
     def compares(self, dtype: str, elements: int) -> bool:
-        """Whether everything is measured there."""
+        """Whether everything is measured with this dtype and size."""
         return dtype in self.compared_dtypes and (self.compares_all_sizes or elements == self.compared_size)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON-compatible data."""
         values = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
@@ -64,7 +64,7 @@ def settings_for(kind: str, backends: Sequence[str] | None, seed: int, quick: bo
     """The settings for a "cpu" or "cuda" device.
 
     Raises:
-        ConfigError: an unknown backend.
+        ConfigError: a backend is unknown.
     """
     unknown = [name for name in backends or () if name not in BACKENDS]
     if unknown:

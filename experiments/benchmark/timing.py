@@ -1,6 +1,6 @@
-"""Times calls in turn, so that what else the machine does meets all of them alike.
+"""Times calls in turn, so that other load of the machine affects all of them alike.
 
-Each turn has another order: no call always finds the memory and the caches as the same other one has left them.
+Each turn has another order, so that no call always runs after the same other one, with the caches that it leaves.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ FLUSHED_BYTES = 1 << 28  # more than the L2 cache of any GPU
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: about so many seconds, but at least and at most so many repetitions."""
+    """How long to measure: about `seconds`, but at least `least` and at most `most` repetitions."""
 
     seconds: float
     least: int
     most: int
 
     def repetitions(self, seconds_of_one: float) -> int:
-        """How many fit."""
+        """How many repetitions to take."""
         return max(self.least, min(self.most, int(self.seconds / max(seconds_of_one, 1e-9))))
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why something has no number. `expected` where the machine is the reason (no memory, no package), not a fault."""
+    """Why something was not measured. `expected` if the machine is the reason (memory, a package), and not a fault."""
 
     reason: str
     expected: bool
 
     def record(self) -> dict[str, Any]:
-        """As the results hold it."""
+        """As the results have it."""
         return {"unavailable" if self.expected else "failed": self.reason}
 
 
 def significant(value: float) -> float:
-    """The digits that a measurement may have.
+    """A measurement, rounded to the digits that mean something.
 
     >>> significant(0.123456789)
     0.12346
@@ -56,29 +56,29 @@ def significant(value: float) -> float:
 
 
 def failure_of(error: Exception) -> Failure:
-    """An exception in one line."""
+    """An exception as a reason of one line."""
     if isinstance(error, torch.OutOfMemoryError):
         return Failure(f"{OUT_OF_MEMORY}: {first_line(error)}", expected=True)
     return Failure(f"{type(error).__name__}: {first_line(error)}", expected=False)
 
 
 def warm_up(calls: Mapping[str, Call], device: torch.device, times: int = 2) -> dict[str, Failure]:
-    """Run each call, which may compile it; the failures of those that raise."""
+    """Run each call, which may compile it. Returns the failures of those that raise."""
     failures = {}
     for name, call in calls.items():
         try:
             for _ in range(times):
                 call()
             synchronize(device)
-        except Exception as error:  # of whatever kind: it must not cost the numbers of the others
+        except Exception as error:  # of any kind: the other measurements go on
             failures[name] = failure_of(error)
     return failures
 
 
 def alternate(calls: Mapping[str, Call], device: torch.device, effort: Effort) -> dict[str, list[float]]:
-    """Seconds of each call, by name: one repetition of each in turn, in an order that is drawn for each turn.
+    """Seconds of each call, by name. In each turn, every call runs once, in a random order.
 
-    On a CUDA device the times are those between two events, and the L2 cache is overwritten before each call (which
+    On a CUDA device, a time is that between two events, and the L2 cache is overwritten before each call (which
     also hides the launch of a first kernel). On a CPU they are wall-clock times.
     """
     began = time.perf_counter()
@@ -90,13 +90,13 @@ def alternate(calls: Mapping[str, Call], device: torch.device, effort: Effort) -
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back a CUDA device's memory that nothing uses any more."""
+    """Free the unused memory of a CUDA device."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Tells a full disk by the errors of the libraries that write to it."""
+"""Recognizes a full disk from the errors of the libraries that write to it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from safetensors import SafetensorError
 from .errors import ConfigError
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FULL_BELOW = 2**14  # bytes: PyTorch's writer does not say why it failed
+_FULL_BELOW = 2**14  # free bytes: PyTorch's writer does not say why it failed
 
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turn the error of a full disk into a line.
+    """Raise the errors of a full disk as one `ConfigError`.
 
     Args:
-        folder: what is written inside of the context is below it.
+        folder: the code inside of the context writes into it.
 
     Raises:
         ConfigError: the disk is full.
@@ -35,14 +35,14 @@ def full_disk_named(folder: Path) -> Iterator[None]:
 
 
 def full_disk(path: Path) -> ConfigError:
-    """The error for a file or folder that cannot be written any further."""
+    """The error for a file or folder that cannot be written because the disk is full."""
     return ConfigError(
-        f"{path} cannot be written: the disk is full; make room, and run the same command again to go on"
+        f"{path} cannot be written: the disk is full; free some space, and run the same command again to continue"
     )
 
 
 def is_full(error: OSError) -> bool:
-    """Whether it says that a disk, or one's share of it, is full."""
+    """Whether an error says that the disk is full, or that the user's quota is used up."""
     return error.errno in _FULL_DISK
 
 

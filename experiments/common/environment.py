@@ -14,12 +14,12 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "hf_invac
 
 
 def describe_environment() -> dict[str, Any]:
-    """Hardware and versions, as plain data."""
+    """Hardware and versions, as JSON-compatible data."""
     return {
         "python": platform.python_version(),
         **{name: found for name in PACKAGES if (found := installed_version(name))},
         "platform": platform.platform(),
-        # With the vector instructions that PyTorch uses: speed depends on them, and the last digits of activations.
+        # The vector instructions that PyTorch uses decide its speed, and the last digits of activations.
         "processor": f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})",
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),

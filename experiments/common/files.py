@@ -1,4 +1,4 @@
-"""Writing results so that an interruption at any moment leaves whole files, and never into somebody else's folder."""
+"""Writes results so that an interruption leaves no incomplete file, and never into somebody else's folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .errors import ConfigError
 from .locks import LOCK
 
 OWNED = ("settings.json", "run.json", "plan.json", "reproduction.json")
-"""Files that mark a folder as made by a script: without them what is left there would be taken for somebody else's."""
+"""Files that mark a folder as made by a script. Without them, the rest would be taken for somebody else's."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     Raises:
         ConfigError: the disk is full.
@@ -38,7 +38,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data as JSON, whole or not at all."""
+    """Write JSON-compatible data, completely or not at all."""
     write_atomically(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
@@ -60,7 +60,7 @@ def read_mapping(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any] | None:
     """The content of a JSON file that holds a mapping; None where there is no such file.
 
     Args:
-        kinds: keys that it must have, and the type or types of their values.
+        kinds: the keys that it must have, and the type or types of their values.
 
     Raises:
         ConfigError: it cannot be read, or holds something else.
@@ -88,10 +88,10 @@ def damaged(path: Path, what: str) -> ConfigError:
 def claim_folder(folder: Path, marker: str) -> None:
     """Make sure that results may be written into a folder: it is new, empty, or holds the marker file.
 
-    It is not made yet, so that a run that is refused later leaves nothing behind.
+    It is not created yet, so a run that is refused later leaves nothing behind.
 
     Raises:
-        ConfigError: it cannot be made or written, or holds something else.
+        ConfigError: it cannot be created or written, or holds something else.
     """
     try:
         _refuse_impossible(folder)
@@ -111,7 +111,7 @@ def claim_folder(folder: Path, marker: str) -> None:
 
 
 def _refuse_impossible(folder: Path) -> None:
-    """Paths that lead through a link to nowhere, and names that the file system does not take."""
+    """Refuse paths through a broken link, and names that the file system does not allow."""
     if "\0" in str(folder):
         raise ConfigError(f"the output folder {str(folder)!r} is not a path; choose another with --output_dir")
     for path in (folder, *folder.parents):

@@ -1,4 +1,4 @@
-"""What the values of a run may be, checked before anything is loaded or written."""
+"""Checks the values of a run before anything is loaded or written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import ConfigError
 
-SEED_LIMIT = 2**32  # what NumPy takes
+SEED_LIMIT = 2**32  # seeds are below it: NumPy's limit
 _AT_LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("max_seq_length", "tokenizer_vocab_size", "max_train_samples", "max_eval_samples"), 1),
@@ -18,7 +18,7 @@ _AT_LEAST = {
 }
 _ABOVE = dict.fromkeys(("adam_epsilon", "logging_steps", "save_steps", "eval_steps"), 0)
 _BELOW = {"adam_beta1": 1, "adam_beta2": 1, "label_smoothing_factor": 1, "seed": SEED_LIMIT, "data_seed": SEED_LIMIT}
-_HINTS = dict.fromkeys(("max_train_samples", "max_eval_samples"), "; leave it out for all of them")
+_HINTS = dict.fromkeys(("max_train_samples", "max_eval_samples"), "; leave it out to use all of them")
 _NAMES = (
     *("output_dir", "model_name_or_path", "model_type", "tokenizer_name", "dataset_name", "train_file"),
     *("validation_file", "text_column", "label_column", "resume_from_checkpoint"),
@@ -32,7 +32,7 @@ def check_limits(*parts: Any) -> None:
         parts: instances of the argument classes.
 
     Raises:
-        ConfigError: it names the option, what was expected and what came.
+        ConfigError: the message names the option, what was expected, and what was given.
     """
     values = {field.name: getattr(part, field.name) for part in parts for field in dataclasses.fields(part)}
     for name, value in values.items():

@@ -27,10 +27,10 @@ _held: set[int] = set()
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Make a folder, and keep all other runs out of it until the context ends.
+    """Create a folder, and keep all other runs out of it until the context ends.
 
-    Of the processes that train one model together the first one holds the lock. A folder that was made here and is
-    still empty is removed.
+    If several processes train one model together, the first one holds the lock. A folder that was created here and is
+    still empty at the end is removed.
 
     Raises:
         ConfigError: another run holds it.
@@ -44,13 +44,13 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path, what: str, option: str) -> Iterator[None]:
-    """Hold the lock on a file, which is made for it and removed afterwards, as are its folders while they are empty.
+    """Hold the lock on a file. The file and its missing folders are created, and removed afterwards if they are empty.
 
-    The lock is the operating system's: it ends with the process, however that ends.
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Args:
-        what: is locked, for the message.
-        option: chooses another one.
+        what: names what is locked, for the message.
+        option: the command-line option that chooses another one.
 
     Raises:
         ConfigError: another process holds it.
@@ -60,7 +60,7 @@ def locked(path: Path, what: str, option: str) -> Iterator[None]:
         handle = _acquire(path, what, option)
         yield
     finally:
-        if os.getpid() == owner:  # and no process that was forked meanwhile
+        if os.getpid() == owner:  # not in a process that was forked inside of the context
             if handle is not None:
                 _release(path, handle)
             _remove_while_empty(made)
@@ -80,17 +80,18 @@ def _acquire(path: Path, what: str, option: str) -> int:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # its last holder has just removed the folder
             continue
-        if not _try(handle, path):
+        if not _take(handle, path):
             holder = os.read(handle, 200).decode(errors="replace")
-        elif _is_at(path, handle):  # else its last holder has just removed it
+        elif _is_at(path, handle):  # otherwise its last holder has just removed the file
             _held.add(handle)
             os.ftruncate(handle, 0)
-            with contextlib.suppress(OSError):  # a full disk; it is only for the message
+            with contextlib.suppress(OSError):  # the disk is full; the text is only for the message below
                 os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
             return handle
         os.close(handle)
     raise ConfigError(
-        f"{what} is in use: {holder or 'another process'} writes into it; wait for its end, or choose another {option}"
+        f"{what} is in use: {holder or 'another process'} writes into it; wait for it to end, or choose another "
+        f"{option}"
     )
 
 
@@ -109,32 +110,33 @@ def _remove_while_empty(folders: list[Path]) -> None:
             return
 
 
-def _try(handle: int, path: Path) -> bool:
+def _take(handle: int, path: Path) -> bool:
+    """Take the lock. Returns False if another process holds it; True also where locks do not exist."""
     if fcntl is None:
-        logger.warning("%s cannot be locked on this system: start no second run there", path.parent)
+        logger.warning("%s cannot be locked on this system: do not start a second run there", path.parent)
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # some network file systems know no locks
-        logger.warning("%s cannot be locked (%s): start no second run there", path.parent, error.strerror)
+    except OSError as error:  # some network file systems have no locks
+        logger.warning("%s cannot be locked (%s): do not start a second run there", path.parent, error.strerror)
     return True
 
 
 def _is_at(path: Path, handle: int) -> bool:
-    """Whether the file that is open is the one at that path."""
+    """Whether the open file is still the one at that path."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:
         return False
 
 
-def _let_go() -> None:
-    """For a process that is forked from one that holds locks: else they would last until both have ended."""
+def _close_inherited() -> None:
+    """In a forked process: close the locks that it inherited. Otherwise they would last until both processes end."""
     while _held:
         os.close(_held.pop())
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_close_inherited)

@@ -1,4 +1,4 @@
-"""What tables of results share, as Markdown."""
+"""Markdown that all pages of results share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Cells of text, the first column to the left and the others to the right.
+    """A table. The first column is left-aligned, the others are right-aligned.
 
     >>> print(table(["model", "bytes"], [["GPT-2", "5"]]))
     | model | bytes |
@@ -20,7 +20,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def source_line(results: Mapping[str, Any]) -> str:
-    """Hardware, versions and command of results that hold their ``environment`` and ``command``."""
+    """A sentence with the hardware, versions and command of results, from their ``environment`` and ``command``."""
     where = results["environment"]
     device = where["processor"] if where["device"] == "cpu" else where["device"]
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "transformers") if name in where)

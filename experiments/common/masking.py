@@ -10,7 +10,7 @@ from typing import Any
 
 MASK = "***"
 
-# "tokenizer_name", "num_key_value_heads", "max_new_tokens" and "pad_token" hold none.
+# "tokenizer_name", "num_key_value_heads", "max_new_tokens" and "pad_token" are no secrets.
 _LAST_WORD = re.compile(r".*token|.*key|keys|auth|authorization|bearer")
 _ANY_WORD = re.compile(r".*(secret|password|passwd|passphrase|credential)s?|pwd")
 _NO_SECRET = {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "image", "audio", "video", "special"}
@@ -19,7 +19,7 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
 _PAIR = re.compile(r"([\w.-]+)=([^\s\"'&;,{}<>]+)")  # "?token=..." in a URL, "password=..." in a text
-_PLACEHOLDER = re.compile(r"<[A-Z_]+>")  # what Transformers writes in place of a token, be there one or not
+_PLACEHOLDER = re.compile(r"<[A-Z_]+>")  # what Transformers writes in place of a token, whether there is one or not
 
 
 def is_secret(name: str) -> bool:
@@ -37,7 +37,7 @@ def is_secret(name: str) -> bool:
 def masked_command(arguments: Sequence[str]) -> str:
     """A command line as a shell takes it, with its secrets masked."""
     masked: list[str] = []
-    is_value = False  # of an option that is a secret
+    is_value = False  # of an option whose value is a secret
     for argument in arguments:
         name, sign, value = argument.partition("=")
         if is_value and not argument.startswith("--"):
@@ -66,7 +66,7 @@ def masked_text(text: str) -> str:
 
 
 def masked(value: Any) -> Any:
-    """Plain data with its secrets masked, whatever they are nested in."""
+    """JSON-compatible data with its secrets masked, at any depth."""
     if isinstance(value, dict):
         return {name: MASK if _is_secret_value(name, held) else masked(held) for name, held in value.items()}
     if isinstance(value, list | tuple):

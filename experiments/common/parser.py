@@ -1,4 +1,4 @@
-"""A parser of command lines whose refusals are one line."""
+"""A command-line parser that reports an error in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `ConfigError` instead of printing the usage and leaving the process."""
+    """Raises `ConfigError` instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)

@@ -31,7 +31,7 @@ def start(module: str, main: str = "main") -> int:
             imported = import_module(module)
         code: int = getattr(imported, main)(sys.argv[1:])
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         if error.errno not in _DISK_ERRORS:

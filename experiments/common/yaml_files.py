@@ -1,4 +1,4 @@
-"""Reads the files that say what is run, and refuses keys that nothing would read."""
+"""Reads configs, and refuses unknown keys."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def check_keys(values: dict[str, Any], known: Sequence[str], where: str) -> None:
-    """Raise ConfigError for the first key that is not known, naming the nearest one that is."""
+    """Raise ConfigError for the first unknown key. The message names the most similar known one."""
     for key in values:
         if key not in known:
             raise ConfigError(unknown_key(str(key), where, known))
 
 
 def unknown_key(key: str, where: str, known: Sequence[str]) -> str:
-    """The message for a key that is not known."""
+    """The message for an unknown key."""
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "run the script with --help for all of them"
     return f"unknown option {key.partition('=')[0]!r} {where}; {hint}"
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML's own would take the last."""
+    """Refuses a key that occurs twice in a mapping. YAML's own loader would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

@@ -24,20 +24,20 @@ from .runs import announce, is_finished, log_of, progress_bars, train
 from .workers import RunFailed, run_in_process
 
 COMPARISON = "comparison.json"
-PLAN = "plan.json"  # marks the folder as ours
+PLAN = "plan.json"  # marks the folder as made by this script
 _STEP_TIME = {"settings": dict, **dict.fromkeys(("ratio", "low", "high", "pairs"), (int, float))}
 
 
 def compare(plan: Plan, command: str, console: Console) -> dict[str, Any]:
-    """Run what is not finished yet, then write the report.
+    """Run what is not finished yet, and write the report.
 
     Returns:
         The content of comparison.json.
 
     Raises:
-        ConfigError: something that the plan names cannot be used, a finished run has other settings, or another
+        ConfigError: a file or value of the plan cannot be used, a finished run has other settings, or another
             comparison writes into the same folder.
-        RunFailed: a run ended with an error; those before it are kept.
+        RunFailed: a run ended with an error. The earlier ones are kept.
     """
     claim_folder(plan.output_dir, PLAN)
     with locked_folder(plan.output_dir):
@@ -69,14 +69,14 @@ def _compare(plan: Plan, command: str, console: Console) -> dict[str, Any]:
 
 
 def _step_time(plan: Plan, experiment: Experiment, plain: PlannedRun, progress: Progress) -> dict[str, Any]:
-    """Measured once and kept beside the runs, with the settings that it belongs to."""
+    """The step time, which is measured once and stored with its settings beside the runs."""
     path = plan.output_dir / "runs" / f"{experiment.name}-step-time.json"
     settings = plain.arguments().settings()
     known = read_mapping(path, _STEP_TIME)
     task = announce(progress, f"{experiment.title}, step time", total=1, note="")
     if known is None or known["settings"] != settings:
         progress.update(task, note="alternating steps")
-        # A folder of its own, since a Trainer makes its output folder and the run's is finished.
+        # In its own folder: a Trainer creates its output folder, and the run's folder is finished.
         folder = plan.output_dir / "runs" / f"{experiment.name}-step-time"
         argv = [*plain.argv, "--output_dir", str(folder)]
         known = {**run_in_process("step time", argv, log_of(folder), lambda done, total: None), "settings": settings}
@@ -89,7 +89,7 @@ def _model(experiment: Experiment, plan: Plan, group: list[PlannedRun], step_tim
     results = [(run, finished_result(run.folder)) for run in group]
     runs = [_row(run, result, plan) for run, result in results]
     plain, inverted = (next(r for run, r in results if run.variant == variant) for variant in ("plain", "inverted"))
-    sites = sorted(inverted["patched"], key=lambda site: site["curve"] is None)  # those that are inverted first
+    sites = sorted(inverted["patched"], key=lambda site: site["curve"] is None)  # inverted ones first
     return {
         "name": experiment.name,
         "title": experiment.title,
@@ -124,7 +124,7 @@ def _row(run: PlannedRun, result: dict[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The script: exit code 2, and one line, for what the user can mend; 1 where a run failed or diverged."""
+    """The script. Returns 2, after one line, for an error that the user can fix; 1 if a run failed or diverged."""
     parser = Parser(
         prog="scripts/compare.py",
         description="Fine-tune with and without inverted activations, and report both side by side. Other options "
@@ -133,7 +133,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("config", type=Path, help="a comparison (configs/demo.yaml), or the config of one run")
     parser.add_argument("--output_dir", type=Path, help="where the report and the runs are written")
-    parser.add_argument("--seeds", type=int, nargs="+", help="seeds to run; the spread between them is the yardstick")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="seeds to run; losses are compared with the spread between them"
+    )
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
     began = time.monotonic()
     try:
@@ -144,11 +146,13 @@ def main(argv: Sequence[str]) -> int:
         errors.print(f"error: {error}", markup=False, highlight=False)
         return 2
     except RunFailed as error:
-        errors.print(f"error: {error}\nRun the same command again to go on.", markup=False, highlight=False)
+        errors.print(f"error: {error}\nRun the same command again to continue.", markup=False, highlight=False)
         return 1
     report = plan.output_dir / "report.html"
     console.print(f"Took {time.monotonic() - began:.0f} s. The report: {report}", highlight=False)
     if lines := comparison["diverged"]:
         what = "; ".join(lines)
-        errors.print(f"error: this compares nothing where trainings diverged: {what}", markup=False, highlight=False)
+        errors.print(
+            f"error: the comparison is meaningless for trainings that diverged: {what}", markup=False, highlight=False
+        )
     return 1 if lines else 0

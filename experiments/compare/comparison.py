@@ -14,15 +14,15 @@ Losses = Mapping[int, float]  # by step
 
 
 def compare_model(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """How far the inverted runs' losses are from the plain ones', beside the spread between seeds.
+    """How far the inverted runs' losses are from the plain ones, and the spread between seeds.
 
     Args:
-        runs: of one model, with ``variant``, ``seed`` and ``loss`` (a list of ``step`` and ``loss``).
+        runs: of one model, with ``variant``, ``seed`` and ``loss`` (a list of mappings with ``step`` and ``loss``).
 
     Returns:
-        Differences are those of the same seed and step, absolute, the largest over the seeds; NaN where a loss is not
-        finite. The spread at a step is the largest difference between two seeds of the plain run; None where there is
-        one seed. None instead of it all where no step of a plain run and its inverted one was logged.
+        Differences are absolute, between losses of the same seed and step, and the largest over the seeds; NaN if a
+        loss is not finite. The spread at a step is the largest difference between two seeds of the plain run; None if
+        there is one seed. None instead of the mapping if a plain run and its inverted one share no logged step.
     """
     plain = {run["seed"]: _losses(run) for run in runs if run["variant"] == "plain"}
     inverted = {run["seed"]: _losses(run) for run in runs if run["variant"] == "inverted"}
@@ -68,5 +68,5 @@ def _largest(values: Iterable[float]) -> float:
 
 
 def _nan_last(value: float) -> tuple[bool, float]:
-    """Sorts NaN above all numbers. By itself it compares with none, and `max` would pass over it."""
+    """Sorts NaN above all numbers, which `max` alone would not do."""
     return math.isnan(value), value

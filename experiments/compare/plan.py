@@ -1,4 +1,4 @@
-"""What `scripts/compare.py` runs: read from a YAML file that names the experiments, or from one run's own config."""
+"""What `scripts/compare.py` runs: read from a YAML file with experiments, or from the config of one run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Experiment:
-    """One model that is compared.
+    """A model to compare.
 
     Attributes:
-        name: names its folders.
-        title: names it in the report.
+        name: its name in folders.
+        title: its name in the report.
         config: the run's config file.
-        fused: values of the model's config that spell its activation as PyTorch's fused function, for a second
-            baseline; None where it is fused already.
+        fused: values of the model's config that choose PyTorch's fused activation, for a second baseline; None if the
+            activation is already fused.
     """
 
     name: str
@@ -52,14 +52,14 @@ class PlannedRun:
         """The run's arguments.
 
         Raises:
-            ConfigError: something in them is refused.
+            ConfigError: an argument is invalid.
         """
         return parse_run(self.argv)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that one comparison runs, and where it is written."""
+    """Everything that one comparison runs, and where it is written."""
 
     title: str
     output_dir: Path
@@ -89,15 +89,15 @@ class Plan:
 def read_plan(
     path: Path, output_dir: Path | None = None, seeds: Sequence[int] | None = None, overrides: Sequence[str] = ()
 ) -> Plan:
-    """Read a plan. A config of a single run is compared by itself.
+    """Read a plan. The config of a single run is a plan of this one model.
 
     Args:
         path: a YAML file with `experiments`, whose `config` entries are relative to it, or a run's config.
-        output_dir, seeds: go before what the file says.
-        overrides: arguments that are appended to every run's.
+        output_dir, seeds: override those of the file.
+        overrides: arguments to append to those of every run.
 
     Raises:
-        ConfigError: a file or key that cannot be used.
+        ConfigError: a file or key cannot be used.
     """
     values = read_yaml(path)
     if not _is_plan(values):
@@ -112,11 +112,11 @@ def read_plan(
     chosen = (0, 1) if chosen is None else chosen
     if not _are_seeds(chosen):
         raise ConfigError(
-            f"seeds must be at least one, different whole numbers from 0 to {SEED_LIMIT - 1}, got {chosen!r}"
+            f"seeds must be one or more different whole numbers from 0 to {SEED_LIMIT - 1}, got {chosen!r}"
         )
     entries = values.get("experiments")
     if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"experiments in {path} must be a list of at least one, got {entries!r}")
+        raise ConfigError(f"experiments in {path} must be a list of at least one experiment, got {entries!r}")
     experiments = tuple(_experiment(entry, path) for entry in entries)
     _check_names([experiment.name for experiment in experiments], path)
     folder = output_dir or Path(_text(values, "output_dir", f"in {path}", f"results/{path.stem}"))
@@ -124,7 +124,7 @@ def read_plan(
 
 
 def _is_plan(values: dict[str, Any]) -> bool:
-    """Whether a config names experiments, perhaps misspelt, or is that of a single run."""
+    """Whether a config names experiments (perhaps with a misspelled key), and is not that of a single run."""
     own = set(_PLAN_KEYS) - {"output_dir"}
     return any(key in own or difflib.get_close_matches(str(key), ["experiments"], cutoff=0.8) for key in values)
 
@@ -139,12 +139,12 @@ def _are_seeds(chosen: Any) -> bool:
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
-    """Names name folders, and some systems do not tell upper from lower case."""
+    """Refuse equal names. They name folders, and some file systems ignore upper and lower case."""
     for number, name in enumerate(names):
         for other in names[:number]:
             if name.lower() == other.lower():
                 raise ConfigError(
-                    f"the experiments in {path} must have different names, in more than upper and lower case, "
+                    f"the experiments in {path} must have different names (upper and lower case count as equal), "
                     f"got {list(names)}"
                 )
 
@@ -157,8 +157,8 @@ def _experiment(entry: Any, path: Path) -> Experiment:
     name, fused = str(entry["name"]), entry.get("fused")
     if isinstance(entry["name"], bool | None) or not _NAME.fullmatch(name) or name.endswith("."):
         raise ConfigError(
-            f"name {where} names its folders, and must be up to 100 letters, digits, '.', '_' and '-', of which the "
-            "first is a letter or digit and the last no '.'"
+            f"name {where} is used for folders, and must be up to 100 letters, digits, '.', '_' and '-'; the first "
+            "must be a letter or digit, and the last must not be '.'"
         )
     if not isinstance(fused, dict | None):
         raise ConfigError(f"fused {where} must be a mapping, got {fused!r}")
@@ -169,5 +169,5 @@ def _experiment(entry: Any, path: Path) -> Experiment:
 def _text(values: dict[str, Any], key: str, where: str, default: str) -> str:
     value = values.get(key, default)
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise ConfigError(f"{key} {where} must be a text that is not empty, got {value!r}")
+        raise ConfigError(f"{key} {where} must be a non-empty text, got {value!r}")
     return str(value)

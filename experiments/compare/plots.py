@@ -1,4 +1,4 @@
-"""The figures of a comparison beside that of the saved bytes. They take plain mappings."""
+"""The figures of a comparison, except that of the saved bytes. They take plain mappings."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def loss_figure(curves: Mapping[str, Mapping[int, Curve]]) -> Figure:
     """Loss per step, and below it the distance from the plain run of the same seed on a log scale.
 
     Args:
-        curves: variant -> seed -> step -> loss. The first seed of a variant is drawn in full strength, the plain runs
-            of the others lightly behind it. Losses that are not finite leave a gap and a cross at the top.
+        curves: variant -> seed -> step -> loss. The first seed of a variant is drawn in full strength, and the plain
+            runs of the others lightly behind it. Losses that are not finite leave a gap, and a cross at the top.
     """
     figure = new_figure(height=5.6)
     losses, differences = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -96,8 +96,8 @@ def _draw_differences(axes: Axes, curves: Mapping[str, Mapping[int, Curve]]) -> 
 
     axes.set_yscale("log")
     if not any(0 < value < math.inf for curve in drawn for value in curve.values()):
-        axes.set_ylim(1e-8, 1.0)  # with nothing to scale to, limits that do not suggest a large difference
-    # A log scale has no place for zeros: they get a mark on the axis instead.
+        axes.set_ylim(1e-8, 1.0)  # without data to scale to, these limits do not suggest a large difference
+    # A log scale cannot show zeros: they get a mark on the axis instead.
     marked = [variant for variant, steps in zeros.items() if steps]
     for variant in marked:
         label = "exactly 0" if variant == marked[-1] else None
@@ -108,13 +108,13 @@ def _draw_differences(axes: Axes, curves: Mapping[str, Mapping[int, Curve]]) -> 
 def _mark(axes: Axes, steps: Collection[int], *, height: float, marker: str, color: str, label: str | None) -> None:
     """Mark steps at a height of the axes (0: bottom, 1: top), whatever the data's scale."""
     if steps:
-        look: dict[str, Any] = {"color": color, "markerfacecolor": "white", "markersize": 4, "linestyle": "none"}
+        style: dict[str, Any] = {"color": color, "markerfacecolor": "white", "markersize": 4, "linestyle": "none"}
         place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 5}
-        axes.plot(sorted(steps), [height] * len(steps), marker=marker, label=label, **look, **place)
+        axes.plot(sorted(steps), [height] * len(steps), marker=marker, label=label, **style, **place)
 
 
 def _seed_label(variant: str, of_seed: Mapping[int, Curve], seed: int) -> str | None:
-    """The legend names the first seed, and the others by number only where there is just one."""
+    """The legend names the first seed; of the others, it gives the number only if there is one."""
     rank = list(of_seed).index(seed)
     if rank == 0 or len(of_seed) == 2:
         return f"{variant}, seed {seed}"

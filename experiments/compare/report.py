@@ -1,4 +1,4 @@
-"""The report of a comparison: one self-contained HTML file, the same as Markdown, and a table for the console."""
+"""The report of a comparison: a self-contained HTML file, the same as Markdown, and a table for the console."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """What the summary says of one model: bare numbers, None or a missing variant where nothing was measured.
+    """A model's row of the summary: plain numbers; None, or a missing variant, for what was not measured.
 
     The mappings go from variant ("plain", "fused", "inverted") to a value of its run with the model's first seed.
     """
@@ -45,14 +45,14 @@ class SummaryRow:
 
 
 class Grid(NamedTuple):
-    """A table as text: the first column is left-aligned, the others hold numbers."""
+    """A table of texts. The first column is left-aligned, the others hold numbers."""
 
     header: list[str]
     rows: list[list[str]]
 
 
 class Image(NamedTuple):
-    """A figure with its file name, its text for those who do not see it, and its PNG."""
+    """A figure: its file name, its alternative text, and its PNG."""
 
     name: str
     alt: str
@@ -65,7 +65,7 @@ def summary_rows(comparison: dict[str, Any]) -> list[SummaryRow]:
 
 
 def summary_table(comparison: dict[str, Any]) -> Table:
-    """The summary for the console: a column for each model, which fits where a row for each would not."""
+    """The summary for the console, with a column for each model, since rows would be too wide."""
     grid = _summary_grid(summary_rows(comparison))
     table = Table(title=Text(comparison["title"]))
     titles, *measures = zip(grid.header, *grid.rows, strict=True)
@@ -81,7 +81,7 @@ def write_report(comparison: dict[str, Any], folder: Path) -> Path:
 
     Args:
         comparison: the content of comparison.json.
-        folder: made if missing.
+        folder: created if it is missing.
 
     Returns:
         The path of report.html.
@@ -151,7 +151,11 @@ def _summary_grid(rows: list[SummaryRow]) -> Grid:
 
 
 def _section(number: int, model: dict[str, Any], row: SummaryRow) -> dict[str, Any]:
-    """What the templates show of one model, which is the comparison's `number`-th."""
+    """What the templates show of one model.
+
+    Args:
+        number: of the model in the comparison, from 1.
+    """
     anchor = f"{number}-" + re.sub(r"[^A-Za-z0-9._-]+", "-", model["name"])
     comparison, data = model["comparison"], model["data"]
     findings = [["First loss", _first_loss(row)]]
@@ -227,7 +231,7 @@ def _runs_grid(runs: list[dict[str, Any]]) -> Grid:
 
 
 def _warnings(model: dict[str, Any]) -> list[str]:
-    """What a reader must know before looking at the numbers: what is absent, and what diverged."""
+    """What a reader must know before looking at the numbers: missing runs, and those that diverged."""
     title, runs = model["title"], _first_seed_runs(model)
     warnings = [f"{title} has no {variant} run." for variant in ("plain", "inverted") if variant not in runs]
     if model.get("inverted") == 0:
@@ -271,7 +275,7 @@ def _by_variant(values: Mapping[str, Any], text: Callable[[Any], str]) -> str:
 
 
 def _change(values: Mapping[str, float]) -> str:
-    """Of inverted, against plain (against fused)."""
+    """The change from plain to inverted, and in parentheses from fused to inverted."""
     changes = {base: f"{values['inverted'] / values[base] - 1:+.1%}" for base in values if "inverted" in values}
     against_fused = f" ({changes['fused']})" if "fused" in changes else ""
     return changes.get("plain", ABSENT) + against_fused
@@ -289,5 +293,5 @@ def _value(value: Any) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    """Text as one line that means itself, in a table's cell too."""
+    """Escape a text, as one line that can be in a table's cell too."""
     return re.sub(r"([\\`*_{}\[\]<>|#&])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""Runs what a plan names, each run in a process of its own, unless it is finished."""
+"""Runs the runs of a plan that are not finished, each in its own process."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def progress_bars(console: Console) -> Progress:
 
 
 def announce(progress: Progress, label: str, total: int | None, note: str) -> TaskID:
-    """Add a bar. Where bars cannot move (a file, a CI log) they appear at the end, so that a line says it now."""
+    """Add a bar. Where bars cannot move (in a file or a CI log), they appear only at the end, so print a line now."""
     if not progress.console.is_terminal:
         print(f"{label}: {note}" if note else label, flush=True)
     return progress.add_task(label, total=total, note=note)
 
 
 def is_finished(run: PlannedRun) -> bool:
-    """Whether the run needs not be run again.
+    """Whether the run is finished, with the same settings.
 
     Raises:
-        ConfigError: it was run with other settings, or its arguments are refused.
+        ConfigError: it was run with other settings, or its arguments are invalid.
     """
     asked = run.arguments().settings()
     result = read_result(run.folder)
@@ -46,14 +46,14 @@ def is_finished(run: PlannedRun) -> bool:
     if difference := first_difference(result["settings"], asked):
         key, value, wanted = difference
         raise ConfigError(
-            f"{run.folder} holds a finished run with {key}={value!r}, asked for is {wanted!r}; "
+            f"{run.folder} holds a finished run with {key}={value!r}, but {wanted!r} is asked for; "
             "choose another --output_dir, or remove that folder to run it again"
         )
     return True
 
 
 def train(run: PlannedRun, finished: bool, progress: Progress) -> None:
-    """Run it, with its bar.
+    """Run a run in its own process, and show its progress.
 
     Raises:
         ConfigError: its arguments cannot be used.
@@ -69,12 +69,12 @@ def train(run: PlannedRun, finished: bool, progress: Progress) -> None:
         progress.update(task, completed=done, total=total, note="training" if done < total else "evaluating")
 
     run_in_process("finetune", list(run.argv), log_of(run.folder), advance)
-    if progress.tasks[task].total is None:  # it was trained before
+    if progress.tasks[task].total is None:  # an earlier start has trained it
         progress.update(task, total=1, completed=1)
     progress.update(task, note="")
 
 
 def log_of(folder: Path) -> Path:
-    """The file beside a run's folder that takes its output."""
+    """The file for a run's output, beside its folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder.with_name(f"{folder.name}.log")

@@ -1,4 +1,4 @@
-"""Step time with and without inverted activations, as a ratio of alternating steps in one process."""
+"""Measures the ratio of the step times with and without inverted activations, from alternating steps."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ INVERTED = "inverted"
 
 
 class TrainerSteps(Training):
-    """Steps on the first batch of an experiment's own data, as the Trainer takes them."""
+    """Steps on the first batch of a run's own data, as the Trainer takes them."""
 
     def __init__(self, experiment: TrainingSetup, arguments: InvActTrainingArguments) -> None:
         self.data = experiment.data
         self.trainer = experiment.trainer(arguments, [])
-        # Under autocast it is another callable.
+        # With autocast, this is another callable.
         self.prepared = self.trainer.accelerator.prepare(experiment.model)
         self.prepared.train()
         batch = dict(next(iter(self.trainer.get_train_dataloader())))
@@ -53,9 +53,9 @@ def steps_of(run: RunArguments) -> TrainerSteps:
     """The plain training steps of a run.
 
     Raises:
-        ConfigError: something that the run names cannot be used.
+        ConfigError: a model, file or value of the run cannot be used.
     """
-    # The fields of Transformers' class, which mypy does not follow.
+    # Fields of Transformers' class, which mypy does not see.
     changes: dict[str, Any] = {"use_inverted_activations": False, "learning_rate": 0.0}
     training = dataclasses.replace(run.training, **changes)
     return TrainerSteps(build(dataclasses.replace(run, training=training)), training)

@@ -1,6 +1,6 @@
-"""Runs functions in processes of their own, so that each run's peaks are its own, with progress reported to the parent.
+"""Runs each run in its own process, so that its memory peaks are its own, and reports progress to the parent.
 
-The processes are forked from a server that has imported the heavy packages already, where the system allows it.
+Where the system allows it, the processes are forked from a server that has already imported the large packages.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from .steptime import measure_step_time
 
 Progress = Callable[[int, int], None]
 
-_SECONDS_TO_END = 10  # seconds that a process has to clean up in
+_SECONDS_TO_END = 10  # seconds that a process has to clean up
 
-_START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # macOS' own libraries do not survive a fork
+_START_METHOD = (
+    "forkserver" if sys.platform == "linux" else "spawn"
+)  # the system libraries of macOS do not survive a fork
 
 
 class RunFailed(RuntimeError):
@@ -42,15 +44,15 @@ def run_in_process(job: str, argv: list[str], log: Path, progress: Progress) -> 
 
     Args:
         job: name of the job.
-        argv: the run's arguments, as `arguments.parse_run` takes them.
-        log: file that takes the process's output.
-        progress: called with steps done and steps in all. Warnings of the scripts' own are printed.
+        argv: the run's arguments, for `parse_run`.
+        log: the file for the process's output.
+        progress: called with the number of finished steps and of all steps. Our own warnings are printed.
 
     Returns:
         What the job returned.
 
     Raises:
-        ConfigError: as the job.
+        ConfigError: the job raised it.
         RunFailed: the job raised something else, or the process was killed.
     """
     context = multiprocessing.get_context(_START_METHOD)
@@ -67,7 +69,7 @@ def run_in_process(job: str, argv: list[str], log: Path, progress: Progress) -> 
         raise
     except BaseException:
         for _ in range(_SECONDS_TO_END):
-            process.terminate()  # again, since code that it interrupts may catch what the first one raised
+            process.terminate()  # repeatedly, since the interrupted code may catch the exception
             process.join(1)
             if not process.is_alive():
                 break
@@ -98,7 +100,7 @@ def _listen(receiver: Connection, progress: Progress, log: Path) -> Any:
 
 def _work(job: str, argv: list[str], log: Path, sender: Connection) -> None:
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to all processes; the parent ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     with open(log, "wb", buffering=0) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
@@ -108,14 +110,14 @@ def _work(job: str, argv: list[str], log: Path, sender: Connection) -> None:
         sender.send(("result", JOBS[job](argv, sender)))
     except ConfigError as error:
         sender.send(("config error", str(error)))
-    except Exception as error:  # whatever it is, the parent reports it
+    except Exception as error:  # of any kind: the parent reports it
         sender.send(("error", masked_text(f"{type(error).__name__}: {error}")))
         print(masked_text(traceback.format_exc()), file=sys.stderr)
         raise SystemExit(1) from error
 
 
 class _ToParent(logging.Handler):
-    """Warnings that the user must see, who does not read the log of a run that ends well."""
+    """Sends warnings to the parent, since nobody reads the log of a run that ends well."""
 
     def __init__(self, sender: Connection) -> None:
         super().__init__(logging.WARNING)
@@ -126,12 +128,12 @@ class _ToParent(logging.Handler):
 
 
 def _exit_on_sigterm(signal_number: int, frame: FrameType | None) -> None:
-    """As an exception, so that locks and semaphores are given back."""
+    """End by an exception, so that locks and semaphores are released."""
     raise SystemExit(1)
 
 
 def _die_with_parent() -> None:
-    """Leave at once when the parent is killed, so that nothing goes on writing into its folders."""
+    """Exit as soon as the parent is killed, so that nothing writes into its folders any more."""
     parent = multiprocessing.parent_process()
     if parent is None:
         raise RuntimeError("a worker must be started by multiprocessing")

@@ -1,4 +1,4 @@
-"""Compares a small model of a type with itself patched."""
+"""Compares a small model of a type with the same model patched."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Coverage:
 
     Attributes:
         model_type: of Transformers.
-        model_class: what was built; empty where nothing was.
-        sites: activations that were found.
+        model_class: the class of the model; empty if none could be built.
+        sites: how many activations were found.
         patched: how many of them are inverted.
         plans: how often each plan was installed.
-        plain_bytes, patched_bytes: what is kept for the backward pass; None where it could not be run.
-        activation_ulps: the largest difference between what an activation returns for the same input, in units in the
-            last place of its largest output: 0 where all are the same to the bit.
-        output_ulps: the same of what the model returns.
-        gradient_error: the norm of the difference of all gradients over the norm of the plain ones.
-        reason: why it, or a part of it, is not patched, or could not be built.
-        error: what was raised once it was patched; empty where nothing was.
+        plain_bytes, patched_bytes: what is saved for backward; None if the model could not be run.
+        activation_ulps: the largest difference between an activation's plain and inverted output for the same input, in
+            units in the last place of its largest output. 0 if all outputs are bit-identical.
+        output_ulps: the same for the model's outputs.
+        gradient_error: the norm of the difference of all gradients, relative to that of the plain gradients.
+        reason: why the model, or a part of it, is not patched, or could not be built.
+        error: what the patched model raised; empty if nothing.
     """
 
     model_type: str
@@ -71,7 +71,7 @@ class Coverage:
         return f"{self.model_type}: {self.patched} of {self.sites} patched, {change:+.1%}, {self.output_ulps:.3g} ulps"
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """As JSON-compatible data."""
         return asdict(self)
 
 
@@ -90,7 +90,7 @@ def check(model_type: str) -> Coverage:
     except UncoveredError as error:
         return Coverage(model_type, reason=str(error))
     name = type(model).__name__
-    twin = _build(type(model), config)  # some change when they are run
+    twin = _build(type(model), config)  # some models change when they are run
     try:
         report = patch_model(twin)
     except PatchingError as error:
@@ -124,9 +124,9 @@ def _runnable(model_type: str) -> tuple[PretrainedConfig, PreTrainedModel, dict[
             for inputs in _inputs(model, failures):
                 try:
                     return config, model, inputs, _run(model, inputs)
-                except Exception as error:  # whatever a foreign forward raises
+                except Exception as error:  # the model may raise anything
                     failures.append(f"{type(model).__name__} cannot be run: {brief(error)}")
-    raise UncoveredError(failures[0] if failures else "no input is known for it")
+    raise UncoveredError(failures[0] if failures else "no inputs for it are known")
 
 
 def _inputs(model: PreTrainedModel, failures: list[str]) -> Iterator[dict[str, Any]]:
@@ -139,18 +139,18 @@ def _inputs(model: PreTrainedModel, failures: list[str]) -> Iterator[dict[str, A
 def _built(config: PretrainedConfig, failures: list[str]) -> Iterator[PreTrainedModel]:
     try:
         classes = list(_classes(config))
-    except (ImportError, ValueError) as error:  # of a mapping that names what is not there
+    except (ImportError, ValueError) as error:  # a mapping names a class that does not exist
         failures.append(f"its class cannot be found: {brief(error)}")
         return
     for model_class in classes:
         try:
             yield _build(model_class, config)
-        except Exception as error:  # whatever a foreign class raises
+        except Exception as error:  # the class may raise anything
             failures.append(f"{model_class.__name__} cannot be built: {brief(error)}")
 
 
 def _classes(config: PretrainedConfig) -> Iterator[type[PreTrainedModel]]:
-    with suppress(PlanningError):  # a part of other models
+    with suppress(PlanningError):  # it is only a part of other models
         yield find_source(config).model_class
     mapping = transformers.AutoModel._model_mapping
     if type(config) in mapping:
@@ -169,7 +169,7 @@ def _classes(config: PretrainedConfig) -> Iterator[type[PreTrainedModel]]:
 
 
 def _build(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    config = copy.deepcopy(config)  # models write into theirs
+    config = copy.deepcopy(config)  # models change their config
     with torch.device("meta"):
         size = sum(weight.numel() for weight in model_class._from_config(config).parameters())
     if size > MOST_PARAMETERS:
@@ -187,13 +187,13 @@ def _run(model: PreTrainedModel, inputs: dict[str, Any]) -> _Run:
     set_seed(SEED)
     model.zero_grad()
     with SavedActivations(model) as saved:
-        outputs = model(**copy.deepcopy(inputs))  # some write into them
+        outputs = model(**copy.deepcopy(inputs))  # some models change their inputs
     tensors = [leaf for leaf in tree_leaves(dict(outputs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     differentiable = [tensor for tensor in tensors if tensor.requires_grad]
     if not differentiable:
         raise UncoveredError(f"{type(model).__name__} returns nothing that depends on its weights")
     generator = torch.Generator().manual_seed(SEED)
-    # Random weights: sums of what a norm returns do not depend on anything.
+    # Random factors: the plain sum of a norm's output is constant.
     goals = [(tensor * torch.randn(tensor.shape, generator=generator)).sum() for tensor in differentiable]
     torch.stack(goals).sum().backward()
     gradients = [torch.zeros(()) if w.grad is None else w.grad.clone() for w in model.parameters()]
@@ -203,11 +203,11 @@ def _run(model: PreTrainedModel, inputs: dict[str, Any]) -> _Run:
 def _activation_ulps(
     plain: PreTrainedModel, patched: PreTrainedModel, report: PatchReport, inputs: dict[str, Any]
 ) -> list[float]:
-    """Of each call of a module that is inverted, for the input that it has in the plain model."""
+    """The difference in each call of an inverted module, for its input in the plain model."""
     found: list[float] = []
 
     def compare(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        # In the same layout: PyTorch's functions differ in the last places between vectors and single numbers.
+        # The layout must be the same: PyTorch's vectorized and scalar functions differ in the last place.
         with torch.enable_grad():
             inverted = torch.clone(patched.get_submodule(name)(args[0].detach().requires_grad_()))
         found.append(_ulps(output, inverted.detach()))

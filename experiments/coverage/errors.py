@@ -10,6 +10,6 @@ class UncoveredError(Exception):
 
 
 def brief(error: BaseException) -> str:
-    """An error in a line."""
+    """An error's message in one line, cut to `LONGEST` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -1,4 +1,4 @@
-"""Checks each model type in a process of its own: some hang, and some take the process with them."""
+"""Checks each model type in its own process, because some hang and some crash."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class _Running:
 def check_all(
     model_types: Iterable[str], *, seconds: float, jobs: int | None = None, check: Check = check
 ) -> Iterator[Coverage]:
-    """What `check` says of each model type, as they come; or that it ran out of time, or died.
+    """The result of `check` for each model type, in the order in which they end; or that it timed out or crashed.
 
-    Processes are forked, so that each has what is imported already.
+    Processes are forked, so that they need not import everything again.
 
     Args:
         model_types: of Transformers.
-        seconds: that each may take.
+        seconds: the limit for each.
         jobs: how many run at once; the number of cores by default.
-        check: what is called in each process.
+        check: called in each process.
     """
     waiting = list(reversed(list(model_types)))
     running: dict[Connection, _Running] = {}
@@ -79,8 +79,8 @@ def _finish(receiver: Connection, running: _Running, seconds: float, *, in_time:
 def _send(check: Check, model_type: str, sender: Connection) -> None:
     torch.set_num_threads(1)
     with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)  # warnings about configs that nobody will train
+        os.dup2(nowhere.fileno(), 2)  # warnings about configs that are never trained
     try:
         sender.send(check(model_type))
-    except Exception as error:  # whatever a foreign model raises once it is patched: a result that must be seen
+    except Exception as error:  # a patched model may raise anything, and the result must show it
         sender.send(Coverage(model_type, error=f"{type(error).__name__}: {brief(error)}"))

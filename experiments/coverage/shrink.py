@@ -1,4 +1,4 @@
-"""Makes small what a config makes large, whatever the architecture."""
+"""Makes small configs of any architecture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import UncoveredError, brief
 
 MODEL_TYPES = tuple(sorted(CONFIG_MAPPING_NAMES))
 VOCABULARY = 128
-SPECIAL_TOKENS = 100  # those that a config numbers beyond the vocabulary move to here and above
+SPECIAL_TOKENS = 100  # token ids beyond the small vocabulary are moved to this range
 
 _PREFIX = r"(?:\w+_)?"
 _COUNTS = {
@@ -44,12 +44,12 @@ _KEY_VALUE_HEADS = r"(?:\w*num_key_value_heads|num_kv_heads|n_head_kv|attention_
 
 @dataclass(frozen=True)
 class _Recipe:
-    """Which values become small, each to at most its own."""
+    """The upper limits of a config's values."""
 
     sizes: Mapping[str, int]
 
     def value(self, name: str, value: Any) -> Any:
-        """The small value of an attribute of a config."""
+        """An attribute's value, limited."""
         if isinstance(value, bool):
             return value
         most = next((most for pattern, most in self.sizes.items() if re.fullmatch(pattern, name)), None)
@@ -62,7 +62,7 @@ class _Recipe:
         return value
 
     def values(self, config: PretrainedConfig) -> dict[str, Any]:
-        """What differs, so that all that a config derives is derived again."""
+        """Only the values that change, so that the config class derives the others from them again."""
         changed: dict[str, Any] = {}
         for name, value in vars(config).items():
             if isinstance(value, PretrainedConfig):
@@ -76,21 +76,21 @@ class _Recipe:
 
 
 _WIDE = {rf"{_PREFIX}(?:head_dim|d_kv)": 128, rf"{_PREFIX}(?:hidden_size|d_model|dim|embed_dim)": 512}
-# The first whose config its class accepts, and whose model can be run, is taken.
+# The first is taken whose config its class accepts and whose model can be run.
 _RECIPES = (
     _Recipe({_KEY_VALUE_HEADS: 2, **_COUNTS, **_WIDTHS}),
     _Recipe({_KEY_VALUE_HEADS: 4, **_COUNTS, **_WIDTHS}),
-    _Recipe({_KEY_VALUE_HEADS: 2, **_COUNTS, **_WIDE, **_WIDTHS}),  # heads that are divided into sections
-    _Recipe(_COUNTS),  # widths that depend on each other stay as they are
+    _Recipe({_KEY_VALUE_HEADS: 2, **_COUNTS, **_WIDE, **_WIDTHS}),  # for heads that are divided into sections
+    _Recipe(_COUNTS),  # widths that depend on each other stay unchanged
     _Recipe({name: most for name, most in _COUNTS.items() if "layers" not in name}),
 )
 
 
 def small_configs(model_type: str) -> list[PretrainedConfig]:
-    """Small configs of a model type, the smallest first, without those that the config's class refuses.
+    """Small configs of a model type, the smallest first. Those that its config class rejects are left out.
 
     Raises:
-        UncoveredError: the class has no defaults, or refuses all.
+        UncoveredError: the class has no defaults, or rejects all of them.
     """
     config_class = CONFIG_MAPPING[model_type]
     configs: list[PretrainedConfig] = []

@@ -1,4 +1,4 @@
-"""The results as a page of the documentation."""
+"""docs/coverage.md, from the results."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ Row = Mapping[str, Any]
 _INTRODUCTION = """\
 # Which models are patched
 
-Every model type of the installed Transformers, made small from its config alone, run once plain and once patched in
-float32 on a CPU, forward and backward. Written by `scripts/render_results.py` from the file that
-`{command}` wrote (torch {torch}, transformers {transformers}, seed {seed}).
+A small model of every model type of the installed Transformers, built from its config alone, is run plain and patched,
+forward and backward, in float32 on a CPU. `scripts/render_results.py` writes this page from the results of
+`{command}` (torch {torch}, transformers {transformers}, seed {seed}).
 
-{patched} of {run} types that could be run are patched, and each of them keeps less. The outputs of {identical} are the
-same to the bit. The others have an activation that Transformers spells out in Python and that is replaced by PyTorch's
-function for it; the two differ by {activation_ulps:.2g} in the last place of the largest output (*ulps*) at most, in
-each activation. Gradients differ by {gradient_error:.1e} of their norm at most, by {median_error:.1e} in the median.
+{patched} of the {run} types that could be run are patched, and each of them keeps less. The outputs of {identical} are
+bit-identical. The others have an activation that Transformers computes unfused, in Python, and that is replaced by
+PyTorch's fused function; in each activation the two differ by at most {activation_ulps:.2g} units in the last place of
+the largest output (*ulps*). Gradients differ by at most {gradient_error:.1e} of their norm, and by {median_error:.1e}
+in the median.
 
-Small models have other proportions than those that are trained: `hf-invact plan` tells what yours saves. Models of
-several kinds of input are run on the first kind that suffices, mostly text; the rest of them is patched, and not
+Small models have other proportions than real ones: `hf-invact plan` predicts what yours saves. A model that takes
+several kinds of input is run on the first kind that suffices, mostly text. Its other parts are patched, but not
 measured here.
 """
 _HEADER = (
@@ -60,7 +61,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def sentence(results: Mapping[str, Any]) -> str:
-    """For the README."""
+    """The README's sentence."""
     rows: Sequence[Row] = results["models"]
     patched, run = sum(map(is_patched, rows)), sum(row["plain_bytes"] is not None for row in rows)
     version = results["environment"]["transformers"]
@@ -71,7 +72,7 @@ def sentence(results: Mapping[str, Any]) -> str:
 
 
 def is_patched(row: Row) -> bool:
-    """Whether something that runs is inverted."""
+    """Whether something is inverted in the part of the model that was run."""
     return bool(row["patched"]) and row["patched_bytes"] != row["plain_bytes"]
 
 
@@ -84,7 +85,7 @@ def _patched(row: Row) -> str:
 
 
 def _reasons(rows: Iterable[Row]) -> Iterable[str]:
-    """Joined by reason."""
+    """A line for each reason."""
     types: dict[str, list[str]] = {}
     for row in rows:
         types.setdefault(_reason(row), []).append(row["model_type"])
@@ -94,6 +95,6 @@ def _reasons(rows: Iterable[Row]) -> Iterable[str]:
 
 def _reason(row: Row) -> str:
     if row["patched"]:
-        return "what is patched is not used by the kind of input that it was run on"
-    text = str(row["reason"]).partition(". Supported: ")[0]  # which is the same list each time
+        return "what is patched is not used with the kind of input that it was run on"
+    text = str(row["reason"]).partition(". Supported: ")[0]  # it is always the same list
     return text.replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""What one fine-tuning run is told: the model, the data and the training arguments."""
+"""The arguments of one fine-tuning run: the model, the data and the training."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Pretrained weights: a hub name, a local folder, or package:NAME for those that the installed "
-            "Python package NAME carries. Without it the weights are fresh."
+            "help": "Pretrained weights: a hub name, a local folder, or package:NAME for the weights in the installed "
+            "Python package NAME. Without it the weights are fresh."
         },
     )
     model_type: str | None = field(
@@ -115,8 +115,8 @@ class DataArguments:
     )
     max_seq_length: int = field(default=128, metadata={"help": "Tokens in a sequence."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens to mask, for masked-lm."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training sequences."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many validation sequences."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "The largest number of training sequences."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "The largest number of validation sequences."})
 
     def __post_init__(self) -> None:
         if (self.dataset_name is None) == (self.train_file is None):
@@ -132,7 +132,7 @@ class DataArguments:
 
 @dataclass(frozen=True)
 class RunArguments:
-    """All that defines one run."""
+    """Everything that defines one run."""
 
     model: ModelArguments
     data: DataArguments
@@ -142,12 +142,12 @@ class RunArguments:
     def __post_init__(self) -> None:
         if self.training.use_inverted_activations and (self.study.method or self.study.gradient_checks):
             raise ConfigError(
-                "method and gradient_checks belong to a plain training, and use_inverted_activations is on; "
+                "method and gradient_checks need a plain training, but use_inverted_activations is on; "
                 f"got method={self.study.method!r} and gradient_checks={self.study.gradient_checks}"
             )
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The values that decide the result, as JSON gives them back, secrets masked; not where it is written to."""
+        """The values that decide the result, as JSON returns them, with secrets masked; without output folders."""
         training = {key: value for key, value in self.training.to_dict().items() if key not in _PLACES}
         parts = {"model": dataclasses.asdict(self.model), "data": dataclasses.asdict(self.data), "training": training}
         parts["study"] = dataclasses.asdict(self.study)
@@ -162,10 +162,10 @@ PARTS = ("model", "data", "training", "study")
 
 
 def parse_run(argv: Sequence[str]) -> RunArguments:
-    """Read ``[CONFIG.yaml] [--key value ...]``; what the command line says goes before what the file says.
+    """Read ``[CONFIG.yaml] [--key value ...]``; the command line overrides the file.
 
     Raises:
-        ConfigError: a file that cannot be read, an unknown key, a value that is refused.
+        ConfigError: a file cannot be read, a key is unknown, or a value is invalid.
     """
     parser = _Parser(_CLASSES, allow_abbrev=False)
     rest = list(argv)
@@ -177,7 +177,7 @@ def parse_run(argv: Sequence[str]) -> RunArguments:
         )
     except ConfigError:
         raise
-    except (ValueError, ImportError) as error:  # how the argument classes refuse a value, or miss an optional package
+    except (ValueError, ImportError) as error:  # an argument class rejects a value, or an optional package is missing
         raise ConfigError(str(error)) from error
     if unknown:
         raise ConfigError(unknown_key(unknown[0], "on the command line", [f"--{name}" for name in _names(parser)]))
@@ -190,7 +190,7 @@ def first_difference(
     asked: dict[str, dict[str, Any]],
     parts: Sequence[str] = PARTS,
 ) -> tuple[str, Any, Any] | None:
-    """The first of `RunArguments.settings` that differs: its key, its value before and as asked; None if none does."""
+    """The first of `RunArguments.settings` that differs: its key, the earlier and the new value; None if none does."""
     for part in parts:
         for key, value in asked[part].items():
             known = before.get(part, {}).get(key)
@@ -203,7 +203,7 @@ _CLASSES = (ModelArguments, DataArguments, InvActTrainingArguments, StudyArgumen
 
 
 class _Parser(HfArgumentParser):
-    """Raises instead of printing the two hundred options and leaving the process."""
+    """Raises `ConfigError` instead of printing all options and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -221,7 +221,7 @@ def _set_defaults(parser: _Parser, path: Path) -> None:
 
 
 def _check_default(action: argparse.Action, hint: Any, value: Any, path: Path) -> None:
-    """What argparse checks of the command line, but of defaults only where they are strings."""
+    """Check a value as argparse does for the command line. It checks a default only if it is a string."""
     if value is None and action.default is None and not action.required:
         return
     if action.choices is not None:

@@ -1,4 +1,4 @@
-"""Whole gradients, and how far two of them are apart."""
+"""Whole gradients, and distances between two of them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from transformers import PreTrainedModel
 
 
 def gradient(model: PreTrainedModel, batch: Mapping[str, Any], seed: int = 0) -> list[Tensor]:
-    """The gradient of the loss by each trained weight, in their order.
+    """The gradient of the loss with respect to each trained weight, in their order.
 
     Args:
-        model: is left in its mode and without gradients. Its dropout draws the same numbers for the same seed.
-        batch: its arguments, with labels.
+        model: keeps its mode, and has no gradients afterwards.
+        batch: its arguments, including labels.
+        seed: of dropout.
 
     Raises:
-        ValueError: the model holds gradients already.
+        ValueError: the model already has gradients.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if any(weight.grad is not None for weight in weights):
-        raise ValueError("the model holds gradients already; zero_grad() it first")
+        raise ValueError("the model already has gradients; call its zero_grad() first")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model(**batch).loss.backward()
@@ -35,11 +36,11 @@ def gradient(model: PreTrainedModel, batch: Mapping[str, Any], seed: int = 0) ->
 def cosine_distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     """1 minus the cosine of the angle between two gradients, each taken as one long vector.
 
-    It is computed from the difference of the two, in float64, so that distances far below 1e-16 still have digits.
+    It is computed from the difference of the two in float64, so even distances far below 1e-16 are accurate.
     NaN where a gradient is not finite or is zero.
 
     Raises:
-        ValueError: they are not of the same weights.
+        ValueError: they belong to different weights.
 
     >>> gradients = [torch.tensor([3.0, 4.0])], [torch.tensor([6.0, 8.0])]
     >>> cosine_distance(*gradients)
@@ -52,10 +53,10 @@ def cosine_distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 
 def relative_error(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """The length of the difference of two gradients over that of the second.
+    """The length of the difference of two gradients, relative to the length of the second.
 
     Raises:
-        ValueError: they are not of the same weights.
+        ValueError: they belong to different weights.
 
     >>> relative_error([torch.tensor([3.0, 4.5])], [torch.tensor([3.0, 4.0])])
     0.1
@@ -71,7 +72,7 @@ def _length(gradients: Sequence[Tensor]) -> float:
 def _squared_distance(one: Sequence[Tensor], other: Sequence[Tensor], scale: float, other_scale: float) -> float:
     shapes = [part.shape for part in one], [part.shape for part in other]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"the gradients are of different weights: {shapes[0]} and {shapes[1]}")
+        raise ValueError(f"the gradients belong to different weights: {shapes[0]} and {shapes[1]}")
     return float(
         sum(
             (a.double() / scale - b.double() / other_scale).square().sum().item()

@@ -1,4 +1,4 @@
-"""What a run measures while it trains. Its checkpoints keep it, so that a run that goes on from one has all of it."""
+"""What a run measures while it trains. Checkpoints store it, so that a resumed run has all of it."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ MEASURED_FACTS = (
     "step_seconds",
     "gradients",
 )
-"""The facts that a result holds."""
+"""The measurements in a run's result."""
 
 _SIZES, _PEAKS = MEASURED_FACTS[:3], MEASURED_FACTS[3:5]
-_STATE_KEY = "hf_invact"  # among the states of callbacks that the Trainer writes into each checkpoint
+_STATE_KEY = "hf_invact"  # in the callbacks' states that the Trainer writes into each checkpoint
 
 
 class Measurements(TrainerCallback):
     """Memory figures, the seconds of each training step, and the gradients that were compared.
 
-    The first step of each part of a training is left out of the times: it warms up, and the meter runs in it.
+    The first step after each start is left out of the times: it is a warm-up, and the meter runs in it.
 
     Args:
-        memory: has to come before this callback.
-        checks: likewise.
+        memory: must come before this callback.
+        checks: must come before this callback too.
     """
 
     def __init__(self, memory: MemoryCallback, checks: Sequence[GradientChecks]) -> None:
         self._memory, self._checks = memory, checks
-        self._before: dict[str, Any] = {}  # what the checkpoint knows
+        self._before: dict[str, Any] = {}  # what the checkpoint holds
         self._seconds: list[float] = []
         self._began_training = self._ended_training = self._began_step = 0.0
         self._is_warm = False
         self._sizes: dict[str, Any] = {}
 
     def resume_from(self, checkpoint: Path) -> None:
-        """Take over what was measured before it."""
+        """Load what was measured before a checkpoint."""
         state = read_state(checkpoint) or {}
         callbacks = state.get("stateful_callbacks")
         before = callbacks.get(_STATE_KEY) if isinstance(callbacks, dict) else None
         self._before = before if isinstance(before, dict) else {}
 
     def facts(self) -> dict[str, Any]:
-        """All that is known by now, as plain data; None for what was not measured."""
+        """Everything that is measured so far, as JSON-compatible data; None for what was not measured."""
         before, peaks = self._before, self._memory.figures()
         seconds = [*before.get("steps", []), *self._seconds]
         trained = (self._ended_training or now()) - self._began_training if self._began_training else 0.0
@@ -99,7 +99,7 @@ class Measurements(TrainerCallback):
 
 
 def now() -> float:
-    """Seconds, after all that was asked of the GPU is done."""
+    """Seconds, once the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -54,7 +54,7 @@ def load_tokenizer(
 def build_model(
     model: ModelArguments, data: DataArguments, task: PreparedTask, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """The model with the task's head, with adapters where they are asked for.
+    """The model with the task's head, and with adapters if the arguments ask for them.
 
     Raises:
         ConfigError: an unknown architecture or config value, weights that are not found, or a missing package.
@@ -85,7 +85,7 @@ def _with_pretrained_weights(
     loaded = task.auto_class.from_pretrained(pretrained.location, config=config, **options, **pretrained.options)
     if pretrained.gguf_file is None:
         return loaded
-    # Transformers takes what came from GGUF for quantized, which no Trainer trains: only its weights are wanted.
+    # Transformers regards weights from GGUF as quantized, which the Trainer refuses: copy them into a fresh model.
     fresh = task.auto_class.from_config(config, **options)
     fresh.load_state_dict(loaded.state_dict())
     return fresh
@@ -104,12 +104,12 @@ def _config(
         try:
             config = AutoConfig.for_model(str(model.model_type), **_token_ids(tokenizer))
         except ValueError as error:
-            raise ConfigError(f"model_type {model.model_type!r} is no architecture of Transformers") from error
+            raise ConfigError(f"model_type {model.model_type!r} is not an architecture of Transformers") from error
     for key, value in _mapping(model.model_config).items():
         if not hasattr(config, key):
             near = difflib.get_close_matches(key, config.to_dict(), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"model_config: {type(config).__name__} has no value {key!r}{hint}")
+            raise ConfigError(f"model_config: {type(config).__name__} has no attribute {key!r}{hint}")
         try:
             setattr(config, key, value)
         except StrictDataclassError as error:
@@ -120,7 +120,7 @@ def _config(
     if positions is not None and 0 < positions < data.max_seq_length:
         raise ConfigError(
             f"max_seq_length={data.max_seq_length} is more than this model's max_position_embeddings={positions}; "
-            "lower it, or raise that in model_config"
+            "lower it, or raise max_position_embeddings in model_config"
         )
     return config
 
@@ -132,7 +132,7 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 def _quantization(model: ModelArguments) -> BitsAndBytesConfig:
     values = _mapping(model.quantization)
-    # It takes any other key without a word.
+    # BitsAndBytesConfig silently accepts any other key.
     check_keys(values, list(inspect.signature(BitsAndBytesConfig.__init__).parameters), "in quantization")
     if find_spec("bitsandbytes") is None:
         raise ConfigError("quantization needs the package bitsandbytes: pip install '.[quantization]'")
@@ -151,7 +151,7 @@ def _with_adapters(built: PreTrainedModel, model: ModelArguments, data: DataArgu
         adapters = peft.LoraConfig(task_type=TASK_TYPES[data.task], **_mapping(model.lora))
         if model.quantization:
             built = peft.prepare_model_for_kbit_training(built, use_gradient_checkpointing=False)
-        # Without this no gradient would reach a checkpointed block whose input comes from frozen embeddings.
+        # Without this, no gradient reaches a checkpointed block whose input comes from frozen embeddings.
         built.enable_input_require_grads()
         return peft.get_peft_model(built, adapters)
     except (TypeError, ValueError) as error:
@@ -159,7 +159,7 @@ def _with_adapters(built: PreTrainedModel, model: ModelArguments, data: DataArgu
 
 
 def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
-    """What `ModelArguments` has made of a mapping or its JSON."""
+    """An option that `ModelArguments` has converted to a mapping."""
     assert isinstance(value, dict)
     return value
 
@@ -167,8 +167,8 @@ def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
 def _not_found(what: str, name: str, error: Exception) -> ConfigError:
     reason = first_line(error)
     if Path(name).is_dir():
-        return ConfigError(f"the folder {name!r} holds no {what} that can be read ({reason})")
+        return ConfigError(f"the folder {name!r} holds no readable {what} ({reason})")
     return ConfigError(
-        f"the {what} {name!r} is neither a local folder nor in the cache, and the hub could not be asked ({reason}). "
+        f"the {what} {name!r} is neither a local folder nor in the cache, and the hub could not be reached ({reason}). "
         f"These configs need no network: {', '.join(OFFLINE_CONFIGS)}"
     )

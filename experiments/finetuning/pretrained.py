@@ -1,4 +1,4 @@
-"""Finds pretrained weights: on the hub, in a local folder, or in an installed Python package that carries them."""
+"""Finds pretrained weights: on the hub, in a local folder, or in an installed Python package."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ WEIGHTS = (".safetensors", ".gguf")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What `from_pretrained` takes.
+    """The arguments of `from_pretrained`.
 
     Attributes:
         location: a hub name or a folder.
-        gguf_file: the file in it, where the weights are stored as GGUF (their quantized values are made float again).
+        gguf_file: the file in it, if the weights are stored as GGUF (their quantized values are converted to float).
     """
 
     location: str
@@ -32,12 +32,12 @@ class Pretrained:
 
 
 def find_pretrained(name: str) -> Pretrained:
-    """Weights by name: ``package:NAME`` are those that the installed package NAME carries; any other goes as it is.
+    """Weights by name. ``package:NAME`` means those in the installed package NAME; any other name is used as it is.
 
-    A package is not imported, so those that it depends on need not be there.
+    The package is not imported, so its dependencies need not be installed.
 
     Raises:
-        ConfigError: the package is not installed or carries no weights, or what reads them is missing.
+        ConfigError: the package is not installed, or does not hold one file of weights; or gguf is needed and missing.
 
     >>> find_pretrained("openai-community/gpt2")
     Pretrained(location='openai-community/gpt2', gguf_file=None)
@@ -62,5 +62,5 @@ def _weights_of(package: str) -> Path:
     weights = [file for file in files if file.suffix in WEIGHTS]
     if len(weights) != 1:
         found = ", ".join(map(str, weights)) or "none"
-        raise ConfigError(f"the package {package} must carry one file of weights ({', '.join(WEIGHTS)}); found {found}")
+        raise ConfigError(f"the package {package} must hold one file of weights ({', '.join(WEIGHTS)}); found {found}")
     return Path(str(weights[0].locate())).resolve()

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder for those that come after it."""
+"""The files that a run leaves in its folder, and how to read them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RESULT: dict[str, Any] = {
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run in a folder; None where there are none.
+    """The settings of the run in a folder; None if there are none.
 
     Raises:
         ConfigError: the file is damaged.
@@ -31,7 +31,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of the finished run in a folder; None where it is not finished.
+    """The result of the finished run in a folder; None if it is not finished.
 
     Raises:
         ConfigError: the file is damaged.
@@ -47,19 +47,19 @@ def finished_result(folder: Path) -> dict[str, Any]:
     """The result of a run that has just been finished.
 
     Raises:
-        ConfigError: it is gone or damaged.
+        ConfigError: it is missing or damaged.
     """
     result = read_result(folder)
     if result is None:
-        raise ConfigError(f"{folder / RESULT} was removed meanwhile; run the same command again")
+        raise ConfigError(f"{folder / RESULT} was removed in the meantime; run the same command again")
     return result
 
 
 def divergence(run: Mapping[str, Any]) -> str | None:
-    """How a run's losses show that it diverged, in words; None where all are finite.
+    """How a run's losses show that it diverged, as a text; None if all are finite.
 
     Args:
-        run: with ``loss`` (a list of ``step`` and ``loss``) and ``eval``.
+        run: with ``loss`` (a list of mappings with ``step`` and ``loss``) and ``eval``.
     """
     steps = [entry["step"] for entry in run["loss"] if not math.isfinite(entry["loss"])]
     if steps:

@@ -39,7 +39,7 @@ from .study import GradientChecks, nudge
 from .trainer import FinetuneTrainer
 
 TRAIN_RESULTS = "train_results.json"  # as the Trainer names it
-DATA_SEED = 0  # the split of the data does not change with the seed of the training
+DATA_SEED = 0  # the split of the data does not depend on the training's seed
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def build(run: RunArguments) -> TrainingSetup:
     """Load the data and build the model, with the run's seed.
 
     Raises:
-        ConfigError: something that the run names cannot be used.
+        ConfigError: a model, file or value of the run cannot be used.
     """
     records = load_records(run.data, DATA_SEED)
     tokenizer = load_tokenizer(run.model, run.data, records)
@@ -91,12 +91,12 @@ def finetune(run: RunArguments, callbacks: Sequence[TrainerCallback] = ()) -> di
 
     Writes what Transformers' example scripts write (train_results.json, eval_results.json, all_results.json,
     trainer_state.json, a model card, and the weights unless `save_strategy` is "no"), and ``run.json``: the losses,
-    the memory figures and the settings that they belong to. An interrupted run goes on from its last whole checkpoint;
-    where that is the one of the last step, it is only evaluated.
+    the memory figures and the settings that they belong to. An interrupted run continues from its last complete
+    checkpoint. If that is the checkpoint of the last step, the run is only evaluated.
 
     Raises:
-        ConfigError: before any training, where something that the run names cannot be used, or where another run
-            writes into the same folder; later where the disk is full.
+        ConfigError: before any training, if a model, file or value of the run cannot be used, or if another run writes
+            into the same folder; later, if the disk is full.
     """
     folder = Path(str(run.training.output_dir))
     claim_folder(folder, SETTINGS)
@@ -109,14 +109,14 @@ def _finetune(folder: Path, run: RunArguments, callbacks: Sequence[TrainerCallba
     experiment = build(run)
     checkpoint = _checkpoint(folder, run, experiment.model)
     if run.model.model_name_or_path is None:
-        experiment.model.config._name_or_path = str(folder)  # else the model card names an empty base model
+        experiment.model.config._name_or_path = str(folder)  # otherwise the model card names an empty base model
     checks = _gradient_checks(run, experiment)
     inversion = InvertedActivationsCallback()
     measured = Measurements(inversion, checks)
     try:
         trainer = experiment.trainer(run.training, [inversion, *checks, measured, *callbacks])
     except (ImportError, RuntimeError, ValueError) as error:  # a reporter that is not installed, nothing to invert, ...
-        raise ConfigError(f"the Trainer refuses these arguments: {error}") from error
+        raise ConfigError(f"the Trainer rejects these arguments: {error}") from error
     if trainer.is_world_process_zero():
         write_json(folder / SETTINGS, run.settings())
     if checkpoint is not None:
@@ -128,7 +128,7 @@ def _finetune(folder: Path, run: RunArguments, callbacks: Sequence[TrainerCallba
     else:
         _train(trainer, run, checkpoint)
     facts = measured.facts()
-    if not (folder / TRAIN_RESULTS).exists():  # of what an earlier start has trained
+    if not (folder / TRAIN_RESULTS).exists():  # the training ended in an earlier start
         trainer.save_metrics("train", {"epoch": trainer.state.epoch, "train_runtime": facts["train_seconds"]})
     eval_metrics = _evaluate(trainer, run)
     result = {
@@ -155,7 +155,7 @@ def _train(trainer: FinetuneTrainer, run: RunArguments, checkpoint: Path | None)
 
 
 def _evaluate(trainer: FinetuneTrainer, run: RunArguments) -> dict[str, Any]:
-    """Evaluate what is trained, and save it."""
+    """Evaluate the trained model, and save it."""
     metrics: dict[str, Any] = trainer.evaluate()
     if run.data.task != "sequence-classification":
         metrics["perplexity"] = perplexity(metrics["eval_loss"])
@@ -175,12 +175,12 @@ def _refuse_another_run(folder: Path, run: RunArguments) -> None:
     before = read_settings(folder)
     if before is None or not holds_weights(folder):
         return
-    # Who names the checkpoint may go on with other training arguments.
+    # With an explicit checkpoint, the training arguments may differ.
     parts = ("model", "data", "study") if run.training.resume_from_checkpoint else PARTS
     if difference := first_difference(before, run.settings(), parts):
         key, value, asked = difference
         raise ConfigError(
-            f"{folder} holds checkpoints of another run: its {key} is {value!r}, here {asked!r}; "
+            f"{folder} holds checkpoints of another run: its {key} is {value!r}, but here it is {asked!r}; "
             "choose another --output_dir, or remove the folder to start over"
         )
 
@@ -194,7 +194,7 @@ def _checkpoint(folder: Path, run: RunArguments, model: PreTrainedModel) -> Path
         checkpoint = last_resumable_checkpoint(folder)
     if checkpoint is not None:
         check_checkpoint(checkpoint, model)
-        logger.info("going on from %s", checkpoint)
+        logger.info("continuing from %s", checkpoint)
     return checkpoint
 
 
@@ -202,7 +202,7 @@ def _gradient_checks(run: RunArguments, experiment: TrainingSetup) -> list[Gradi
     if not run.study.gradient_checks:
         return []
     rows = range(min(run.training.per_device_eval_batch_size, len(experiment.task.eval_dataset)))
-    # It may draw masks: the Trainer, which is made later, seeds all generators again.
+    # The collator may draw random masks. The Trainer is created later, and seeds all generators again.
     batch = experiment.task.data_collator([experiment.task.eval_dataset[row] for row in rows])
     batch = {name: tensor.to(run.training.device) for name, tensor in batch.items()}
     return [GradientChecks(run.study.gradient_checks, batch, run.training.inverted_activations())]
@@ -217,7 +217,7 @@ def _model_facts(model: PreTrainedModel, inversion: InvertedActivationsCallback)
 
 
 def _is_score(key: str) -> bool:
-    """Whether an evaluation metric says how good the model is, and not how fast the evaluation was."""
+    """Whether an evaluation metric describes the model, not the speed of the evaluation."""
     return key != "epoch" and not key.endswith(("runtime", "per_second", "preparation_time"))
 
 
@@ -235,7 +235,7 @@ def _card(run: RunArguments) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The script: exit code 2, and one line, for what the user can mend; 1 where the training diverged."""
+    """The script. Returns 2, after one line, for an error that the user can fix; 1 if the training diverged."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()

@@ -1,4 +1,4 @@
-"""What a study asks of a run beside its training: a control, another method, gradients compared on the way."""
+"""What a study adds to a run: a control, another method, or comparisons of gradients during training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .gradients import cosine_distance, gradient, relative_error
 
 @dataclass
 class StudyArguments:
-    """What is changed or measured for the sake of a comparison."""
+    """Changes and measurements that only comparisons need."""
 
     method: str | None = field(
         default=None,
@@ -30,15 +30,15 @@ class StudyArguments:
     nudge_weight: bool = field(
         default=False,
         metadata={
-            "help": "Move one weight by one unit in the last place before training: the control that shows how far two "
-            "equal trainings drift apart."
+            "help": "Move one weight by one unit in the last place before training: the control, which shows how far "
+            "two almost equal trainings drift apart."
         },
     )
     gradient_checks: int = field(
         default=0,
         metadata={
-            "help": "Compare the whole gradient, plain and inverted, in float32 and bfloat16, at so many points of the "
-            "training. It does not change the training."
+            "help": "Compare the whole gradient, plain and inverted, in float32 and bfloat16, at this many points of "
+            "the training. This does not change the training."
         },
     )
 
@@ -49,7 +49,7 @@ class StudyArguments:
             raise ConfigError(f"gradient_checks must be 0 or more, got {self.gradient_checks}")
 
     def applied(self, model: PreTrainedModel) -> AbstractContextManager[Any]:
-        """The method, if there is one, on the model inside of the context."""
+        """A context in which the model is trained with the method, if there is one."""
         return nullcontext() if self.method is None else METHODS[self.method].applied(model)
 
 
@@ -61,7 +61,7 @@ def nudge(model: nn.Module) -> None:
 
 @contextmanager
 def nudged(model: nn.Module) -> Iterator[None]:
-    """One trained weight moved by one unit in the last place inside of the context, and put back afterwards."""
+    """Inside of the context, one trained weight is moved by one unit in the last place."""
     weight = _nudged_weight(model)
     before = weight.clone()
     nudge(model)
@@ -72,9 +72,9 @@ def nudged(model: nn.Module) -> Iterator[None]:
 
 
 def _nudged_weight(model: nn.Module) -> Tensor:
-    """The largest number of the first trained matrix that every token passes through: a view, of one element.
+    """A view of the largest number in the first trained matrix that is not an embedding: all tokens use it.
 
-    A unit in the last place of a small one would be lost in the sums that it enters.
+    The last place of a small number would be lost in the sums.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = (weight for weight in model.parameters() if weight.requires_grad and weight.ndim == 2)
@@ -87,14 +87,14 @@ class GradientChecks(TrainerCallback):
     """Compares whole gradients of one batch, plain and inverted, at several points of a plain training.
 
     Args:
-        points: how many, the first before the first step and the last after the last one.
+        points: how many. The first is before the first step, the last one after the last step.
         batch: on the model's device.
-        config: how to invert.
+        config: of the patched model.
 
     Attributes:
-        found: an entry for each point and dtype. Beside the distance of the inverted gradient from the plain one it
-            tells that of a plain gradient with one weight moved by one unit in the last place, and for bfloat16 that
-            of the plain one from the plain one in float32: the errors that training has anyway.
+        found: an entry for each point and dtype, with the distance of the inverted gradient from the plain one. For
+            comparison, it has the distance after one weight was moved by one unit in the last place, and for bfloat16
+            that of the plain gradient from the plain one in float32: errors that training has anyway.
     """
 
     def __init__(self, points: int, batch: dict[str, Any], config: InvActConfig) -> None:

@@ -1,4 +1,4 @@
-"""The Trainer of the scripts: its logs show losses that are not finite, and its checkpoints hold no tokens."""
+"""The Trainer of the scripts: its logs show losses that are not finite, and its checkpoints hold no secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..common.masking import is_secret
 
 
 class _NonFiniteLosses:
-    """The sum of the losses that are not finite, on their device; None before the first loss."""
+    """Sums the losses that are not finite, on their device."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
@@ -29,7 +29,7 @@ class _NonFiniteLosses:
         self._sum = broken if self._sum is None else self._sum + broken
 
     def take(self, accelerator: Accelerator) -> float:
-        """Of all processes: 0 where every loss since the last call was finite. All of them have to call it."""
+        """The sum over all processes, each of which must call this: 0 if every loss since the last call was finite."""
         if self._sum is None:
             return 0.0
         total, self._sum = float(accelerator.gather(self._sum.reshape(1)).sum()), None
@@ -49,11 +49,11 @@ def _hidden_secrets(arguments: TrainingArguments) -> Iterator[None]:
 
 
 class FinetuneTrainer(InvActTrainerMixin, Trainer):
-    """The Trainer of Transformers, with the flag and with memory figures in its logs.
+    """The Trainer of Transformers, with memory figures in its logs.
 
-    `logging_nan_inf_filter`, which is on by default, replaces a training loss that is not finite by the mean of those
-    before it, and leaves such batches out of the evaluation: a training that has diverged seems to end well. Here the
-    logs (and so the results) show what the loss was. The arguments that are saved beside the weights hold no token.
+    `logging_nan_inf_filter`, which is on by default, replaces a training loss that is not finite with the mean of the
+    earlier ones, and leaves such batches out of the evaluation, so a diverged training seems to end well. Here the logs
+    and the results show the actual loss. The arguments that are saved with the weights hold no token.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -73,7 +73,7 @@ class FinetuneTrainer(InvActTrainerMixin, Trainer):
         return loss, logits, labels
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
-        with _hidden_secrets(self.args):  # which are saved beside the weights
+        with _hidden_secrets(self.args):  # the arguments are saved with the weights
             super()._save(*args, **kwargs)
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:

@@ -13,13 +13,14 @@ from .method import Function
 
 
 def derivative_error(function: Function, curve: Curve, draws: Tensor) -> dict[str, Any]:
-    """Error of a function's gradient against the curve's derivative in float64, the rounding to the dtype included.
+    """Error of a function's gradient against the curve's derivative in float64, including the rounding to the dtype.
 
     Args:
-        draws: from N(0, 1), rounded to the dtype to measure.
+        draws: from N(0, 1), in the dtype to measure.
 
     Returns:
-        "rms", "max" and "bias" of the finite values (None where there is none), and "non_finite", the share of others.
+        "rms", "max" and "bias" of the finite values (None if there are none), and "non_finite", the share of the
+        others.
     """
     x = draws.detach().requires_grad_()
     y = function(x)

@@ -1,4 +1,4 @@
-"""The methods of comparison, by name."""
+"""The methods that inverted activations are compared with, by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INVERTED = "Inverted Activations, arXiv 2407.15545"
 
 
 def _elementwise(name: str, title: str, source: str, maker: Callable[[], Maker]) -> Method:
-    """A method that replaces activations alone.
+    """A method that replaces only activations.
 
     Args:
         maker: called once for each model or function.
@@ -93,4 +93,4 @@ _METHODS = (
 METHODS = MappingProxyType({method.name: method for method in _METHODS})
 """The other approximations, and exact recomputation."""
 COMPARED = MappingProxyType({method.name: method for method in (*_BASELINES, *_METHODS)})
-"""They and what they are compared with: the plain model first, ours, and checkpointing."""
+"""These, and what they are compared with: the plain model (first), ours, and checkpointing."""

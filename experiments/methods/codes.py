@@ -1,4 +1,4 @@
-"""Small whole numbers, packed without a gap."""
+"""Packs small integers without gaps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_invact.ops.packing import BITS, pack, unpack
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Codes below ``2 ** bits`` as ``bits`` rows of packed bits, the lowest first.
+    """Pack codes below ``2 ** bits`` into ``bits`` rows of packed bits, the lowest bit first.
 
     Args:
         codes: uint8, any shape.
@@ -31,7 +31,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_codes(packed: Tensor) -> Tensor:
-    """The codes and what they were padded with, uint8, shape (8 * columns,)."""
+    """The codes and their padding, uint8, shape (8 * columns,)."""
     codes = packed.new_zeros(packed.shape[1] * BITS)
     for bit, row in enumerate(packed):
         codes |= unpack(row).view(torch.uint8) << bit

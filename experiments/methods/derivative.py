@@ -1,7 +1,7 @@
 """The derivative itself, rounded to the dtype of the input.
 
 After "Nested Forward Automatic Differentiation for Memory-Efficient Deep Neural Network Training" (arXiv 2209.10778).
-For an activation that PyTorch computes in one step it is as large as the input that it replaces.
+For an activation that PyTorch computes in one step, it is as large as the input that it replaces, so nothing is saved.
 """
 
 from __future__ import annotations

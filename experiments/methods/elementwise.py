@@ -1,4 +1,4 @@
-"""Activations whose gradient is computed from something else than their input, and how they come into a model."""
+"""Activations whose gradient is not computed from their input, and how they are installed in a model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..benchmark.operators.implementations import Unavailable
 
 
 class Approximation(Protocol):
-    """What one activation keeps, and the derivative that it gives."""
+    """What an activation saves for backward, and the derivative that is computed from it."""
 
     def keep(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """What the derivative is computed from: tensors of its own, or the input or the output themselves."""
+        """What is saved: new tensors, or the input or the output themselves."""
 
     @property
     def slope(self) -> Callable[..., Tensor]:
-        """Of what was kept: the derivative for each element, in the order of a contiguous tensor, and maybe more."""
+        """Takes what was saved; returns the derivative of each element, in contiguous order, perhaps with padding."""
 
 
 Maker = Callable[[Curve], Approximation]
@@ -43,7 +43,7 @@ class _Approximated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         slope = ctx.approximation.slope(*ctx.saved_tensors)
-        # In the wider dtype of both, and rounded once.
+        # In the wider of the two dtypes, and rounded once.
         return (dy * slope.flatten()[: dy.numel()].view(dy.shape)).to(dy.dtype), None, None
 
 
@@ -54,7 +54,7 @@ def approximated(x: Tensor, activation: Callable[[Tensor], Tensor], approximatio
 
 
 class ApproximatedActivation(nn.Module):
-    """Stands in an activation's place. Where no gradient is needed, it is the activation."""
+    """Replaces an activation. Where no gradient is needed, it is the activation itself."""
 
     original: Callable[[Tensor], Tensor]
 
@@ -71,10 +71,10 @@ class ApproximatedActivation(nn.Module):
 
 @contextmanager
 def approximated_activations(model: nn.Module, make: Maker) -> Iterator[None]:
-    """Every activation of a model with an approximate gradient inside.
+    """Inside of the context, every activation of a model has an approximate gradient.
 
     Raises:
-        Unavailable: there is no activation, or one whose curve is not known or has no such approximation.
+        Unavailable: there is no activation, or one whose curve is unknown or has no such approximation.
     """
     with substituted(model, lambda found, original: ApproximatedActivation(original, make(_curve(found, original)))):
         yield
@@ -82,18 +82,18 @@ def approximated_activations(model: nn.Module, make: Maker) -> Iterator[None]:
 
 @contextmanager
 def substituted(model: nn.Module, substitute: Callable[[ActivationSite, Any], nn.Module]) -> Iterator[None]:
-    """A module in the place of every activation of a model inside; afterwards the activations themselves.
+    """Replace every activation of a model inside of the context.
 
     Args:
-        substitute: makes it of where the activation was found, and the activation.
+        substitute: makes the replacement from where the activation was found, and from the activation.
 
     Raises:
         Unavailable: there is no activation.
     """
     everything = [(found, getattr(found.holder, found.attribute)) for found in Activations().find(model)]
     if not everything:
-        raise Unavailable(f"{type(model).__name__} has no activation that is known")
-    # All are made before the first is installed, so that an error leaves the model as it was.
+        raise Unavailable(f"{type(model).__name__} has no known activation")
+    # All of them are made before the first is installed, so that an error leaves the model unchanged.
     substitutes = [substitute(found, original).train(model.training) for found, original in everything]
     with ExitStack() as stack:
         for (found, original), new in zip(everything, substitutes, strict=True):
@@ -103,7 +103,7 @@ def substituted(model: nn.Module, substitute: Callable[[ActivationSite, Any], nn
 
 
 def _follow(original: object, substitute: nn.Module) -> None:
-    """Take over the mode: an activation does not hear of a change while it is not in the model."""
+    """Copy the training mode: an activation does not follow the model's mode while it is replaced."""
     if isinstance(original, nn.Module):
         original.train(substitute.training)
 
@@ -111,5 +111,5 @@ def _follow(original: object, substitute: nn.Module) -> None:
 def _curve(found: ActivationSite, original: object) -> Curve:
     curve = curve_of(original)
     if curve is None:
-        raise Unavailable(f"{found.name}: no formula of {describe(original)} is known")
+        raise Unavailable(f"{found.name}: {describe(original)} has no known formula")
     return curve

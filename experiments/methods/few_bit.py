@@ -1,4 +1,4 @@
-"""The derivative as a piecewise constant function, of which a few bits say the piece.
+"""The derivative as a piecewise constant function. A few bits per element store the number of the piece.
 
 After "Few-Bit Backward: Quantized Gradients of Activation Functions for Memory Footprint Reduction" (arXiv 2202.00441).
 """
@@ -17,7 +17,7 @@ from hf_invact.curves import Curve
 
 from .codes import pack_codes, unpack_codes
 
-END = 5.0  # beyond it lies less than one input in a million
+END = 5.0  # less than one input in a million lies beyond
 STEP = 1 / 128
 
 
@@ -26,7 +26,7 @@ class StepFunction:
     """A piecewise constant function: ``levels[i]`` from ``borders[i - 1]`` to ``borders[i]``.
 
     Attributes:
-        error: root of the mean squared distance from the derivative, for x ~ N(0, 1).
+        error: root mean squared distance from the derivative, for x ~ N(0, 1).
     """
 
     borders: tuple[float, ...]
@@ -36,7 +36,7 @@ class StepFunction:
 
 @cache
 def best_step_function(curve: Curve, count: int) -> StepFunction:
-    """The steps that are nearest to a curve's derivative, by dynamic programming over borders on a grid."""
+    """The function closest to a curve's derivative, by dynamic programming over borders on a grid."""
     edges = np.arange(-END, END + STEP / 2, STEP)
     middles = torch.from_numpy((edges[1:] + edges[:-1]) / 2)
     slope = curve.derivative(middles).numpy()
@@ -44,7 +44,7 @@ def best_step_function(curve: Curve, count: int) -> StepFunction:
     weight = np.diff(np.concatenate([[0.0], inner, [1.0]]))  # the outermost cells take the tails
     costs = _costs(weight, slope)
 
-    best, before = costs[0], []  # the cost of the first cells, by how many there are, in one piece
+    best, before = costs[0], []  # the cost of the first cells in one piece, by their number
     for _ in range(count - 1):
         candidates = best[:, None] + costs
         before.append(candidates.argmin(axis=0))
@@ -59,7 +59,7 @@ def best_step_function(curve: Curve, count: int) -> StepFunction:
 
 
 def _costs(weight: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Of one level for the cells from i up to j, shape (cells + 1, cells + 1); infinite where there is none."""
+    """The cost of one level for the cells from i up to j, shape (cells + 1, cells + 1); infinite where i >= j."""
     sums = [np.concatenate([[0.0], np.cumsum(weight * slope**power)]) for power in range(3)]
     mass, first, second = (total[None, :] - total[:, None] for total in sums)
     is_some = np.triu(np.ones_like(mass, dtype=bool), k=1)
@@ -67,7 +67,7 @@ def _costs(weight: np.ndarray, slope: np.ndarray) -> np.ndarray:
 
 
 class FewBit:
-    """Keeps the number of the piece that each input lies in, in a few bits."""
+    """Saves the number of the piece that each input is in, in a few bits."""
 
     def __init__(self, curve: Curve, bits: int) -> None:
         steps = best_step_function(curve, 2**bits)

@@ -1,4 +1,4 @@
-"""What a method of comparison is."""
+"""A method that inverted activations are compared with."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to keep less for the backward pass of a model, or to keep what is kept.
+    """A way to train a model, mostly one that saves less for backward.
 
     Attributes:
-        name: as results call it.
-        title: for people.
-        source: where it was published; empty for what needs no source.
-        is_exact: whether its gradients are the plain model's.
-        install: makes the context in which a model is trained that way.
-        function: makes an activation of a curve, whose gradient is the method's. Raises `Unavailable` where the method
-            has none for this curve.
+        name: in the results.
+        title: in tables and figures.
+        source: where it was published; empty if it needs no source.
+        is_exact: whether its gradients are those of the plain model.
+        install: takes a model; returns the context in which it is trained with this method.
+        function: takes a curve; returns its activation with the gradient of this method. Raises `Unavailable` if the
+            method does not support the curve.
     """
 
     name: str
@@ -37,9 +37,9 @@ class Method:
     function: Callable[[Curve], Function]
 
     def applied(self, model: PreTrainedModel) -> AbstractContextManager[Any]:
-        """The model trained that way inside, and exactly as it was afterwards.
+        """Install the method inside of the context. Afterwards the model is exactly as it was.
 
         Raises:
-            Unavailable: on entering, where the method cannot be had for this model. It is then as it was.
+            Unavailable: on entering, if the method does not support this model, which is then unchanged.
         """
         return self.install(model)

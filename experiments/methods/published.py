@@ -1,8 +1,8 @@
-"""The formulas that inverted activations were published with, unmended.
+"""The formulas that inverted activations were published with, unchanged.
 
 "Inverted Activations: Reducing Memory Footprint in Neural Network Training" (arXiv 2407.15545). Its reference code is
-compiled, and so computes in float32 with outputs of half precision. There the least output of SiLU is rounded to less
-than its minimum, of which the formula takes the square root: the derivative is then not a number.
+compiled, so it computes in float32 with outputs in half precision. There the smallest output of SiLU is rounded to
+below its minimum, and the formula takes the square root of the difference: the derivative is then NaN.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .codes import pack_codes, unpack_codes
 
 @dataclass(frozen=True)
 class Formula:
-    """The derivative as a function of the output, left and right of the turning point."""
+    """The derivative as a function of the output, on the left and on the right of the turning point."""
 
     x_min: float
     left: Callable[[Tensor], Tensor]
@@ -69,7 +69,7 @@ FORMULAS = MappingProxyType(
 
 
 class Published:
-    """Keeps the output and one bit per element.
+    """Saves the output and one bit per element.
 
     Raises:
         Unavailable: no formula was published for the curve.

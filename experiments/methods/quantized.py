@@ -1,7 +1,7 @@
-"""The input in 8 or 2 bits with stochastic rounding, and the exact derivative of what they stand for.
+"""The input, quantized to 8 or 2 bits with stochastic rounding, and the exact derivative at the quantized input.
 
-After "Mesa: A Memory-saving Training Framework for Transformers" (arXiv 2111.11124; it learns the ranges that are taken
-from each group here) and "ActNN: Reducing Training Memory Footprint via 2-Bit Activation Compressed Training" (arXiv
+After "Mesa: A Memory-saving Training Framework for Transformers" (arXiv 2111.11124; it learns the ranges, which are
+each group's own here) and "ActNN: Reducing Training Memory Footprint via 2-Bit Activation Compressed Training" (arXiv
 2104.14129).
 """
 
@@ -19,10 +19,10 @@ GROUP = 256  # elements that share a range
 
 
 class Noise:
-    """Uniform random numbers from generators of its own, so that dropout draws the same ones as without it.
+    """Uniform random numbers from separate generators, so that dropout draws the same numbers as without it.
 
-    They are seeded at their first use, with the seed that the default generator was last given: the same
-    `torch.manual_seed` before the first step gives the same noise.
+    A generator is seeded at its first use with the last seed of the default generator, so the same `torch.manual_seed`
+    before the first step gives the same noise.
     """
 
     def __init__(self) -> None:
@@ -37,13 +37,13 @@ class Noise:
 
 
 class QuantizedInput:
-    """Keeps the input as one of ``2 ** bits`` even steps from the least to the largest of its group.
+    """Saves each input as one of ``2 ** bits`` even steps from the smallest to the largest value of its group.
 
-    The last group is filled with zeros, which count in its range and in what is kept.
+    The last group is padded with zeros, which count in its range and in what is saved.
 
     Args:
-        range_dtype: of each group's least value and range, which are kept too.
-        noise: decides the rounding, so that it is right on average.
+        range_dtype: of each group's smallest value and range, which are saved as well.
+        noise: decides the rounding, so that it is unbiased.
     """
 
     def __init__(self, curve: Curve, bits: int, range_dtype: torch.dtype, noise: Noise) -> None:

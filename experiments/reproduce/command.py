@@ -1,4 +1,4 @@
-"""The script `scripts/reproduce.py`: runs the parts of the reproduction, one or all."""
+"""The script `scripts/reproduce.py`: runs one part of the reproduction, or all parts."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ PARTS = {
 ALL = "all"
 FOLDER = Path("results/reproduction")
 QUICK_FOLDER = Path("results/reproduction-quick")
-MARKER = "reproduction.json"  # marks the folder as ours, and holds the seconds that each part has taken there
+MARKER = "reproduction.json"  # marks the folder as made by this script, and holds the seconds that each part has taken
 
 
 def quiet_main(argv: Sequence[str]) -> int:
-    """`main` in a process of its own, with the console left to the parts: no bars, no reports of loaded weights."""
+    """`main` without the progress bars and reports of other libraries, for a process that does nothing else."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -40,7 +40,7 @@ def quiet_main(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The script: exit code 2, and one line, for what the user can mend; 1 where a run failed."""
+    """The script. Returns 2, after one line, for an error that the user can fix; 1 if a run failed."""
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
     try:
         options = _parser().parse_args(argv)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         errors.print(f"error: {error}", markup=False, highlight=False)
         return 2
     except RunFailed as error:
-        errors.print(f"error: {error}\nRun the same command again to go on.", markup=False, highlight=False)
+        errors.print(f"error: {error}\nRun the same command again to continue.", markup=False, highlight=False)
         return 1
     return 0
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="scripts/reproduce.py",
         description="Reproduce the published experiments beside the alternatives. What is finished is kept: the same "
-        "command goes on where it was interrupted.",
+        "command continues where it was interrupted.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(["parts:", *(f"  {name:<10}{what}" for name, what in PARTS.items())]),
         allow_abbrev=False,
@@ -79,7 +79,7 @@ def _seconds_before(path: Path, console: Console) -> dict[str, float]:
     try:
         return {part: float(seconds) for part, seconds in (read_mapping(path, {}) or {}).items()}
     except (ConfigError, TypeError, ValueError):
-        console.print(f"{path} was damaged: what earlier parts have taken is lost, their results are not.")
+        console.print(f"{path} was damaged: the times of earlier parts are lost, but not their results.")
         return {}
 
 
@@ -88,12 +88,12 @@ def _run(part: str, folder: Path, quick: bool, console: Console) -> None:
     began = time.monotonic()
     before = _seconds_before(folder / MARKER, console)
     write_json(folder / MARKER, before)
-    # A part's own command, so that each file names the one that writes it again.
+    # The command of this part alone, so that each file names the command that writes it.
     own = [part, *(["--quick"] if quick else [])]
     command = shlex.join(["python", "scripts/reproduce.py", *own])
     try:
         written = import_module(f"{__package__}.{part}.run").run(folder, quick, console, command)
-    finally:  # an interrupted part goes on later
+    finally:  # an interrupted part continues later
         seconds = round(time.monotonic() - began, 1)
         write_json(folder / MARKER, {**before, part: before.get(part, 0.0) + seconds})
     console.print(f"Wrote {written} ({seconds:.0f} s)", highlight=False)

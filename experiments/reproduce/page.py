@@ -1,4 +1,4 @@
-"""docs/reproduction.md, and what the README says of it, from the results alone."""
+"""docs/reproduction.md, and the README's section, from the results alone."""
 
 from __future__ import annotations
 
@@ -31,37 +31,37 @@ TITLES = {
 _INTRODUCTION = """\
 # The published experiments, reproduced
 
-What inverted activations promise is much less activation memory, the same training and almost no time. Here each is
-measured beside what one would pick instead. `make reproduce` measures all of it again on a CPU (what is here took
-{minutes:.0f} minutes), and `make reproduce-quick` runs the same code on tiny settings; remove `results/reproduction`
-first to keep nothing of what is there. This page is written by `scripts/render_results.py` from the files in
+Inverted activations promise much less activation memory, the same training, and almost no extra time. Here each promise
+is measured, together with the alternatives. `make reproduce` measures everything again on a CPU (the results here took
+{minutes:.0f} minutes), and `make reproduce-quick` runs the same code with tiny settings. To start from scratch, remove
+`results/reproduction` first. This page is written by `scripts/render_results.py` from the files in
 `results/reproduction`.
 
 What a sceptical reader should know first:
 
-- Where memory is all that counts, activation checkpointing keeps by far the least, and costs another forward pass.
-  Inverted activations then add next to nothing.
-- `torch.compile` computes cheap functions again by itself. For some models it alone keeps less than inverted
-  activations (Llama, GPT-2 in half precision), for others no less than the plain model (BERT). The two mostly add up;
-  with PEFT's float32 adapters they do not.
-- *Activation recomputed* below keeps a little less than the inverted one, and its gradient is exact. It is written for
-  this comparison, with hooks around the model's forward pass that see every tensor that autograd saves: under autocast,
-  which makes copies, and with `torch.compile` it was not tried. What this package installs is an autograd function and
-  nothing else, which is why it composes with all of these.
+- If only memory counts, activation checkpointing keeps by far the least, at the cost of another forward pass. Inverted
+  activations then save next to nothing more.
+- `torch.compile` recomputes cheap functions by itself. For some models it alone keeps less than inverted activations
+  (Llama, GPT-2 in half precision), for others no less than the plain model (BERT). The two mostly add up; with PEFT's
+  float32 adapters they do not.
+- *Activation recomputed* below keeps a little less than the inverted one, and its gradient is exact. It was written for
+  this comparison, with hooks around the model's forward pass that see every tensor that autograd saves. It was not
+  tried with autocast, which makes copies, nor with `torch.compile`. This package installs nothing but an autograd
+  function, so it can be combined with all of these.
 - The other approximations keep more than the inverted gate or activation. The published formulas keep as much where
-  MLPs are not gated, and their gradients are further off (for SiLU in half precision they are no numbers).
+  MLPs are not gated, but their gradients are further off (for SiLU in half precision they are NaN).
 - Time on a GPU is not yet measured.
 """
 
 
 def read_parts(folder: Path) -> dict[str, Results]:
-    """The results of each part that are there."""
+    """The results of each part that has some."""
     found = {part: read_json(folder / f"{part}.json") for part in PARTS}
     return {part: results for part, results in found.items() if results is not None}
 
 
 def read_minutes(folder: Path) -> float:
-    """What all parts took together."""
+    """The time of all parts."""
     seconds: Mapping[str, float] = read_json(folder / MARKER) or {}
     return sum(seconds.values()) / 60
 
@@ -71,8 +71,8 @@ def page(parts: Mapping[str, Results], figures: Mapping[str, list[str]], minutes
 
     Args:
         parts: by name.
-        figures: of each part, as the page links to them.
-        minutes: that it took to make them.
+        figures: the links to the figures of each part.
+        minutes: the time of all parts.
     """
     blocks = [_INTRODUCTION.format(minutes=minutes)]
     for part, results in parts.items():
@@ -82,7 +82,7 @@ def page(parts: Mapping[str, Results], figures: Mapping[str, list[str]], minutes
 
 
 def summary(parts: Mapping[str, Results]) -> str:
-    """For the README: what was published beside what is counted, and how far trainings differ, of what was run."""
+    """The README's section: the published memory and what is counted, and how far trainings differ."""
     texts = []
     if memory := parts.get("memory"):
         texts.append(memory_tables.headline(memory))

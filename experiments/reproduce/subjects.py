@@ -16,13 +16,13 @@ GRADIENT_CHECKS = 3
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its text.
+    """A model with its data.
 
     Attributes:
-        name, title: as files and tables call it.
+        name, title: in files, and in tables.
         config: of a run, as `scripts/finetune.py` takes it.
         seeds: of the runs, plain, inverted and control.
-        methods: others that are trained with the first seed, for comparison.
+        methods: other methods to train with the first seed, for comparison.
         overrides: arguments for each run.
     """
 
@@ -34,7 +34,7 @@ class Subject:
     overrides: tuple[str, ...] = ()
 
     def runs(self, folder: Path) -> list[PlannedRun]:
-        """All of them, in folders of their own inside of `folder`."""
+        """All of its runs, each in its own folder inside of `folder`."""
         checks = ("--gradient_checks", str(GRADIENT_CHECKS))
         runs = []
         for seed in self.seeds:

@@ -34,7 +34,7 @@ RESULTS = ("train_results.json", "eval_results.json", "all_results.json", "train
 
 
 def write_config(folder: Path, model: str = "gpt2", *, name: str = "config.yaml", **changes: Any) -> Path:
-    """A config of six steps on `SENTENCES`, which lie beside it. A change to None leaves the key out."""
+    """A config of six steps on `SENTENCES`, in a file beside it. A change to None leaves the key out."""
     folder.mkdir(parents=True, exist_ok=True)
     text = folder / "text.txt"
     text.write_text("".join(f"{sentence}\n" for sentence in SENTENCES), encoding="utf-8")
@@ -90,7 +90,7 @@ def write_records(path: Path, records: list[dict[str, Any]]) -> str:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every path below a folder, with a hash of what it holds."""
+    """Every path below a folder, with a hash of its content."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "/"
         for path in sorted(folder.rglob("*"))
@@ -103,7 +103,7 @@ def losses(result: dict[str, Any]) -> list[float]:
 
 
 def alive_after(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that have not ended by then. An orphan that nobody has collected (a zombie) has."""
+    """The processes that have not ended by then. A zombie counts as ended."""
     deadline = time.monotonic() + seconds
     while (alive := [process for process in processes if _is_alive(process)]) and time.monotonic() < deadline:
         time.sleep(0.01)

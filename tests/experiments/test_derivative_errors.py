@@ -97,7 +97,7 @@ def test_check_tells_whether_the_page_would_change(
     assert target.read_text(encoding="utf-8") == script.render()
 
 
-def test_a_new_name_of_transformers_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_name_of_transformers_is_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     script = SimpleNamespace(**runpy.run_path(str(RENDER)))
     monkeypatch.setitem(script.render.__globals__, "ACT2FN", {"softsign": torch.nn.Softsign()})
     with pytest.raises(SystemExit, match="softsign: give it a curve or a reason"):

@@ -1,4 +1,4 @@
-"""Trains in processes that kill themselves, as a machine that goes down does: one for each model and moment.
+"""Trains in processes that kill themselves, as in a crash of the machine: one for each model and moment.
 
 Run as `python -m tests.lifetime.killed FOLDER`; prints how each process ended. (Libraries are imported once, and
 nothing is computed before the processes fork.)
@@ -60,7 +60,7 @@ def main(folder: Path) -> None:
         for moment, options in MOMENTS.items():
             process = os.fork()
             if process == 0:
-                torch.set_num_threads(1)  # as the resumed training: the order of sums depends on it
+                torch.set_num_threads(1)  # like the resumed training: the order of sums depends on it
                 callbacks = [callback() for callback in options.get("callbacks", ())]
                 cls = options.get("cls", Trainer)
                 train(name, folder / f"{name}-{moment}", InvertedActivationsCallback(), *callbacks, cls=cls)

@@ -1,6 +1,6 @@
 """Loads what was saved in a process where this package does not exist, and prints the losses for each folder.
 
-Run as `python plain.py FOLDER...`; each holds a model, and what else a test saved.
+Run as `python plain.py FOLDER...`; each folder holds a model, and other files that a test saved.
 """
 
 from __future__ import annotations
@@ -31,6 +31,6 @@ def losses(folder: Path) -> dict[str, float | str]:
 
 
 if __name__ == "__main__":
-    sys.modules["hf_invact"] = None  # type: ignore[assignment]  # an import of it fails
+    sys.modules["hf_invact"] = None  # type: ignore[assignment]  # importing it fails
     for path in sys.argv[1:]:
         print(json.dumps(losses(Path(path))))

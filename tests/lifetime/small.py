@@ -1,4 +1,4 @@
-"""The training that is killed and resumed: six steps, with a checkpoint after each second one."""
+"""The training that is killed and resumed: six steps, with a checkpoint after every second one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A long training holds no more objects at its end than at its beginning, and frees a step's tensors without the
-garbage collector."""
+"""A long training holds as many objects at its end as at its beginning, and frees a step's tensors without the garbage
+collector."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_thousand_steps_leave_nothing_behind(name: str) -> None:
     for index in range(STEPS + 1):
         step(model, inputs, optimizer)
         if index == WARM_UP:
-            gc.collect()  # of what was made before the steps
+            gc.collect()  # what was created before the steps
         if index in (WARM_UP, STEPS):
             counts.append((live_tensors(), len(gc.get_objects()) // 10))
     (tensors, objects), (tensors_after, objects_after) = counts
@@ -70,7 +70,7 @@ def test_a_thousand_steps_leave_nothing_behind(name: str) -> None:
 
 
 def watched(model: PreTrainedModel, name: str) -> tuple[list[weakref.ref[Tensor]], list[weakref.ref[Tensor]]]:
-    """What each activation is given, and what the layer after it is given, in the next forward pass."""
+    """The inputs of each activation, and of the layer after it, in the next forward pass."""
     inputs: list[weakref.ref[Tensor]] = []
     outputs: list[weakref.ref[Tensor]] = []
 
@@ -81,7 +81,7 @@ def watched(model: PreTrainedModel, name: str) -> tuple[list[weakref.ref[Tensor]
 
         return watcher
 
-    for site in activation_sites(model):  # not by hooks, which would keep them from being inverted
+    for site in activation_sites(model):  # not with hooks, which would prevent their inversion
         watch(model.get_submodule(site), note(inputs))
     for path, module in model.named_modules():
         if path.endswith(CONSUMERS[name]) and "attention" not in path and "attn" not in path:
@@ -101,7 +101,7 @@ def test_the_tensors_of_a_step_are_freed_at_once(name: str) -> None:
     loss = model(**batch(model)).loss
     assert len(inputs) == len(activation_sites(model))
     assert (len(outputs), alive(outputs)) == (2, 2)
-    assert alive(inputs) == 0, "the activations' inputs are what need not be kept"
+    assert alive(inputs) == 0, "the inputs of the activations must not be kept"
     loss.backward()
     assert alive(outputs) == 0
 
@@ -120,7 +120,7 @@ def test_a_step_without_a_backward_pass_is_freed_at_once(name: str) -> None:
 @each_model
 def test_what_probes_keep_is_freed_at_once(name: str) -> None:
     model = tiny_model(name)
-    patch_model(model)  # once: what the first probe of a process makes and keeps
+    patch_model(model)  # the first probe of a process creates objects that stay
     unpatch_model(model)
     gc.collect()
     before = live_tensors()
@@ -131,7 +131,7 @@ def test_what_probes_keep_is_freed_at_once(name: str) -> None:
 @each_model
 def test_patching_makes_no_cycles(name: str) -> None:
     model = tiny_model(name)
-    patch_model(model)  # once: what the first probe of a process imports and caches
+    patch_model(model)  # the first probe of a process imports and caches things
     gc.collect()
     with inverted_activations(model):
         patched = [weakref.ref(model.get_submodule(site)) for site in activation_sites(model)]

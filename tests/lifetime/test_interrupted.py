@@ -1,4 +1,4 @@
-"""A training that ends by an exception leaves a model that can be unpatched, and trained again as a fresh one."""
+"""After a training that ends with an exception, the model can be unpatched, and trained again like a fresh one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hf_invact.sites.activations import install
 from tests.models import tiny_model
 from tests.trainer.helpers import arguments, installed_hooks, is_patched, losses, make_trainer
 
-MESSAGE = "the test is out of memory."  # as accelerate knows it
+MESSAGE = "the test is out of memory."  # a message that accelerate recognizes
 ERRORS = [torch.OutOfMemoryError, KeyboardInterrupt, RuntimeError]
 each_error = pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 
 
 class Fault:
-    """Raises once, at the given call of what it is put into; `passing` counts the calls of a whole training."""
+    """Raises once, at the given call, and counts the calls."""
 
     def __init__(self, error: type[BaseException], at: int) -> None:
         self.error, self.at, self.calls = error, at, 0
@@ -41,7 +41,7 @@ def in_forward(model: PreTrainedModel, fault: Fault) -> None:
 
 
 def in_backward(model: PreTrainedModel, fault: Fault) -> None:
-    """Where the gradient of the first layer's block arrives, after the last layer's was computed."""
+    """When the gradient reaches the first layer's block, after the last layer's was computed."""
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
         if output.requires_grad:
@@ -51,7 +51,7 @@ def in_backward(model: PreTrainedModel, fault: Fault) -> None:
 
 
 def in_operator(model: PreTrainedModel, fault: Fault) -> None:
-    """Inside the inverted activation's own gradient: what it is given is unpacked by hooks of the test."""
+    """Just before the inverted activation's own backward pass."""
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
         node = output.grad_fn
@@ -75,7 +75,7 @@ def test_trains_again_as_a_fresh_model(
     tmp_path: Path,
 ) -> None:
     class Place(TrainerCallback):
-        """After the model is patched anew, so that only training is counted."""
+        """After the model is patched, so that only calls of the training are counted."""
 
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             before = {module: len(module._forward_hooks) for module in model.modules()}
@@ -113,7 +113,7 @@ def test_trains_again_as_a_fresh_model(
 
 @each_error
 def test_an_interrupted_step_is_freed(error: type[BaseException], tmp_path: Path) -> None:
-    """Whether it is the measured one or not: memory that a failed step still held would fail the next one."""
+    """If a failed step still held memory, the next one would fail."""
     model = tiny_model("llama")
     args = arguments(tmp_path, use_inverted_activations=True)
     products: list[weakref.ref[Tensor]] = []
@@ -134,7 +134,7 @@ def test_an_interrupted_step_is_freed(error: type[BaseException], tmp_path: Path
 
 
 def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path) -> None:
-    """`auto_find_batch_size` runs out of memory inside a training, and begins another one."""
+    """`auto_find_batch_size` starts another training when one runs out of memory."""
 
     class Place(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""A training that is killed, as by a machine that goes down, and resumed gives the losses of one that was not."""
+"""A training that is killed, as by a crash of the machine, and resumed gives the losses of one that was not."""
 
 from __future__ import annotations
 

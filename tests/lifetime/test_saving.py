@@ -1,4 +1,4 @@
-"""What is saved while a model is patched is what is saved without this package, and is loaded without it."""
+"""Files that are saved while a model is patched are the same as without this package, and can be loaded without it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_plain_transformers_loads_what_was_saved_while_patched(tmp_path: Path) -
     found = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
     assert len(found) == len(expected)
     for losses, loss in zip(found, expected, strict=True):
-        # The model pickled whole holds the patched activations: it alone needs the package.
+        # Only the pickled model holds the patched activations, and needs the package.
         assert "hf_invact" in losses.pop("patched")
         assert losses == {kind: pytest.approx(loss, rel=1e-6) for kind in ("pretrained", "state", "unpatched")}
 
@@ -107,5 +107,5 @@ def test_a_model_pickled_whole_is_patched_when_loaded(name: str, tmp_path: Path)
     assert all(torch.equal(loaded_gradients[key], value) for key, value in gradients.items())
     unpatch_model(loaded)
     assert not is_patched(loaded)
-    with pytest.raises(Exception, match="weights_only"):  # PyTorch's default: no pickled model at all
+    with pytest.raises(Exception, match="weights_only"):  # by default, PyTorch loads no pickled model
         torch.load(tmp_path / "model.pt")

@@ -1,4 +1,4 @@
-"""The operators that are measured: each as PyTorch has it, and inverted."""
+"""The measured operators: each as PyTorch computes it, and inverted."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Operator:
     """An activation, of ``x``, or a gate, of ``gate`` and ``up``.
 
     Attributes:
-        name: as the results call it.
+        name: in the results.
         curve: the activation.
         native: the operator as models compute it.
-        kept: of the same arguments, what autograd keeps of it for the backward pass.
-        native_backward: of ``dy`` and these, the kernels that autograd runs.
-        fused_backward: of ``dy`` and the arguments, for a compiler, which recomputes rather than keeps.
-        inverted: of the same arguments and ``backend``.
-        native_traffic: of the native kernels.
+        kept: takes the same arguments; returns what autograd saves for backward.
+        native_backward: takes ``dy`` and what was kept; runs the kernels that autograd runs.
+        fused_backward: takes ``dy`` and the arguments of the operator. It is for a compiler, which recomputes the rest.
+        inverted: takes the same arguments as the operator, and ``backend``.
+        native_traffic: what the native kernels move.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Operator:
 
     @property
     def fused_traffic(self) -> Traffic:
-        """Of one native kernel that recomputes what it can."""
+        """What one native kernel moves that recomputes what it can."""
         return traffic.FUSED_GATE if self.is_gate else traffic.ACTIVATION
 
     @property
     def inverted_traffic(self) -> Traffic:
-        """Of one inverted kernel: what an implementation is measured by."""
+        """What one inverted kernel moves. The copy that implementations are compared with moves as much."""
         return traffic.INVERTED_GATE if self.is_gate else traffic.INVERTED_ACTIVATION
 
 
@@ -95,12 +95,12 @@ def _gate(curve: Curve, native: Callable[[Tensor], Tensor], backward: Callable[.
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
-    """As Transformers spells it out."""
+    """Unfused, as Transformers computes it."""
     return x * torch.sigmoid(QUICK_GELU_SCALE * x)
 
 
 def _quick_gelu_backward(dy: Tensor, x: Tensor, sigmoid: Tensor) -> Tensor:
-    """What autograd makes of that."""
+    """The kernels that autograd runs for it."""
     dx = dy * sigmoid
     slope: Tensor = aten.sigmoid_backward(dy * x, sigmoid)
     return dx + QUICK_GELU_SCALE * slope
@@ -125,7 +125,7 @@ _OPERATORS = (
         native_backward=_quick_gelu_backward,
         fused_backward=_recomputed_quick_gelu_backward,
         inverted=functional.quick_gelu,
-        # x -> t -> s; x, s -> y; and backward three products, the sigmoid's slope, and the sum
+        # x -> t -> s; x, s -> y; in the backward pass three products, the sigmoid's derivative, and the sum
         native_traffic=Traffic(forward=7, backward=14),
     ),
     _activation(MISH, F.mish, aten.mish_backward.default, functional.mish),

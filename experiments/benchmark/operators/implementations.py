@@ -1,4 +1,4 @@
-"""What computes an operator: PyTorch, a compiler, Liger, or one of our backends."""
+"""The implementations of an operator: PyTorch, a compiler, Liger, and our backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .catalogue import Operator
 from .traffic import Traffic
 
 NATIVE, COMPILED, LIGER = "native", "compiled", "liger"
-INVERTED = "inverted-"  # and the backend's name
+INVERTED = "inverted-"  # followed by the backend's name
 
 LIGER_FUNCTIONS = MappingProxyType(
     {
@@ -33,9 +33,9 @@ class Implementation:
     """An operator on one set of tensors.
 
     Attributes:
-        calls: by direction: "forward" and "backward" without the autograd around them (where there is a way), and
-            "autograd", a forward pass with gradients enabled and the backward pass of it.
-        traffic: what it would move if it were perfect.
+        calls: by direction: "forward" and "backward" without autograd (if that is possible), and "autograd", a forward
+            pass with gradients enabled and its backward pass.
+        traffic: what an ideal implementation of this kind moves.
     """
 
     calls: dict[str, Call]
@@ -43,7 +43,7 @@ class Implementation:
 
 
 class Unavailable(Exception):
-    """What is not here to be measured. The message says why."""
+    """Something cannot be measured here. The message says why."""
 
 
 def native(operator: Operator, dy: Tensor, inputs: tuple[Tensor, ...]) -> Implementation:
@@ -92,13 +92,13 @@ def inverted(operator: Operator, backend_name: str, dy: Tensor, inputs: tuple[Te
 
 
 def liger(operator: Operator, dy: Tensor, inputs: tuple[Tensor, ...]) -> Implementation:
-    """Liger's gate, through autograd only.
+    """Liger's gate, only through autograd.
 
     Raises:
         Unavailable: no CUDA device, or the package is not installed.
     """
     function = import_liger(*LIGER_FUNCTIONS[operator.name], inputs[0].device).apply
-    # Its backward pass writes the gradients over its inputs.
+    # Its backward pass overwrites its inputs with the gradients.
     leaves = tuple(tensor.clone().requires_grad_() for tensor in inputs)
     output = function(*leaves)
     calls = {
@@ -110,7 +110,7 @@ def liger(operator: Operator, dy: Tensor, inputs: tuple[Tensor, ...]) -> Impleme
 
 
 def import_liger(module: str, name: str, device: torch.device) -> Any:
-    """A name of Liger.
+    """Import a function or class of Liger.
 
     Raises:
         Unavailable: no CUDA device, or the package is not installed.

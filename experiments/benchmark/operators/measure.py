@@ -34,7 +34,7 @@ Prepare = Callable[..., Implementation]
 
 @dataclass(frozen=True)
 class OperatorCase:
-    """What is measured in one go."""
+    """An operator in one dtype and size."""
 
     operator: str
     dtype: str
@@ -42,12 +42,12 @@ class OperatorCase:
 
     @property
     def key(self) -> dict[str, Any]:
-        """Which entry of the results it is."""
+        """Identifies its entry in the results."""
         return vars(self)
 
 
 def operator_cases(settings: Settings) -> list[OperatorCase]:
-    """All of them, the most telling ones first."""
+    """All cases, the most informative first."""
     return [
         OperatorCase(name, dtype, elements)
         for dtype in settings.dtypes
@@ -57,11 +57,11 @@ def operator_cases(settings: Settings) -> list[OperatorCase]:
 
 
 def measure_operator(case: OperatorCase, settings: Settings, device: torch.device) -> dict[str, Any]:
-    """The entry of the results: forward, backward, and where everything is measured both through autograd."""
+    """The entry of the results: forward, backward, and where everything is measured, both through autograd."""
     operator, dtype = OPERATORS[case.operator], DTYPES[case.dtype]
     is_compared = settings.compares(case.dtype, case.elements)
     if is_compared and (settings.compiles or len(settings.backends) > 1):
-        torch.compiler.reset()  # else the graphs of the cases before count against the compiler's limit
+        torch.compiler.reset()  # otherwise the graphs of earlier cases count towards the compiler's limit
     generator = torch.Generator(device).manual_seed(settings.seed)
     shape = (case.elements // COLUMNS, COLUMNS)
     dy, *inputs = (
@@ -74,7 +74,7 @@ def measure_operator(case: OperatorCase, settings: Settings, device: torch.devic
             ready[name] = prepare(operator, dy=dy, inputs=tuple(inputs))
         except Unavailable as error:
             failures[name] = Failure(str(error), expected=True)
-        except Exception as error:  # of whatever kind: it must not cost the numbers of the others
+        except Exception as error:  # of any kind: the other measurements go on
             failures[name] = failure_of(error)
     directions = ("forward", "backward", "autograd") if is_compared else ("forward", "backward")
     size = case.elements, dtype.itemsize
@@ -107,7 +107,7 @@ def _measure(
     calls = {name: implementation.calls[direction] for name, implementation in implementations.items()}
     moved = operator.inverted_traffic.bytes(direction, *size)
     calls = {COPY: _copy(moved, device), **calls}
-    # As within autograd's functions, where these calls are made otherwise.
+    # In training, autograd functions make these calls, in which no gradients are recorded.
     with nullcontext() if direction == "autograd" else torch.no_grad():
         failures = {**failures, **warm_up(calls, device)}
         calls = {name: call for name, call in calls.items() if name not in failures}
@@ -140,6 +140,6 @@ def _figures(seconds: float, moved: int, copied: int, medians: dict[str, float])
 
 
 def _copy(moved: int, device: torch.device) -> Call:
-    """A copy that moves (reads and writes) so many bytes."""
+    """A copy that reads and writes this many bytes in total."""
     source, target = (torch.zeros(max(1, moved // 8), dtype=torch.float32, device=device) for _ in range(2))
     return lambda: target.copy_(source)

@@ -8,14 +8,14 @@ SIDE_BITS_PER_BYTE = 8
 
 
 class Traffic(NamedTuple):
-    """Tensors that are read and written, in all, and whether side bits are too."""
+    """How many tensors are read and written, and whether side bits are as well."""
 
     forward: int
     backward: int
     has_side: bool = False
 
     def bytes(self, direction: str, elements: int, itemsize: int) -> int:
-        """Of "forward", "backward", or "autograd", which is both of them."""
+        """What is moved in a direction: "forward", "backward", or "autograd" for both."""
         if direction == "autograd":
             return sum(self.bytes(each, elements, itemsize) for each in ("forward", "backward"))
         tensors: int = getattr(self, direction)
@@ -28,5 +28,5 @@ INVERTED_ACTIVATION = ACTIVATION._replace(has_side=True)
 # gate, up -> product; dy, gate (or product), up -> dgate, dup
 FUSED_GATE = Traffic(forward=3, backward=5)
 INVERTED_GATE = FUSED_GATE._replace(has_side=True)
-# gate -> a; a, up -> product; and backward dy, up -> da; dy, a -> dup; da, gate -> dgate
+# gate -> a; a, up -> product; in the backward pass dy, up -> da; dy, a -> dup; da, gate -> dgate
 UNFUSED_GATE = Traffic(forward=5, backward=9)

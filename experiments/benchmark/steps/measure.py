@@ -22,10 +22,10 @@ LEAST_ROUNDS = 3
 
 
 def measure_steps(case: ModelCase, settings: Settings, device: torch.device, deadline: float) -> dict[str, Any]:
-    """The entry of the results.
+    """Measure a model. Returns its entry of the results.
 
     Args:
-        deadline: of `time.monotonic`; after it no round begins, but for the first few.
+        deadline: a value of `time.monotonic`. After it no round starts, except the first few.
     """
     model = build_model(case, DTYPES[case.dtype], device, settings.seed)
     batch = make_batch(case, model.config.vocab_size, device, settings.seed)
@@ -59,20 +59,20 @@ def compare_variants(
     """Take a step in each variant in turn, round after round.
 
     Args:
-        variants: by name, the plain one among them.
-        rounds: at most so many.
-        deadline: of `time.monotonic`; after it no round begins, but for the first few.
-        catch: what a variant may raise without costing the numbers of the others. () lets everything through.
-        baselines: the variants that are compared with another one too, not the plain one alone, and with which.
+        variants: by name, including the plain one.
+        rounds: the largest number of rounds.
+        deadline: a value of `time.monotonic`. After it no round starts, except the first few.
+        catch: exceptions that end a variant and not the others. () catches none.
+        baselines: for some variants, the name of another one that they are also compared with.
 
     Returns:
-        The number of rounds, and by name what was found, or why nothing was.
+        The number of rounds, and by name what was measured, or why nothing was.
     """
     facts: dict[str, dict[str, Any]] = {}
     running = dict(variants)
 
     def attempt(name: str, act: Callable[[Training], Any]) -> Any:
-        """What it gives in this variant, which is left out from now on where it fails."""
+        """The result of `act` in this variant. A variant that fails is left out from then on."""
         try:
             with variants[name](training.model):
                 return act(training)
@@ -92,7 +92,7 @@ def compare_variants(
             facts[name] = found
     times: list[dict[str, float]] = []
     while len(times) < rounds and (len(times) < LEAST_ROUNDS or time.monotonic() < deadline):
-        # There and back, so that none always follows the same one.
+        # Every second round is reversed, so that no variant always follows the same one.
         turn = list(running) if len(times) % 2 == 0 else [*reversed(running)]
         seconds = {name: attempt(name, Training.step) for name in turn}
         times.append({name: value for name, value in seconds.items() if value is not None})
@@ -104,7 +104,7 @@ def compare_variants(
 
 
 def _prepare(training: Training) -> dict[str, Any]:
-    training.step()  # the first one compiles, and makes the optimizer's state
+    training.step()  # the first one compiles, and creates the optimizer's state
     return training.meter() | training.peak()
 
 
@@ -120,7 +120,7 @@ def _ratios(name: str, other: str, rounds: list[dict[str, float]]) -> list[float
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, quartiles, and ends.
+    """Median, quartiles, smallest and largest.
 
     >>> spread([1.0, 1.02, 1.01, 1.04, 1.03])
     {'median': 1.02, 'lower': 1.01, 'upper': 1.03, 'low': 1.0, 'high': 1.04}

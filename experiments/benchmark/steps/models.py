@@ -1,4 +1,4 @@
-"""The models whose training steps are measured: built in code, with random weights and tokens."""
+"""The models whose training steps are measured, with random weights and tokens."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ModelCase:
     """A model, and the batch that it is trained on.
 
     Attributes:
-        model: as the results call it.
-        architecture: Transformers' name of it.
-        config: where it differs from the architecture's own.
+        model: its name in the results.
+        architecture: its model type in Transformers.
+        config: values that differ from the architecture's defaults.
     """
 
     model: str
@@ -38,12 +38,12 @@ class ModelCase:
 
     @property
     def key(self) -> dict[str, Any]:
-        """Which entry of the results it is."""
+        """Identifies its entry in the results."""
         return {"model": self.model}
 
     @property
     def is_classifier(self) -> bool:
-        """Whether it is trained on a class for each sequence, not on its tokens."""
+        """Whether it is trained to classify sequences, not to predict tokens."""
         return self.architecture == "bert"
 
 
@@ -66,7 +66,7 @@ _MISTRAL_1B = {
     "num_key_value_heads": 8,
     "sliding_window": None,
 }
-# No dropout inside the attention, so that its fused form is used on a CPU too, as it is on a GPU.
+# Without dropout in attention, the fused attention is used on a CPU too, as it is on a GPU.
 _BERT_4 = {"num_hidden_layers": 4, "attention_probs_dropout_prob": 0.0}
 _GPT2_SMALL = {"vocab_size": 2048, "n_embd": 384, "n_layer": 4, "n_head": 6, "attn_pdrop": 0.0}
 _GATED_SMALL = {

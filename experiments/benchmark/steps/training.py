@@ -1,4 +1,4 @@
-"""Training steps of a model on one batch, which are timed and metered."""
+"""Training steps of a model on one batch, to be timed and metered."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..timing import synchronize
 class Training:
     """Whole training steps on one batch: forward, backward, optimizer.
 
-    Every step, and so every variant's first one, begins with the same weights. Dropout draws the same numbers in each.
+    Every step begins with the same weights, in all variants. Dropout draws the same numbers in each step.
 
     Args:
-        model: in training mode; the variants are entered on it.
-        batch: what it is called with.
+        model: in training mode. The variants are entered on it.
+        batch: the model's arguments.
         optimizer: of its parameters, with a learning rate of 0.
-        seed: of what dropout draws.
+        seed: of dropout.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Training:
         self.optimizer.zero_grad()
 
     def step(self) -> float:
-        """Take one; the seconds that it took."""
+        """Take a step. Returns its seconds."""
         torch.manual_seed(self.seed)
         synchronize(self.device)
         began = time.perf_counter()
@@ -54,16 +54,16 @@ class Training:
         return time.perf_counter() - began
 
     def meter(self) -> dict[str, Any]:
-        """The first loss, and the bytes kept for the backward pass."""
+        """The first loss, and the bytes saved for backward."""
         torch.manual_seed(self.seed)
         own = [*self.model.parameters(), *self.model.buffers(), *self.batch.values()]
-        # Not told by module: of a compiled model the modules' hooks would be compiled too.
+        # Not by module: hooks on the modules of a compiled model would be compiled too.
         with SavedActivations(nn.Module(), own) as saved:
             loss = self.loss()
         return {"first_loss": loss.item(), "kept_bytes": saved.total_bytes}
 
     def peak(self) -> dict[str, int]:
-        """The peak of a step's memory, with the weights and the optimizer's state; nothing on a CPU."""
+        """A step's peak memory, including the weights and the optimizer's state; empty on a CPU."""
         if self.device.type != "cuda":
             return {}
         torch.cuda.reset_peak_memory_stats(self.device)

@@ -1,4 +1,4 @@
-"""The ways to train one model that are compared. Each is entered for a step and left again on the same model."""
+"""The compared ways to train a model. Each is a context that is entered for one step, on the same model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ StepVariant = Callable[[PreTrainedModel], AbstractContextManager[Any]]
 
 
 def variants_of(architecture: str, backends: Sequence[str]) -> dict[str, StepVariant]:
-    """By name: as it is, inverted by each backend, and what else saves memory there."""
+    """By name: plain, inverted with each backend, and the alternatives that save memory."""
     chosen: dict[str, StepVariant] = {PLAIN: nullcontext}
     for backend in backends:
         chosen[INVERTED + backend] = inverted_by(backend)
@@ -39,7 +39,7 @@ def inverted_by(backend: str) -> StepVariant:
 
 @contextmanager
 def fused_gelu(model: PreTrainedModel) -> Iterator[None]:
-    """GPT-2 as with ``activation_function="gelu_pytorch_tanh"``: PyTorch's function for the formula spelled out."""
+    """GPT-2 as with ``activation_function="gelu_pytorch_tanh"``: PyTorch's fused function for the same formula."""
     blocks = [block.mlp for block in model.transformer.h]
     before = [block.act for block in blocks]
     for block in blocks:
@@ -54,7 +54,7 @@ def fused_gelu(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def checkpointing(model: PreTrainedModel) -> Iterator[None]:
     """Activation checkpointing of each layer, as the Trainer's ``gradient_checkpointing`` does it."""
-    # Newer versions of Transformers have renamed it, and warn of the older name.
+    # Newer versions of Transformers renamed it, and warn about the old name.
     word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
     try:
@@ -65,10 +65,10 @@ def checkpointing(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def liger(model: PreTrainedModel) -> Iterator[None]:
-    """Liger's gated MLP, and no other of its kernels.
+    """Liger's gated MLP, without its other kernels.
 
     Raises:
-        Unavailable: it has none for this model, or the package or a GPU is missing.
+        Unavailable: Liger has no kernel for this model, or the package or a GPU is missing.
     """
     layers = getattr(getattr(model, "model", None), "layers", ())
     blocks: list[nn.Module] = [layer.mlp for layer in layers if hasattr(layer.mlp, "gate_proj")]

@@ -1,4 +1,4 @@
-"""Tells a whole checkpoint from one that was cut: by a kill, a full disk or a copy that ended early."""
+"""Tells complete checkpoints from those that a kill, a full disk or an interrupted copy has damaged."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ STATE = "trainer_state.json"  # the Trainer writes it last
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 INDEX = "model.safetensors.index.json"
 
-# What a run needs to go on as if it had not stopped. With `save_only_model` none of it is saved.
-_TO_GO_ON = ("optimizer*", "scheduler.pt", "rng_state*")
+# What a run needs to continue as if it had not stopped. With `save_only_model`, none of it is saved.
+_TO_CONTINUE = ("optimizer*", "scheduler.pt", "rng_state*")
 _OF_DEEPSPEED = ("global_step*", "rng_state*")
 
 
 def read_state(checkpoint: Path) -> dict[str, Any] | None:
-    """The Trainer's state in a checkpoint; None where it was not written to its end."""
+    """The Trainer's state in a checkpoint; None if it was not completely written."""
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -31,9 +31,9 @@ def read_state(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, in words; None where they are whole.
+    """What is wrong with the files of a checkpoint, as a text; None if they are intact.
 
-    Every file is read once. What it holds is not judged: it may belong to another model.
+    Every file is read once. Whether the weights belong to a model is not checked.
     """
     if read_state(checkpoint) is None:
         return f"it has no readable {STATE}"
@@ -53,7 +53,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def weight_files(checkpoint: Path) -> list[Path]:
-    """The files that hold its weights, whether or not they are there.
+    """The files that should hold a checkpoint's weights, whether they exist or not.
 
     Raises:
         ValueError: the index that lists them is damaged.
@@ -62,13 +62,13 @@ def weight_files(checkpoint: Path) -> list[Path]:
     if (checkpoint / INDEX).exists():
         names = _read_mapping(checkpoint / INDEX).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-            raise ValueError(f"{checkpoint / INDEX} does not say where the weights are")
+            raise ValueError(f"{checkpoint / INDEX} does not name the files of the weights")
         files += [checkpoint / name for name in sorted(set(names.values()))]
     return files
 
 
 def _missing(checkpoint: Path) -> list[str]:
-    needed = _OF_DEEPSPEED if any(checkpoint.glob(_OF_DEEPSPEED[0])) else _TO_GO_ON
+    needed = _OF_DEEPSPEED if any(checkpoint.glob(_OF_DEEPSPEED[0])) else _TO_CONTINUE
     missing = [glob.rstrip("*") for glob in needed if not any(checkpoint.glob(glob))]
     return missing if len(missing) < len(needed) else []
 
@@ -87,7 +87,7 @@ def _check_json(path: Path) -> None:
 
 
 def _check_archive(path: Path) -> None:
-    """As `torch.save` writes it, with a checksum of each part."""
+    """Check a file of `torch.save`, which has a checksum of each part."""
     with zipfile.ZipFile(path) as archive:
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"its part {damaged} is damaged")

@@ -17,32 +17,32 @@ logger = logging.getLogger(__name__)
 
 
 def last_resumable_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, that of its last step included; None where the run has to start over.
+    """The newest complete checkpoint of a run, perhaps that of its last step; None if the run has to start over.
 
-    One that was written only in part is passed over: the run was killed meanwhile. So is one whose files are damaged,
-    with a warning.
+    A checkpoint that is only partly written is skipped: the run was killed while writing it. One with damaged files is
+    skipped with a warning.
 
     Raises:
-        ConfigError: all that were written to their end are damaged.
+        ConfigError: all checkpoints that were completely written are damaged.
     """
     complete = [path for path in checkpoints(folder) if read_state(path) is not None]
     damaged: list[str] = []
     for path in reversed(complete):
         if (what := damage(path)) is None:
-            for worse in damaged:
-                logger.warning("passing over a damaged checkpoint: %s", worse)
+            for skipped in damaged:
+                logger.warning("skipping a damaged checkpoint: %s", skipped)
             return path
         damaged.append(f"{path}: {what}")
     if damaged:
         raise ConfigError(
-            f"no checkpoint in {folder} is whole (of the newest one, {damaged[0]}); remove all of its checkpoints to "
-            "start over, or choose another --output_dir"
+            f"every checkpoint in {folder} is damaged (the newest one: {damaged[0]}); remove them to start over, or "
+            "choose another --output_dir"
         )
     return None
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """All folders of checkpoints in a run's folder, whole or not, from the first step to the last."""
+    """All checkpoint folders in a run's folder, complete or not, from the first step to the last."""
     steps = {}
     for path in folder.glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", path.name)
@@ -52,25 +52,25 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a run's folder holds anything that was trained: checkpoints, whole or not, or the weights themselves."""
+    """Whether a run's folder holds anything that was trained: checkpoints, complete or not, or final weights."""
     return bool(checkpoints(folder)) or any((folder / name).exists() for name in WEIGHTS) or any(folder.glob("model-*"))
 
 
 def check_complete(checkpoint: Path) -> None:
-    """Make sure that a folder is a whole checkpoint.
+    """Make sure that a folder is a complete checkpoint.
 
     Raises:
         ConfigError: it is something else, or damaged.
     """
     if (what := damage(checkpoint)) is not None:
-        raise ConfigError(f"{checkpoint} is no complete checkpoint: {what}")
+        raise ConfigError(f"{checkpoint} is not a complete checkpoint: {what}")
 
 
 def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
-    """Make sure that the weights of a whole checkpoint are this model's, by name and shape.
+    """Make sure that the weights in a complete checkpoint have the names and shapes of this model's.
 
     Raises:
-        ConfigError: they are those of another model.
+        ConfigError: they belong to another model.
     """
     saved = _saved_shapes(checkpoint)
     shapes = {_saved_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
@@ -79,7 +79,8 @@ def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
             raise ConfigError(f"{checkpoint} is a checkpoint of another model: this one has no parameter {name}")
         if shapes[name] != shape:
             raise ConfigError(
-                f"{checkpoint} is a checkpoint of another model: its {name} has the shape {shape}, here {shapes[name]}"
+                f"{checkpoint} is a checkpoint of another model: its {name} has the shape {shape}, but here it is "
+                f"{shapes[name]}"
             )
     for names in _trained(model):
         if saved.keys().isdisjoint(names):
@@ -87,7 +88,7 @@ def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
 
 
 def _trained(model: nn.Module) -> Iterable[list[str]]:
-    """The names of each parameter that is trained. A shared one has several, and is saved under one of them."""
+    """The names of each trained parameter. A shared one has several names, and is saved under one of them."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
@@ -96,7 +97,7 @@ def _trained(model: nn.Module) -> Iterable[list[str]]:
 
 
 def _saved_name(name: str) -> str:
-    """The name under which a parameter is saved: peft leaves the adapter's own name out."""
+    """The name under which a parameter is saved: PEFT leaves out the adapter's name."""
     return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
 
 

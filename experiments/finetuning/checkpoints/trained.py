@@ -1,4 +1,4 @@
-"""Takes what an earlier start trained to the end from its last checkpoint, in place of training."""
+"""Loads a training that had already ended from its last checkpoint, instead of training again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_trained(checkpoint: Path, training: TrainingArguments) -> bool:
-    """Whether a whole checkpoint is that of the last step. (The Trainer would go on from it with one step more.)"""
+    """Whether a complete checkpoint is that of the last step. (The Trainer would take another step from it.)"""
     state = read_state(checkpoint) or {}
     if training.max_steps > 0:
         return bool(state["global_step"] >= training.max_steps)
@@ -25,15 +25,15 @@ def is_trained(checkpoint: Path, training: TrainingArguments) -> bool:
 
 
 def load_trained(trainer: Trainer, checkpoint: Path) -> None:
-    """Load the trained weights (the best ones where they were asked for) and the logs of the training.
+    """Load the trained weights (the best ones if the arguments ask for them) and the logs of the training.
 
     Raises:
-        ConfigError: the weights are sharded, or the best ones are gone.
+        ConfigError: the weights are sharded, or the best ones are missing.
     """
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ConfigError(
-            f"{checkpoint} is that of the last step, and sharded weights cannot be evaluated without training; "
-            "evaluate it by a script of your own, or remove it to go on from the one before"
+            f"{checkpoint} is the checkpoint of the last step, but sharded weights cannot be evaluated without "
+            "training; evaluate it with your own script, or remove it to continue from the previous one"
         )
     state = TrainerState.load_from_json(str(checkpoint / STATE))
     weights = checkpoint
@@ -47,4 +47,4 @@ def load_trained(trainer: Trainer, checkpoint: Path) -> None:
     trainer.state = state
     trainer.save_state()
     unpatch_model(trainer.model)  # as after training
-    logger.info("trained before: %s is evaluated", weights)
+    logger.info("already trained: evaluating %s", weights)

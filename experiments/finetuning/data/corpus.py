@@ -1,6 +1,6 @@
 """Real English text that needs no network: the docstrings and help topics of Python's own standard library.
 
-Sources are parsed, never imported. The text belongs to the Python version that runs, so results carry a `CorpusInfo`.
+Sources are parsed, not imported. The text depends on the version of Python, so results hold a `CorpusInfo`.
 """
 
 import ast
@@ -24,14 +24,14 @@ NUM_CLASSES = 16
 MIN_WORDS = 8  # shorter docstrings ("Return the name.") could belong to any package
 
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
-# Applications, which many systems package apart, and tables with generated docstrings.
+# Applications, which many systems install separately, and tables with generated docstrings.
 _NOT_LIBRARIES = {"encodings", "idlelib", "lib2to3", "pydoc_data", "turtledemo"}
 _STATEMENT_LISTS = ("body", "orelse", "handlers", "finalbody")
 
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """Names a text exactly, so that two results can be known to speak of the same one."""
+    """Identifies a text, to tell whether two results are of the same one."""
 
     python_version: str
     sha256: str
@@ -40,7 +40,7 @@ class CorpusInfo:
 
 
 def prose() -> list[dict[str, str]]:
-    """Records with `text`: every distinct docstring and help topic, each closed by an empty line, in a fixed order."""
+    """Records with `text`: every distinct docstring and help topic, each followed by an empty line, in fixed order."""
     texts = dict.fromkeys(docstring for _, docstring in _docstrings_by_package())
     texts.update(dict.fromkeys(text.strip() for _, text in sorted(topics.items())))
     return [{"text": f"{text}\n\n"} for text in texts]
@@ -51,7 +51,7 @@ def docstrings() -> list[dict[str, str]]:
 
     The classes are the `NUM_CLASSES` public top-level packages and modules with the most docstrings of at least
     `MIN_WORDS` words. Each text occurs once; one that several packages share is left out. The names of the classes
-    are blanked in every text, so that none gives itself away.
+    are blanked in every text, since they would give the label away.
     """
     owners: dict[str, set[str]] = {}
     for package, text in _docstrings_by_package():
@@ -65,9 +65,9 @@ def docstrings() -> list[dict[str, str]]:
 
 
 def describe(records: Iterable[Mapping[str, object]]) -> CorpusInfo:
-    """The identity of a text: a hash over its records that does not depend on their order.
+    """Identify a text by a hash over its records that does not depend on their order.
 
-    So one text has one hash, however a seed split it. `characters` counts all fields that hold text.
+    So the hash does not depend on how a seed splits the text. `characters` counts all fields that hold text.
     """
     digests: list[bytes] = []
     characters = 0
@@ -94,7 +94,7 @@ def _docstrings_by_package() -> list[tuple[str, str]]:
 
 @contextmanager
 def _garbage_collection_paused() -> Iterator[None]:
-    # Millions of short-lived nodes, none in a cycle: the collector would walk all of torch for nothing, twice the time.
+    # Parsing creates millions of short-lived nodes without cycles. The collector would double the time for nothing.
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -114,13 +114,13 @@ def _sources(root: Path, name: str) -> list[Path]:
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    # Only statements can hold definitions: skipping expressions makes this several times faster than ast.walk.
+    # Only statements contain definitions. Skipping expressions is several times faster than ast.walk.
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node)
         if docstring:
             yield docstring.strip()
     for field in _STATEMENT_LISTS:
         children = getattr(node, field, None)
-        if isinstance(children, list):  # a lambda's or a conditional expression's body is one expression
+        if isinstance(children, list):  # the body of a lambda or conditional expression is not a list
             for child in children:
                 yield from _docstrings(child)

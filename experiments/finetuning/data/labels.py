@@ -1,4 +1,4 @@
-"""Class labels of any form (names, numbers, a hub data set's own) as class numbers."""
+"""Converts class labels of any form (names, numbers, a data set's `ClassLabel`) to class numbers."""
 
 import datasets
 
@@ -6,13 +6,13 @@ from ...common.errors import ConfigError
 
 
 def number_labels(records: datasets.DatasetDict, column: str) -> tuple[datasets.DatasetDict, list[str]]:
-    """Replaces `column` by `labels`, the number of each record's class; returns the records and the classes' names.
+    """Replace `column` with `labels`, the number of each record's class. Returns the records and the class names.
 
     The classes are those of a `ClassLabel` feature, or else the sorted values of the training data.
 
     Raises:
-        ConfigError: The labels are no classes, some are missing, there are fewer than two, or validation data hold a
-            class that training data do not.
+        ConfigError: the labels are not classes, some are missing, there are fewer than two classes, or the validation
+            data has a class that the training data does not have.
     """
     feature = records["train"].features[column]
     values = {split: _names(dataset, split, column) for split, dataset in records.items()}
@@ -26,7 +26,7 @@ def number_labels(records: datasets.DatasetDict, column: str) -> tuple[datasets.
         if unknown := sorted(set(found) - set(names)):
             raise ConfigError(
                 f"column {column!r} of the {split} data holds {', '.join(map(repr, unknown))}, which the training data "
-                f"do not; their classes are {', '.join(map(repr, names))}. Remove those records, or train on some"
+                f"does not; its classes are {', '.join(map(repr, names))}. Remove those records, or train on some"
             )
     numbers = {name: number for number, name in enumerate(names)}
     return datasets.DatasetDict(
@@ -38,13 +38,14 @@ def number_labels(records: datasets.DatasetDict, column: str) -> tuple[datasets.
 
 
 def _names(dataset: datasets.Dataset, split: str, column: str) -> list[str]:
-    """The name of each record's class; "1" and 1 are the same class, since a file may hold either."""
+    """The name of each record's class. "1" and 1 are the same class, since a file may hold either."""
     feature, values = dataset.features[column], dataset[column][:]
     dtype = getattr(feature, "dtype", "")
     if not dtype.startswith(("int", "uint", "string", "large_string", "bool")):
         raise ConfigError(f"column {column!r} of the {split} data must hold classes (names or integers), not {feature}")
     is_class_label = isinstance(feature, datasets.ClassLabel)
-    missing = sum(value is None or (is_class_label and value < 0) for value in values)  # the hub marks those with -1
+    # The hub marks missing labels with -1.
+    missing = sum(value is None or (is_class_label and value < 0) for value in values)
     if missing:
         raise ConfigError(f"column {column!r} of the {split} data holds no label in {missing} of {len(values)} records")
     return [feature.int2str(value) if is_class_label else str(value) for value in values]

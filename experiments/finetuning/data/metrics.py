@@ -1,4 +1,4 @@
-"""Metrics that work without the hub, from which `evaluate.load` would fetch their code."""
+"""Metrics that work offline. (`evaluate.load` would download their code from the hub.)"""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from transformers import EvalPrediction
 class _ClassMetric(evaluate.Metric):
     """Compares predicted with true class numbers, arrays of shape (records,).
 
-    `evaluate` collects both in files of a shared cache by default; these stay in memory, so that several processes
-    cannot meet there.
+    By default, `evaluate` collects both in files of a shared cache. These stay in memory, so that several processes
+    cannot conflict.
     """
 
     summary = ""
 
     def __init__(self) -> None:
-        # The folder is created even if nothing is ever written to it.
+        # `evaluate` creates the folder even if it never writes to it.
         with tempfile.TemporaryDirectory() as unused:
             super().__init__(cache_dir=unused, keep_in_memory=True)
 
@@ -48,8 +48,8 @@ class Accuracy(_ClassMetric):
 class F1(_ClassMetric):
     """Harmonic mean of precision and recall, in [0, 1].
 
-    `f1_macro` is the mean over the classes that occur as prediction or reference. With `num_classes=2` there is also
-    `f1`, that of class 1, as GLUE reports it for MRPC. Without a true or predicted record a class scores 0.
+    `f1_macro` is the mean over the classes that occur as a prediction or reference. With `num_classes=2` there is also
+    `f1`, the score of class 1, as GLUE reports it for MRPC.
     """
 
     summary = "Harmonic mean of precision and recall."

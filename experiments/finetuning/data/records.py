@@ -26,24 +26,24 @@ OFFLINE_CONFIGS = tuple(f"configs/demo/{name}.yaml" for name in ("gpt2", "bert",
 
 
 def load_records(data: DataArguments, seed: int) -> datasets.DatasetDict:
-    """Loads the splits `train` and `validation` with the columns that the run needs, under the names `data` gives them.
+    """Load the splits `train` and `validation`, with the columns that the run needs under the names that `data` gives.
 
-    A `text_template` fills the column `text_column`. Where there is no validation split, `validation_fraction` of the
-    training records is held out, chosen with `seed`; the others keep their order. Local files are held in memory and
-    leave nothing in the cache.
+    A `text_template` fills the column `text_column`. If there is no validation split, `validation_fraction` of the
+    training records is held out, chosen by `seed`; the others keep their order. Local files are held in memory, and
+    nothing is left in the cache.
 
     Raises:
-        ConfigError: A file, data set, split or column is missing, empty or of the wrong kind, or the hub cannot be
+        ConfigError: a file, data set, split or column is missing, empty or of the wrong kind, or the hub cannot be
             reached.
     """
     if data.validation_file is not None and data.train_file is None:
         raise ConfigError(
-            f"validation_file={data.validation_file!r} goes with train_file only, not with "
+            f"validation_file={data.validation_file!r} can only be used with train_file, not with "
             f"dataset_name={data.dataset_name!r}; leave one of them out"
         )
     if data.dataset_config_name is not None and data.dataset_name is None:
         raise ConfigError(
-            f"dataset_config_name={data.dataset_config_name!r} goes with dataset_name only, not with "
+            f"dataset_config_name={data.dataset_config_name!r} can only be used with dataset_name, not with "
             f"train_file={data.train_file!r}; leave it out"
         )
     if data.dataset_name is not None:
@@ -55,19 +55,19 @@ def load_records(data: DataArguments, seed: int) -> datasets.DatasetDict:
 
 
 def training_texts(data: DataArguments, records: datasets.DatasetDict) -> Iterator[str]:
-    """All texts of the training split, both sentences of a pair: what a new tokenizer is trained on."""
+    """All texts of the training split, including both sentences of a pair, to train a tokenizer on."""
     for column in (data.text_column, data.text_pair_column):
         if column is not None:
             yield from records["train"][column]
 
 
 def describe_records(records: datasets.DatasetDict) -> corpus.CorpusInfo:
-    """The identity of what `load_records` returned; the same for every seed of a hold-out."""
+    """Identifies what `load_records` returned, whichever seed chose the records that are held out."""
     return corpus.describe(chain.from_iterable(records.values()))
 
 
 def _from_files(files: dict[str, str | None]) -> dict[str, datasets.Dataset]:
-    # Each file is loaded on its own, so that a difference between them is found by our checks, which name it.
+    # Each file is loaded separately, so that our own checks find a difference between them, and name it.
     paths = {split: _checked_path(split, file) for split, file in files.items() if file is not None}
     return {split: _load_file(path) for split, path in paths.items()}
 
@@ -85,7 +85,7 @@ def _checked_path(split: str, file: str) -> Path:
 
 def _load_file(path: Path) -> datasets.Dataset:
     builder = BUILDERS[path.suffix.lower()]
-    options = {"keep_linebreaks": True} if builder == "text" else {}  # lines joined again give the text of the file
+    options = {"keep_linebreaks": True} if builder == "text" else {}  # the joined lines are the file's text
     with tempfile.TemporaryDirectory() as cache:
         try:
             return datasets.load_dataset(
@@ -93,9 +93,7 @@ def _load_file(path: Path) -> datasets.Dataset:
             )
         except (DatasetsError, ValueError) as error:
             reason = error.__cause__ or error
-            raise ConfigError(
-                f"{path} holds no records that can be read as {path.suffix[1:]}: {first_line(reason)}"
-            ) from error
+            raise ConfigError(f"{path} cannot be read as {path.suffix[1:]}: {first_line(reason)}") from error
 
 
 def _from_name(name: str, config: str | None) -> dict[str, datasets.Dataset]:
@@ -134,7 +132,7 @@ def _load_hub(name: str, config: str | None) -> datasets.DatasetDict:
 
 
 def _select(dataset: datasets.Dataset, split: str, data: DataArguments) -> datasets.Dataset:
-    """The needed columns only, with the template filled in; every text a string."""
+    """Keep only the needed columns, with the template filled in, and check them."""
     if dataset.num_rows == 0:
         raise ConfigError(f"the {split} data holds no records")
     columns = {"text_pair_column": data.text_pair_column}
@@ -157,14 +155,14 @@ def _fill_template(dataset: datasets.Dataset, split: str, template: str, column:
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
     except ValueError as error:
-        raise ConfigError(f"text_template={template!r} is malformed: {error}; write {{{{ for a brace itself") from error
+        raise ConfigError(f"text_template={template!r} is invalid: {error}; write {{{{ for a literal brace") from error
     if not fields:
         raise ConfigError(f"text_template={template!r} names no column; write a column's name in braces, as {{text}}")
     for field in fields:
         _require_column(dataset, split, f"text_template names {{{field}}}", field)
 
     def fill(record: dict[str, object]) -> dict[str, str]:
-        # An optional column (an instruction's input) is often null.
+        # An optional column (the input of an instruction) is often null.
         return {column: template.format(**{field: "" if record[field] is None else record[field] for field in fields})}
 
     return dataset.map(fill, desc=f"Filling the text template ({split})")
@@ -191,7 +189,9 @@ def _require_text(dataset: datasets.Dataset, split: str, column: str) -> None:
 def _hold_out(dataset: datasets.Dataset, fraction: float, seed: int) -> datasets.DatasetDict:
     rows = dataset.num_rows
     if rows < 2:
-        raise ConfigError("one record cannot be split into training and validation data; give more, or validation_file")
+        raise ConfigError(
+            "one record cannot be split into training and validation data; give more records, or validation_file"
+        )
     held_out = min(max(1, round(rows * fraction)), rows - 1)
     order = np.random.default_rng(seed).permutation(rows)
     parts = {"train": order[held_out:], "validation": order[:held_out]}

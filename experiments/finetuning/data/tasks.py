@@ -37,10 +37,12 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class PreparedTask:
-    """One task on one data set, tokenised.
+    """One task on one data set, tokenized.
 
-    `auto_class` is the Transformers class that builds the model, `model_config_updates` what the data demands of its
-    config. `primary_metric` is the name under which `Trainer.evaluate` reports the score that names the result.
+    Attributes:
+        auto_class: the Transformers class that builds the model.
+        model_config_updates: values of the model's config that the data determines.
+        primary_metric: the main score, as `Trainer.evaluate` names it.
     """
 
     train_dataset: datasets.Dataset
@@ -55,20 +57,20 @@ class PreparedTask:
 
 
 def prepare(data: DataArguments, records: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase) -> PreparedTask:
-    """Prepares the records of `load_records` for the task that `data` names.
+    """Prepare the records of `load_records` for the task of `data`.
 
     Language modelling concatenates the texts and cuts them into blocks of `max_seq_length` tokens; the last, shorter
     block is dropped. With a `text_template`, causal language modelling makes one sequence of each record instead.
-    A tokenizer without a padding token is given one where sequences differ in length.
+    A tokenizer without a padding token gets one if sequences differ in length.
 
     Raises:
-        ConfigError: The tokenizer does not suit the task, the texts do not fill one block, or the labels are not
-            classes that training and validation data share.
+        ConfigError: the tokenizer does not suit the task, the texts do not fill one block, or training and validation
+            data do not have the same classes.
     """
     if not 2 <= data.max_seq_length <= tokenizer.model_max_length:
         raise ConfigError(
             f"max_seq_length={data.max_seq_length} must lie between 2 and {tokenizer.model_max_length}, "
-            "the most tokens this tokenizer's model takes"
+            "the largest length of this tokenizer's model"
         )
     if data.task == "sequence-classification":
         return _classification(data, records, tokenizer)
@@ -92,14 +94,14 @@ def _causal_lm(data: DataArguments, records: datasets.DatasetDict, tokenizer: Pr
 def _instruction(
     data: DataArguments, records: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase
 ) -> PreparedTask:
-    """One record is one sequence that ends in the end-of-text token; all its tokens count in the loss."""
+    """Each record is one sequence, followed by the end-of-text token. All of its tokens count in the loss."""
     ensure_padding(tokenizer)
     end = tokenizer.eos_token or ""
 
     def encode(batch: Batch) -> Batch:
         texts = [text + end for text in batch[data.text_column]]
         tokens = tokenizer(texts, truncation=True, max_length=data.max_seq_length)
-        # No token types: GPT-2 would add an embedding for them.
+        # Without token types, for which GPT-2 would add an embedding.
         return {name: tokens[name] for name in ("input_ids", "attention_mask")} | {"labels": tokens["input_ids"]}
 
     train, validation = _sequences(data, records, encode)
@@ -110,17 +112,17 @@ def _instruction(
 def _masked_lm(data: DataArguments, records: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase) -> PreparedTask:
     if tokenizer.mask_token is None:
         raise ConfigError(
-            "masked-lm needs a tokenizer with a mask token and this one has none; "
+            "masked-lm needs a tokenizer with a mask token, but this one has none; "
             "choose an encoder such as bert, or the task causal-lm"
         )
 
     def encode(batch: Batch) -> Batch:
-        # Empty lines would become sequences of special tokens alone.
+        # Empty lines would become sequences of only special tokens.
         texts = [text for text in batch[data.text_column] if text.strip()]
         return {"input_ids": tokenizer(texts, verbose=False)["input_ids"] if texts else []}
 
     train, validation = (datasets.Dataset.from_dict({"input_ids": blocks}) for blocks in _blocks(data, records, encode))
-    # Without a seed of its own the collator draws from torch's generator, which the Trainer seeds.
+    # Without its own seed, the collator uses torch's generator, which the Trainer seeds.
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=data.mlm_probability)
     return PreparedTask(train, validation, collator, AutoModelForMaskedLM)
 
@@ -150,18 +152,18 @@ def _classification(
             "num_labels": len(names),
             "id2label": dict(enumerate(names)),
             "label2id": {name: number for number, name in enumerate(names)},
-            "pad_token_id": tokenizer.pad_token_id,  # decoders read the class off the last token before padding
+            "pad_token_id": tokenizer.pad_token_id,  # decoders classify by the last token before the padding
         },
     )
 
 
 def _sequences(data: DataArguments, records: datasets.DatasetDict, encode: Encode) -> list[datasets.Dataset]:
-    """Training and validation records, encoded one by one; `labels` is kept where it exists."""
+    """Training and validation records, each encoded as one sequence. `labels` is kept if it exists."""
     encoded = []
     for split in SPLITS:
         dataset = _limit(records[split], split, data)
         unused = [column for column in dataset.column_names if column != "labels"]
-        encoded.append(dataset.map(encode, batched=True, remove_columns=unused, desc=f"Tokenising ({split})"))
+        encoded.append(dataset.map(encode, batched=True, remove_columns=unused, desc=f"Tokenizing ({split})"))
     return encoded
 
 
@@ -177,7 +179,7 @@ def _blocks(data: DataArguments, records: datasets.DatasetDict, encode: Encode) 
             batched=True,
             remove_columns=dataset.column_names,
             features=features,
-            desc=f"Tokenising ({split})",
+            desc=f"Tokenizing ({split})",
         )
         ids = tokens.with_format("arrow")[:]["input_ids"].combine_chunks().flatten().to_numpy()
         count = len(ids) // length
@@ -199,12 +201,12 @@ def _max_samples(data: DataArguments, split: str) -> int | None:
     name = "max_train_samples" if split == "train" else "max_eval_samples"
     limit: int | None = getattr(data, name)
     if limit is not None and limit < 1:
-        raise ConfigError(f"{name} must be at least 1, got {limit}; leave it out to use all")
+        raise ConfigError(f"{name} must be at least 1, got {limit}; leave it out to use all of them")
     return limit
 
 
 def _most_likely(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
-    """Class numbers instead of logits, shape (records,): far less to gather and keep during evaluation."""
-    if isinstance(logits, tuple):  # some models also return their hidden state or cache
+    """Class numbers, shape (records,). They take far less memory during evaluation than the logits."""
+    if isinstance(logits, tuple):  # some models also return hidden states or a cache
         logits = logits[0]
     return logits.argmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Trains a small tokenizer on the spot, for models with fresh weights."""
+"""Trains a small tokenizer, for models with fresh weights."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ _END_OF_TEXT, _PADDING = "<|endoftext|>", "<|pad|>"
 
 
 def train_tokenizer(texts: Iterable[str], model_type: str, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer of the kind that `model_type` uses; the same texts always give the same tokenizer.
+    """Train a tokenizer of the kind that `model_type` uses. The same texts always give the same tokenizer.
 
     Architectures with a masked-language-model head (bert, ...) get BERT's WordPiece, lower-cased, with its special
-    tokens; all others byte-level BPE with an end-of-text and a padding token.
+    tokens. All others get byte-level BPE with an end-of-text and a padding token.
 
     Args:
-        texts: What to train on.
-        model_type: Architecture, as Transformers names it.
-        vocab_size: Most tokens in the vocabulary, special ones included.
-        max_length: Most tokens the model takes; kept as `model_max_length`.
+        texts: to train on.
+        model_type: the architecture, as Transformers names it.
+        vocab_size: the largest size of the vocabulary, including special tokens.
+        max_length: the longest sequence that the model takes; stored as `model_max_length`.
 
     Raises:
-        ConfigError: `vocab_size` has no room for the characters of the text.
+        ConfigError: `vocab_size` is too small for the characters of the text.
     """
     train = _train_word_piece if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else _train_byte_level_bpe
     tokenizer = train(list(texts), vocab_size, max_length)
     if len(tokenizer) > vocab_size:
         raise ConfigError(
             f"tokenizer_vocab_size={vocab_size} is too small: the characters of this text and the special tokens "
-            f"alone take {len(tokenizer)}; give at least that many, better several thousand"
+            f"alone take {len(tokenizer)}; give at least that, and preferably several thousand"
         )
     return tokenizer
 
 
 def ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Lets a tokenizer without a padding token (GPT-2's) pad with its end-of-text token, as is usual. In place.
+    """Let a tokenizer without a padding token (GPT-2's) pad with its end-of-text token, in place.
 
     Raises:
-        ConfigError: The tokenizer has neither.
+        ConfigError: the tokenizer has neither.
     """
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -76,8 +76,8 @@ def _train_word_piece(texts: list[str], vocab_size: int, max_length: int) -> Pre
         tokenizer.train_from_iterator(texts, trainer)
         return tokenizer.get_vocab()
 
-    # The trainer numbers characters inside words ("##a") in hash order, which differs from process to process and
-    # decides ties between merges. Naming all characters first, sorted, makes the vocabulary repeatable.
+    # The trainer numbers characters inside words ("##a") in hash order, which differs between processes and decides
+    # ties between merges. Giving it all characters first, sorted, makes the vocabulary reproducible.
     characters = sorted(vocabulary(0, []))
     tokenizer = untrained(vocabulary(vocab_size, [*_BERT_TOKENS.values(), *characters]))
     tokenizer.decoder = decoders.WordPiece()

@@ -1,4 +1,4 @@
-"""What the runs of one model say: paired differences of the final figures. Pure functions of their results."""
+"""Analyses the runs of one model: paired differences of the final figures. Pure functions of their results."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def analyse(runs: Sequence[Run]) -> dict[str, Any]:
         runs: with ``variant``, ``seed``, ``losses`` and ``eval``.
 
     Returns:
-        ``metrics``: for each figure (the mean of the last `FINAL_STEPS` losses, and what the evaluation gives), the
+        ``metrics``: for each figure (the mean of the last `FINAL_STEPS` losses, and each score of the evaluation), the
         intervals of plain and inverted, and of the paired differences of inverted and of control from plain.
-        ``largest_difference``: of a loss at any step, by variant. ``first_seed`` and ``methods``: of inverted, control
-        and each other method, the final loss and its distance from the plain one of the first seed.
+        ``largest_difference``: the largest difference of a loss at any step, by variant. ``first_seed`` and
+        ``methods``: for inverted and control, and for each other method, the final loss and its distance from the plain
+        one of the first seed.
     """
     variants: dict[str, dict[int, Run]] = {}
     for run in runs:
@@ -53,7 +54,7 @@ def figure_of(run: Run, name: str) -> float:
 
 
 def largest_difference(run: Run, other: Run) -> float:
-    """Of the losses at the same step."""
+    """The largest difference of two runs' losses at the same step."""
     losses: list[float] = run["losses"]
     others: list[float] = other["losses"]
     return max(abs(loss - plain) for loss, plain in zip(losses, others, strict=True))

@@ -1,4 +1,4 @@
-"""Means with their 95% confidence intervals, of runs with different seeds."""
+"""Means over seeds, with their 95% confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and where Student's t distribution puts the true one with a probability of 95%.
+    """A mean, and its 95% confidence interval by Student's t distribution.
 
     Attributes:
         p_value: of the hypothesis that the true mean is 0.
@@ -28,21 +28,21 @@ class Interval:
 
     @property
     def holds_zero(self) -> bool:
-        """Whether the mean cannot be told from 0."""
+        """Whether the mean cannot be distinguished from 0."""
         return self.low <= 0 <= self.high
 
     def record(self) -> dict[str, Any]:
-        """As results hold it."""
+        """As JSON-compatible data."""
         return asdict(self)
 
 
 def interval(values: Sequence[float]) -> Interval:
     """The interval of the mean of independent values.
 
-    Where all are the same number the interval is that number alone.
+    If all values are equal, the interval is that value alone.
 
     Raises:
-        ValueError: fewer than two values, or one that is not finite.
+        ValueError: there are fewer than two values, or one is not finite.
 
     >>> interval([1.0, 2.0, 3.0]).mean
     2.0
@@ -62,6 +62,6 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Inter
     """The interval of the mean difference of pairs (of the same seed), values minus others: the paired t test.
 
     Raises:
-        ValueError: as `interval`, or they are not as many.
+        ValueError: as `interval`, or the numbers of values differ.
     """
     return interval([value - other for value, other in zip(values, others, strict=True)])

@@ -1,4 +1,4 @@
-"""The figures of the fine-tuning runs: losses with the band of the seeds, and how far they are from the plain ones."""
+"""The figures of the fine-tuning runs: losses with the range of the seeds, and their distances from the plain ones."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ Model = Mapping[str, Any]
 COLOURS = {**VARIANT_COLOURS, CONTROL: GREY}
 # Okabe-Ito without the colours of inverted and control, then others.
 METHOD_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#B8A200", "#000000", "#8C564B")
-LEAST = 1e-8  # a log scale has no place for zeros: they are drawn here, on the axis
+LEAST = 1e-8  # a log scale cannot show zeros: they are drawn here, on the axis
 
 
 def subject_figure(model: Model) -> Figure:
     """Losses of all seeds, plain and inverted, and below them the distances from the plain run of the same seed.
 
-    Lines are means, bands go from the smallest to the largest of the seeds.
+    Lines are means, bands span the seeds from the smallest value to the largest.
     """
     figure = new_figure(height=5.6)
     losses, distances = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    looks: dict[str, dict[str, Any]] = {
+    styles: dict[str, dict[str, Any]] = {
         "plain": {"linewidth": 3.4, "alpha": 0.75},
         "inverted": {"linewidth": 1.6, "linestyle": (0, (4, 3))},
     }
-    for variant, look in looks.items():
-        _draw_band(losses, _steps(model), _losses(model, variant), variant, variant, look)
+    for variant, style in styles.items():
+        _draw_band(losses, _steps(model), _losses(model, variant), variant, variant, style)
     plain = _losses(model, "plain")
     for variant in (CONTROL, "inverted"):
         _draw_band(
@@ -62,13 +62,13 @@ _LABELS = {
 
 
 def methods_figure(model: Model) -> Figure:
-    """How far each method's losses are from the plain run's of the same seed, with the control as the yardstick."""
+    """How far each method's losses are from the plain run's of the same seed, with the control for comparison."""
     figure = new_figure(height=4.8)
     axes = figure.subplots()
     seed = model["analysis"]["methods"][0]["seed"]
     by_variant = {run["variant"]: run["losses"] for run in model["runs"] if run["seed"] == seed}
     plain = np.array(by_variant.pop("plain"))
-    looks: dict[str, dict[str, Any]] = {
+    styles: dict[str, dict[str, Any]] = {
         "inverted": {"color": COLOURS["inverted"], "linewidth": 2.4, "zorder": 3},
         CONTROL: {"color": COLOURS[CONTROL], "linewidth": 2.4, "linestyle": ":", "zorder": 4},
         **{name: {"color": colour, "linewidth": 1.5} for name, colour in zip(METHODS, METHOD_COLOURS, strict=True)},
@@ -76,21 +76,21 @@ def methods_figure(model: Model) -> Figure:
     for variant, losses in by_variant.items():
         distance = np.maximum(np.abs(np.array(losses) - plain), LEAST)
         label = METHODS[variant].title if variant in METHODS else variant
-        axes.plot(_steps(model), distance, label=label, **looks[variant])
+        axes.plot(_steps(model), distance, label=label, **styles[variant])
     _finish_distances(axes)
     figure.suptitle(f"{model['title']}, seed {seed}: distance of the loss from the plain run's", fontsize=11)
     finish(axes, grid="both")
-    # Their names are long.
+    # The labels are long.
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False, fontsize=9, columnspacing=1.4)
     return figure
 
 
 def _draw_band(
-    axes: Axes, steps: Sequence[int], values: np.ndarray, variant: str, label: str, look: Mapping[str, Any]
+    axes: Axes, steps: Sequence[int], values: np.ndarray, variant: str, label: str, style: Mapping[str, Any]
 ) -> None:
     colour = COLOURS[variant]
     axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.16, linewidth=0)
-    axes.plot(steps, values.mean(axis=0), color=colour, label=label, **look)
+    axes.plot(steps, values.mean(axis=0), color=colour, label=label, **style)
 
 
 def _distances(losses: np.ndarray, plain: np.ndarray) -> np.ndarray:

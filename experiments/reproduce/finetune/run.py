@@ -1,4 +1,4 @@
-"""Fine-tunes each subject with several seeds, plain and inverted, with a control; and with other methods."""
+"""Fine-tunes each subject with several seeds, plain, inverted and as a control; and with other methods."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _SHARED = ("dtype", "parameters", "data", "environment")
 
 
 def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
-    """Run what is not finished, then write finetune.json and its plots into the folder.
+    """Run what is not finished, and write finetune.json and its plots into the folder.
 
     Raises:
         ConfigError: a config cannot be used, or a finished run has other settings.
-        RunFailed: a run ended with an error; those before it are kept.
+        RunFailed: a run ended with an error. The earlier ones are kept.
     """
     subjects = QUICK_SUBJECTS if quick else SUBJECTS
     missing = {subject.name: why for subject in subjects if (why := _why_not(subject))}
@@ -60,7 +60,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
 
 
 def _why_not(subject: Subject) -> str | None:
-    """Why a subject cannot be run here: the package with its weights is missing. None if it can."""
+    """Why a subject cannot be run here (the package with its weights is missing); None if it can."""
     name = subject.runs(Path())[0].arguments().model.model_name_or_path
     if name is None:
         return None

@@ -21,15 +21,16 @@ _TRAINING = (
 )
 
 _RUNS = """\
-Each model is trained with several seeds: plain, inverted, and as a control plain with one weight moved by one unit in
-the last place. Training is chaotic, so that two trainings that differ in next to nothing drift apart; the control shows
-how far. Differences are those of the same seed. Their 95% intervals are those of the paired t test: where 0 is inside,
-the difference is not distinguishable from none. The final training loss is the mean of the last {final_steps} steps."""
+Each model is trained with several seeds: plain, inverted, and as a control (plain, but with one weight moved by one
+unit in the last place). Training is chaotic, so two almost identical trainings drift apart; the control shows how far.
+Differences are between runs of the same seed, and their 95% intervals are those of the paired t test: where 0 is
+inside, the difference is not distinguishable from none. The final training loss is the mean of the last {final_steps}
+steps."""
 _GRADIENTS = """\
-Whole gradients of one batch, as one vector each, before, halfway through and after the plain training of the first
-seed, with the same dropout; the largest of 1 - cosine. The bars are 1e-7 in float32 and 1e-4 in bfloat16 (a cosine of
-0.9999999 and 0.9999). *Control* is the plain gradient after one weight was moved by one unit in the last place, and the
-last column what bfloat16 itself changes."""
+The largest 1 - cosine between whole gradients of one batch (as one vector each, with the same dropout), before, halfway
+through and after the plain training of the first seed. The limits are 1e-7 in float32 and 1e-4 in bfloat16 (a cosine of
+0.9999999 and 0.9999). *Control* is the plain gradient after one weight was moved by one unit in the last place. The
+last column shows what bfloat16 itself changes."""
 _SUMMARY = """\
 The control is the plain training with one weight moved by one unit in the last place. Where 0 is inside the interval,
 the difference is not distinguishable from none. The whole gradients' 1 - cosine is at most {fp32} in float32 and {bf16}
@@ -40,7 +41,7 @@ the largest difference at any step."""
 
 
 def section(results: Results) -> str:
-    """All tables, and the line that says where they come from."""
+    """All tables, and the line that says where they were measured."""
     models = results["models"]
     has_methods = any(model["analysis"]["methods"] for model in models)
     parts = [
@@ -57,7 +58,7 @@ def section(results: Results) -> str:
 
 
 def headline(results: Results) -> str:
-    """The final losses alone, and the worst of the gradients, for the README."""
+    """The final losses, and the largest gradient error, for the README."""
     models = results["models"]
     rows = [_training(model) for model in models]
     worst = {}
@@ -137,7 +138,7 @@ def _gradients_in(model: Results, dtype: str) -> list[Mapping[str, Any]]:
 
 def _worst(entries: list[Mapping[str, float]], key: str, bound: float | None = None) -> str:
     worst = max(entry[key] for entry in entries)
-    return f"{worst:.1e}" + (" **(above the bar)**" if bound is not None and not worst <= bound else "")
+    return f"{worst:.1e}" + (" **(above the limit)**" if bound is not None and not worst <= bound else "")
 
 
 def _methods(results: Results) -> str:

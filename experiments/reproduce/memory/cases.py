@@ -1,4 +1,4 @@
-"""The models, the settings and the variants whose memory is compared, and what was published of them."""
+"""The models, settings and variants whose memory is compared, and the published figures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class MemoryVariant:
     """A way to train the same model.
 
     Attributes:
-        name: as the results call it.
+        name: in the results.
         plan: of `hf_invact.InvActConfig`; None leaves the model unpatched.
-        activation: that the model's config names instead of its own.
-        checkpointed: whether layers are computed again in the backward pass.
-        compiled: whether it runs through `torch.compile`.
+        activation: replaces that of the model's config.
+        checkpointed: whether layers are recomputed in the backward pass.
+        compiled: whether the model is compiled by `torch.compile`.
     """
 
     name: str
@@ -42,11 +42,11 @@ GELU_IN_PLACE_OF_SILU = MemoryVariant("activation inverted, GELU for SiLU", plan
 
 _OTHERS = (CHECKPOINTED, CHECKPOINTED_OURS, COMPILED, COMPILED_OURS)
 _ENCODER = (PLAIN, ACTIVATION, OURS, *_OTHERS)
-_SPELLED_OUT = (PLAIN, FUSED, ACTIVATION, OURS, FUSED_OURS, *_OTHERS)
+_UNFUSED = (PLAIN, FUSED, ACTIVATION, OURS, FUSED_OURS, *_OTHERS)
 _GATED = (PLAIN, ACTIVATION, EXACT_GATE, OURS, *_OTHERS)
 
 MEASURED_ON_GPU = (PLAIN, ACTIVATION, OURS)
-"""The variants that are measured too, where there is a GPU."""
+"""The variants that are also measured if there is a GPU."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PublishedFigures:
 
     @property
     def change(self) -> float:
-        """Of what is not weights, as a fraction."""
+        """The relative change of what is not weights."""
         return (self.inverted - self.plain) / (self.plain - self.weights)
 
 
@@ -70,20 +70,20 @@ MISTRAL_NOTEBOOK = PublishedFigures(4.83, 47.5, 40.8, "github.com/PgLoLo/optiact
 
 @dataclass(frozen=True)
 class MemoryCase:
-    """A model, how it is trained, and on which batch.
+    """A model, the way it is trained, and its batch.
 
     Attributes:
         key: names its figure.
-        model, setting: name it for people.
+        model, setting: its title.
         model_class: of Transformers.
         batch_size, seq_len: of the batch.
-        variants: that apply to it, the plain one first.
+        variants: those that apply to it, the plain one first.
         dtype: of the weights.
-        config: where it differs from the model class's own.
-        autocast: to bfloat16.
+        config: values that differ from the defaults of the model class.
+        autocast: whether the forward pass runs under autocast to bfloat16.
         adapters: dtype of LoRA's adapters (r=16, on all linear layers); None trains all weights.
-        forward_only: the model returns no loss, as in the reference notebooks.
-        quantized: the frozen weights of the reference notebook, emulated (see `published.py`).
+        forward_only: whether the model returns no loss, as in the reference notebooks.
+        quantized: whether the frozen weights of the reference notebook are emulated (see `published.py`).
         published: the figures to compare with.
     """
 
@@ -103,7 +103,7 @@ class MemoryCase:
     published: PublishedFigures | None = None
 
     def inputs(self, variant: MemoryVariant) -> dict[str, Any]:
-        """All that decides what is counted, as plain data."""
+        """Everything that decides what is counted, as JSON-compatible data."""
         own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         del own["variants"]
         own["config"] = dict(self.config)
@@ -112,7 +112,7 @@ class MemoryCase:
 
 
 _WINDOWLESS = {"sliding_window": None}
-# The notebook's Transformers repeated keys and values for all heads before attention kept them.
+# In the notebook's version of Transformers, attention kept keys and values repeated for all heads.
 _REPEATED = {**_WINDOWLESS, "num_key_value_heads": 32}
 _PUBLISHED_VARIANTS = (PLAIN, GELU_IN_PLACE_OF_SILU, OURS)
 
@@ -120,7 +120,7 @@ _PUBLISHED_VARIANTS = (PLAIN, GELU_IN_PLACE_OF_SILU, OURS)
 def _cases(
     sizes: Mapping[str, tuple[int, int]], encoder: Mapping[str, Any], gpt2: Mapping[str, Any], gated: Mapping[str, Any]
 ) -> tuple[MemoryCase, ...]:
-    """The cases of models and batches of these sizes; where the mappings are empty, of the models' own."""
+    """The cases with batches of these sizes, and models with these config values besides their defaults."""
     bert_batch, gpt2_batch, decoder_batch = sizes["bert"], sizes["gpt2"], sizes["decoder"]
 
     def named(batch: tuple[int, int], text: str) -> str:
@@ -129,7 +129,7 @@ def _cases(
     def gpt2_case(key: str, text: str, dtype: str, autocast: bool = False) -> MemoryCase:
         setting = named(gpt2_batch, text)
         return MemoryCase(
-            key, "GPT-2", setting, "GPT2LMHeadModel", *gpt2_batch, _SPELLED_OUT, dtype, config=gpt2, autocast=autocast
+            key, "GPT-2", setting, "GPT2LMHeadModel", *gpt2_batch, _UNFUSED, dtype, config=gpt2, autocast=autocast
         )
 
     def mistral_case(key: str, text: str, variants: tuple[MemoryVariant, ...], **options: Any) -> MemoryCase:
@@ -173,7 +173,7 @@ def _cases(
 
 _NARROW = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
 _SMALL = {**_NARROW, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-_COMPILED_QUICKLY = ("mistral-7b", "gpt2-fp32")  # the others would take most of the time
+_COMPILED_QUICKLY = ("mistral-7b", "gpt2-fp32")  # compiling the others would take most of the time
 
 
 def _quick_cases() -> tuple[MemoryCase, ...]:
@@ -197,4 +197,4 @@ CASES: Mapping[str, tuple[MemoryCase, ...]] = MappingProxyType(
         "quick": _quick_cases(),
     }
 )
-"""By effort: "full", and "quick" on models that are narrow and have few layers, of which few are compiled."""
+"""By effort: "full", and "quick" with narrow models of few layers, only some of which are compiled."""

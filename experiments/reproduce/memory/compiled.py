@@ -1,9 +1,9 @@
-"""What a model keeps under `torch.compile`, without generating code, weights or a GPU.
+"""What a model keeps with `torch.compile`, without generating code, and without weights or a GPU.
 
-The compiler traces forward and backward pass as one graph, and cuts it where least has to be kept for the second half:
-what is cheap is computed again. That is done here with inductor's own decompositions, passes and partitioner, and the
-first half is run on fake tensors. They are tensors of a CPU: the deviations of layer norms are kept in the dtype of the
-input, where a GPU keeps 4 bytes per row.
+The compiler traces the forward and the backward pass as one graph, and cuts it so that little has to be kept for the
+second half: cheap operations are recomputed. Here this is done with inductor's own decompositions, passes and
+partitioner, and the first half runs on fake tensors. They are CPU tensors: layer norms keep their deviations in the
+dtype of the input, where a GPU keeps 4 bytes per row.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from hf_invact.memory import SavedActivations
 
 
 def compiled_bytes(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
-    """Bytes that a compiled model would keep of one forward pass for its backward pass.
+    """Bytes that one forward pass of a compiled model saves for backward.
 
     Args:
-        model: on fake tensors that are active, patched or not.
-        batch: its arguments. Without a mask: what is traced cannot depend on its values, so Transformers makes a
-            causal one for every model that asks for it.
+        model: on fake tensors whose mode is active; patched or not.
+        batch: its arguments, without a mask. Tracing cannot depend on a mask's values, so Transformers creates a causal
+            mask for every model that asks for one.
     """
     weights, buffers = dict(model.named_parameters()), dict(model.named_buffers())
 
@@ -44,7 +44,7 @@ def compiled_bytes(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
         return tuple(leaf for leaf in tree_leaves(dict(outputs)) if isinstance(leaf, Tensor))
 
     with _disable_current_modes():
-        lazy_init(next(iter(weights.values())).device)  # registers patterns, once, on tensors of its own
+        lazy_init(next(iter(weights.values())).device)  # registers patterns once, with tensors of its own
     compiled: Callable[..., Any] = aot_function(
         forward,
         fw_compiler=_run_as_it_is,
@@ -54,12 +54,12 @@ def compiled_bytes(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
     )
     fake_mode = detect_fake_mode(list(weights.values()))
     with V.set_fake_mode(fake_mode), tracing(TracingContext(fake_mode)), enable_python_dispatcher():
-        with _compile_session_context():  # models ask whether they are compiled
+        with _compile_session_context():  # models check whether they are compiled
             compiled(weights, buffers, batch)
         own = [*weights.values(), *buffers.values(), *batch.values()]
         with SavedActivations(nn.Module(), ignore=own) as saved:
             outputs = compiled(weights, buffers, batch)
-    assert outputs is not None  # alive until all is counted
+    assert outputs is not None  # must live until everything is counted
     return saved.total_bytes
 
 
@@ -69,5 +69,5 @@ def _run_as_it_is(gm: GraphModule, example_inputs: Any) -> Callable[[list[Any]],
         arguments.clear()
         return gm(*taken)
 
-    run._boxed_call = True  # type: ignore[attr-defined]  # it empties its list of arguments
+    run._boxed_call = True  # type: ignore[attr-defined]  # it clears its list of arguments
     return run

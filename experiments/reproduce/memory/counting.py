@@ -1,4 +1,4 @@
-"""Counts on tensors without memory what a case keeps for its backward pass."""
+"""Counts what a case saves for backward, on tensors without memory."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from .published import as_in_the_notebook
 
 LORA_RANK = 16
 SAMPLED_LAYERS = (2, 3)
-"""Of compiled models so many are counted; the others are alike."""
+"""Compiled models are counted with these numbers of layers. All further layers keep the same."""
 COUNTED = "counted"
 EXTRAPOLATED = f"counted with {SAMPLED_LAYERS[0]} and {SAMPLED_LAYERS[1]} layers, which are alike"
 NOT_TOLD_APART = "not told apart"
-"""The part of what a compiled model keeps: its one graph has no modules."""
+"""The only part of a compiled model: its graph has no modules."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Count:
     method: str = COUNTED
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON-compatible data."""
         return {
             "kept_bytes": sum(self.parts.values()),
             "parts": dict(self.parts),
@@ -63,13 +63,13 @@ class Count:
 
 
 def count(case: MemoryCase, variant: MemoryVariant, device: str = "cuda") -> Count:
-    """Count what one forward pass keeps for the backward pass, as a device's kernels would have it.
+    """Count what one forward pass saves for backward with the kernels of a device.
 
     Args:
         device: "cuda" or "cpu".
 
     Raises:
-        PlanningError, PatchingError: the model cannot be built, or not patched so.
+        PlanningError, PatchingError: the model cannot be built, or cannot be patched in this way.
     """
     with built(case, variant, device) as (model, plans):
         weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
@@ -84,7 +84,7 @@ def count(case: MemoryCase, variant: MemoryVariant, device: str = "cuda") -> Cou
 def _parts(case: MemoryCase, model: PreTrainedModel) -> dict[str, int]:
     with SavedActivations(model) as saved, running_as_trained(autocast_dtype(case)):
         output = model(**batch_of(case, model))
-    assert output is not None  # alive until all is counted
+    assert output is not None  # must live until everything is counted
     return by_part(saved, model)
 
 
@@ -97,13 +97,13 @@ def _compiled(case: MemoryCase, variant: MemoryVariant, device: str, layers: int
 
 
 def autocast_dtype(case: MemoryCase) -> torch.dtype | None:
-    """What the forward pass runs under; None for no autocast."""
+    """The dtype of autocast in the forward pass; None without autocast."""
     return torch.bfloat16 if case.autocast else None
 
 
 @contextmanager
 def built(case: MemoryCase, variant: MemoryVariant, device: str) -> Iterator[tuple[PreTrainedModel, dict[str, int]]]:
-    """A variant's model on fake tensors inside, and how many of its activations have each plan."""
+    """A context with a variant's model on fake tensors, and the number of its activations with each plan."""
     with fake_tensors(device):
         lora = None if case.adapters is None else Lora(r=LORA_RANK)
         model = build_model(source_of(case, variant), dtype=case.dtype, lora=lora)
@@ -123,7 +123,7 @@ def source_of(case: MemoryCase, variant: MemoryVariant) -> Source:
 
 
 def prepare(case: MemoryCase, model: PreTrainedModel) -> None:
-    """What is particular to a case: the dtype of its adapters, or the weights of the notebook."""
+    """Apply what is special about a case: the dtype of its adapters, or the weights of the notebook."""
     if case.quantized:
         use_flash_attention(model)
         as_in_the_notebook(model)
@@ -136,7 +136,7 @@ def prepare(case: MemoryCase, model: PreTrainedModel) -> None:
 
 
 def patch(case: MemoryCase, variant: MemoryVariant, model: PreTrainedModel) -> dict[str, int]:
-    """Patch a model as a variant says. How many of its activations have each plan."""
+    """Patch a model as a variant says. Returns the number of activations with each plan."""
     if variant.plan is None:
         return {}
     report = patch_model(model, InvActConfig(plan=variant.plan, autocast_dtype=autocast_dtype(case)))
@@ -145,7 +145,7 @@ def patch(case: MemoryCase, variant: MemoryVariant, model: PreTrainedModel) -> d
 
 
 def batch_of(case: MemoryCase, model: PreTrainedModel) -> dict[str, Tensor]:
-    """Full sequences, with labels where the case has a loss."""
+    """Full sequences, with labels if the case has a loss."""
     batch = make_batch(model, case.batch_size, case.seq_len)
     if case.forward_only:
         batch = {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -1,4 +1,4 @@
-"""Measures on a GPU what a case keeps for its backward pass: what is allocated more after a forward pass."""
+"""Measures on a GPU what a case saves for backward: by how much the allocated memory grows in a forward pass."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def measure_kept(
     device: torch.device,
     allocated: Callable[[], int] = torch.cuda.memory_allocated,
 ) -> dict[str, Any]:
-    """Run a forward pass with random weights, and see what it leaves behind.
+    """Run a forward pass with random weights, and measure the memory that it leaves allocated.
 
     Args:
-        allocated: bytes that tensors hold on the device just now.
+        allocated: returns the bytes that tensors currently hold on the device.
 
     Returns:
-        ``measured_bytes``, or None and why in ``measured_note``.
+        ``measured_bytes``, or None with the reason in ``measured_note``.
     """
     if case.quantized:
         return {"measured_bytes": None, "measured_note": EMULATED}
@@ -48,11 +48,11 @@ def _difference(case: MemoryCase, variant: MemoryVariant, device: torch.device, 
     patch(case, variant, model)
     batch = {name: tensor.to(device) for name, tensor in batch_of(case, model).items()}
     with torch.no_grad():
-        _forward(case, model, batch)  # libraries allocate workspaces at their first call
+        _forward(case, model, batch)  # libraries allocate workspaces in their first call
     before = allocated()
     result = _forward(case, model, batch)
     after = allocated()
-    assert result.requires_grad  # its graph is what holds the memory
+    assert result.requires_grad  # its graph holds the memory
     return after - before
 
 

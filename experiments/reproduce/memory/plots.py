@@ -30,10 +30,10 @@ def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _visible(parts: Mapping[str, int], most: int) -> dict[str, int]:
-    """Without parts that are too thin to see, which would stand in the legend."""
+    """Without parts that are too thin to see, which would only fill the legend."""
     return {part: count for part, count in parts.items() if count > most / 1000}
 
 
 def unit_of(most: int) -> str:
-    """The unit in which bytes of a table or a figure are told, by the largest of them."""
+    """The unit for the bytes in a table or figure, chosen by the largest of them."""
     return next((unit for unit, scale in UNITS.items() if most >= scale), "KiB")

@@ -1,12 +1,11 @@
 """Emulates the model of the reference notebook for Mistral, which needs a GPU and bitsandbytes.
 
-The notebook loads the weights in 4 bits and prepares them for adapters that it then does not attach. What is kept for
-the backward pass in such a model: all weights are frozen, those outside of the linear layers and that of the head are
-float32, and so are the hidden states. A 4-bit layer casts its input to bfloat16, keeps that copy (bitsandbytes did
-until 2024, although the frozen weight has no gradient that would need it), and casts its output back. Attention runs in
-half precision. Gradients begin at the embeddings' output.
+The notebook loads the weights in 4 bits, and prepares them for adapters that it then does not attach. In this model all
+weights are frozen. The head, everything outside of the linear layers, and the hidden states are float32. A 4-bit layer
+casts its input to bfloat16, keeps this copy (until 2024, bitsandbytes did so although a frozen weight needs no
+gradient), and casts its output back. Attention runs in half precision. Gradients begin at the output of the embeddings.
 
-Not emulated is the cache of keys and values that generation would use, which the notebook's figure includes.
+The key-value cache for generation, which the notebook's figure includes, is not emulated.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ COMPUTE_DTYPE = torch.bfloat16
 
 
 class _KeepInput(torch.autograd.Function):
-    """A product with a frozen weight that keeps its input all the same."""
+    """A product with a frozen weight that keeps its input although it does not need it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -36,10 +35,10 @@ class _KeepInput(torch.autograd.Function):
 
 
 class EmulatedLinear4bit(nn.Linear):
-    """Keeps of a forward pass what bitsandbytes' layer of 4-bit weights kept.
+    """Keeps for backward what bitsandbytes' 4-bit layer kept.
 
-    Its own weight is in `COMPUTE_DTYPE`, but held as integers, as there: what looks for the dtype of hidden states must
-    not take it from here.
+    Its weight is in `COMPUTE_DTYPE`, but stored as integers, as in bitsandbytes: code that looks for the dtype of
+    hidden states must not find it here.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -53,7 +52,7 @@ class EmulatedLinear4bit(nn.Linear):
 
 
 def as_in_the_notebook(model: PreTrainedModel) -> None:
-    """Freeze a model as the notebook has it, in evaluation mode. Its linear layers have no biases.
+    """Freeze a model as the notebook does, in evaluation mode. Its linear layers must have no biases.
 
     >>> from transformers import MistralConfig, MistralForCausalLM
     >>> small = MistralConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
@@ -70,6 +69,6 @@ def as_in_the_notebook(model: PreTrainedModel) -> None:
         if not isinstance(module, nn.Linear) or module is head:
             for name, weight in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(weight.detach().float(), requires_grad=False))
-    model.config._is_quantized = True  # attention then runs in the config's dtype
+    model.config._is_quantized = True  # attention then uses the config's dtype
     model.enable_input_require_grads()
     model.eval()

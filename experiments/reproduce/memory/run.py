@@ -22,7 +22,7 @@ from .plots import save_figures
 
 FORMAT = 1
 FILE = "memory.json"
-# Of the environment, what a count depends on. Other figures than these are begun anew.
+# The parts of the environment that a count depends on. With others, everything is counted again.
 _MUST_MATCH = ("torch", "transformers", "peft", "hf_invact", "device")
 NOT_MEASURED = {"measured_bytes": None, "measured_note": "not yet measured on a GPU"}
 
@@ -30,19 +30,19 @@ _Key = tuple[str, str]
 
 
 def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
-    """Count, and measure_kept where there is a GPU, what ``folder/memory.json`` does not have yet; and draw it.
+    """Count (and measure if there is a GPU) what is missing in ``folder/memory.json``, and draw everything.
 
     Args:
-        folder: is made where it does not exist.
-        quick: models that are narrow and have few layers.
-        console: is told what was done.
-        command: as the file tells it.
+        folder: created if it is missing.
+        quick: use narrow models with few layers.
+        console: for the progress.
+        command: the command line, for the file.
 
     Returns:
         The file of the results.
 
     Raises:
-        ConfigError: the file is there and damaged.
+        ConfigError: the file is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
@@ -67,7 +67,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
             console.print(f"{title}: kept", highlight=False)
             continue
         entries[key] = _entry(case, variant)
-        write_json(path, {**header, "entries": list(entries.values())})  # those of earlier runs too
+        write_json(path, {**header, "entries": list(entries.values())})  # including those of earlier runs
         console.print(f"{title}: {_line(entries[key])}", highlight=False)
     results = {**header, "entries": [entries[case.key, variant.name] for case, variant in wanted]}
     write_json(path, results)
@@ -78,7 +78,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
 def _finished(
     path: Path, header: Mapping[str, Any], wanted: list[tuple[MemoryCase, MemoryVariant]], console: Console
 ) -> dict[_Key, dict[str, Any]]:
-    """The entries of an earlier run that need not be made again."""
+    """The entries of an earlier run that are still valid."""
     before = read_mapping(path, {"settings": dict, "environment": dict, "entries": list})
     if before is None:
         return {}
@@ -96,7 +96,7 @@ def _finished(
 
 
 def _entry(case: MemoryCase, variant: MemoryVariant) -> dict[str, Any]:
-    """What was found of a variant. What could not be counted has the reason in place of numbers."""
+    """Count a variant. The entry has a reason instead of numbers if a compiled variant cannot be counted."""
     began = time.monotonic()
     entry: dict[str, Any] = {
         "case": case.key,
@@ -112,7 +112,7 @@ def _entry(case: MemoryCase, variant: MemoryVariant) -> dict[str, Any]:
     except Exception as error:
         if not variant.compiled:
             raise
-        # The compiler's parts are not meant to be used by themselves, and fail in many ways.
+        # The parts of the compiler are not public, and fail in many ways.
         entry |= {
             "kept_bytes": None,
             "parts": {},

@@ -1,4 +1,4 @@
-"""The results of the part "memory" as Markdown: pure functions of its JSON."""
+"""The results of the part "memory" as Markdown: pure functions of memory.json."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ ABSENT = "-"
 Entry = Mapping[str, Any]
 
 _INTRODUCTION = """\
-Counted are the distinct storages that autograd keeps of one forward pass, without weights and inputs, on tensors that
-have shapes and no memory and that keep what CUDA's kernels keep. *Activation* is what MLPs keep between their
-projections. The variants:
+What is counted are the distinct storages that autograd saves in one forward pass, without weights and inputs. They are
+counted on tensors that have shapes but no memory, and that are saved as by CUDA's kernels. *Activation* is what MLPs
+keep between their projections. The variants:
 
-- *activation inverted* is the paper's: the activation's output and one bit per element in place of its input.
-- *ours* is `patch_model` as it comes: each kind of block gets the plan that keeps least.
-- *exact gate* keeps both factors of the gate and computes its activation again, as Liger's does.
-- *fused activation* is PyTorch's function for a formula that Transformers spells out. What is inverted is computed by
-  it anyway, so *fused + ours* keeps what *ours* does.
-- *checkpointing* keeps the input of each layer, and computes the layer again. What is kept in that one layer
-  meanwhile does not show here.
-- *torch.compile* is what inductor's own passes and partitioner keep of the traced model, counted with {few} and {more}
-  layers, which are alike. Its graph has no modules, so its parts are not told apart. Transformers gives a traced
-  decoder a causal mask, which flash attention does not take: keys and values of grouped heads are then kept repeated.
+- *activation inverted* is the paper's: the activation's output and one bit per element replace its input.
+- *ours* is `patch_model` with its defaults: each kind of block gets the plan that keeps the least.
+- *exact gate* keeps both factors of the gate and recomputes its activation, as Liger's does.
+- *fused activation* is PyTorch's function for a formula that Transformers computes unfused. Inverted activations use it
+  anyway, so *fused + ours* keeps as much as *ours*.
+- *checkpointing* keeps the input of each layer and recomputes the layer. What is kept inside of that one layer during
+  its backward pass is not counted here.
+- *torch.compile* is what inductor's own passes and partitioner keep of the traced model, extrapolated from {few} and
+  {more} layers, since all layers are alike. Its graph has no modules, so its parts cannot be told apart. Transformers
+  gives a traced decoder a causal mask, which flash attention does not accept: keys and values of grouped heads are then
+  kept repeated.
 
-*Measured* is what a GPU has allocated more after the forward pass.
+*Measured* is the growth of a GPU's allocated memory in the forward pass.
 """
 _NOTEBOOK = """\
-The reference notebook loads 4-bit weights, attaches no adapter, puts GELU in place of SiLU, and runs the forward pass
-in evaluation mode. Its frozen layers keep their inputs in bfloat16, as bitsandbytes then had it, and hidden states are
-float32. This is emulated here with layers that keep the same, and without the cache of keys and values that the
-published figure includes.
+The reference notebook loads 4-bit weights, attaches no adapter, replaces SiLU with GELU, and runs the forward pass in
+evaluation mode. Its frozen layers keep their inputs in bfloat16, as bitsandbytes did at the time, and hidden states are
+float32. Here it is emulated with layers that keep the same tensors, without the key-value cache that the published
+figure includes.
 """
 
 
@@ -51,7 +52,7 @@ def section(results: Mapping[str, Any]) -> str:
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """What was published beside what is counted here, for the README."""
+    """The published figures and what is counted here, for the README."""
     return f"{_headline_table(results)}\n\n{_source(results)}\n"
 
 
@@ -72,7 +73,7 @@ def _headline_table(results: Mapping[str, Any]) -> str:
         cells = [
             f"{model}, {real[0]['setting'].removesuffix(', as published')}",
             f"{published['plain']:g} → {published['inverted']:g} GiB with weights ({change})",
-            _from_to(_named(as_published, PLAIN.name), _theirs(as_published)),
+            _from_to(_named(as_published, PLAIN.name), _as_published(as_published)),
             _from_to(_named(real, PLAIN.name), ours),
             _against_published(ours, _named(real, PLAIN.name)),
         ]
@@ -81,7 +82,7 @@ def _headline_table(results: Mapping[str, Any]) -> str:
 
 
 def _case(entries: Sequence[Entry]) -> Iterator[str]:
-    """What follows a case's heading."""
+    """The blocks below a case's heading."""
     if entries[0]["inputs"]["quantized"]:
         yield _NOTEBOOK.strip()
     yield _table(entries)
@@ -96,8 +97,8 @@ def _published(entries: Sequence[Entry]) -> str:
         f"Published: {published['plain']:g} → {published['inverted']:g} GiB allocated, of which "
         f"{published['weights']:g} are weights ({published['change']:+.1%} of the rest; {published['source']})."
     )
-    pair = (_named(entries, PLAIN.name), _theirs(entries))
-    if entries[0]["inputs"]["quantized"]:  # what stands in for 4-bit weights is larger
+    pair = (_named(entries, PLAIN.name), _as_published(entries))
+    if entries[0]["inputs"]["quantized"]:  # the emulated 4-bit weights are larger
         counted = [published["weights"] + entry["kept_bytes"] / UNITS["GiB"] for entry in pair if entry is not None]
         text += " Counted, with the published weights"
     else:
@@ -108,7 +109,7 @@ def _published(entries: Sequence[Entry]) -> str:
 
 
 def _notes(entries: Sequence[Entry]) -> Iterator[str]:
-    """Each a sentence: what was not counted and why, our plans, and what was not measured."""
+    """Sentences on what was not counted and why, on our plans, and on what was not measured."""
     yield from (f"{entry['variant']}: {entry['reason']}." for entry in entries if entry["reason"])
     ours = _named(entries, OURS.name)
     if ours is not None and ours["plans"]:
@@ -121,7 +122,7 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
 def _table(entries: Sequence[Entry]) -> str:
     counts = [entry["kept_bytes"] for entry in entries if entry["kept_bytes"] is not None]
     unit = unit_of(max(counts))
-    least = UNITS[unit] / 200  # what is not 0.00
+    least = UNITS[unit] / 200  # shown as 0.01, not 0.00
     parts = [part for part in PARTS if any(entry["parts"].get(part, 0) >= least for entry in entries)]
     plain = entries[0]
     compares = plain["published"] is not None
@@ -147,12 +148,12 @@ def _cases(results: Mapping[str, Any]) -> list[list[Entry]]:
 
 
 def _named(entries: Sequence[Entry], variant: str) -> Entry | None:
-    """The variant's entry; None where there is none, or nothing was counted."""
+    """The variant's entry; None if there is none, or if nothing was counted."""
     return next((e for e in entries if e["variant"] == variant and e["kept_bytes"] is not None), None)
 
 
-def _theirs(entries: Sequence[Entry]) -> Entry | None:
-    """The entry of what was published."""
+def _as_published(entries: Sequence[Entry]) -> Entry | None:
+    """The entry of the published variant."""
     return _named(entries, GELU_IN_PLACE_OF_SILU.name) or _named(entries, ACTIVATION.name)
 
 
@@ -170,7 +171,7 @@ def _change(entry: Entry, plain: Entry) -> str:
 
 
 def _against_published(entry: Entry | None, plain: Entry | None) -> str:
-    """The saving, in those that were published."""
+    """The saving, as a multiple of the published one."""
     if entry is None or plain is None or entry is plain or entry["kept_bytes"] is None:
         return ABSENT
     saving = entry["kept_bytes"] / plain["kept_bytes"] - 1

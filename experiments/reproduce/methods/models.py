@@ -20,12 +20,13 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class MethodCase:
-    """A model, and how much text its gradient is taken of.
+    """A model, and the size of the batch for its gradient.
 
     Attributes:
-        name: as the results call it.
-        config: a run's config, relative to the folder of the configs; empty where the arguments say everything.
-        arguments: of a run, after the config's.
+        name: in the results.
+        config: a run's config, relative to the folder `configs`; empty if the arguments are enough.
+        arguments: of the run. They override the config.
+        sequences: in the batch.
     """
 
     name: str
@@ -35,14 +36,14 @@ class MethodCase:
     sequences: int
 
     def argv(self, dtype: str) -> list[str]:
-        """The command line of a run, but for the number of sequences."""
+        """The arguments of a run, without the number of sequences."""
         options = {"dtype": DTYPES[dtype], "report_to": "none", **self.arguments}
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in options.items()}
         flags = (text for key, value in texts.items() for text in (f"--{key}", value))
         return [*([str(CONFIGS / self.config)] if self.config else []), *flags]
 
     def settings(self) -> dict[str, Any]:
-        """As plain data."""
+        """As JSON-compatible data."""
         return asdict(self)
 
 
@@ -78,11 +79,11 @@ def build_case(case: MethodCase, dtype: str, seed: int) -> tuple[PreTrainedModel
     """The model in training mode, and its batch: the first sequences of the training data.
 
     Raises:
-        ConfigError: its weights are not installed, or cannot be read.
+        ConfigError: the weights are not installed, or cannot be read.
     """
     run = parse_run([*case.argv(dtype), "--seed", str(seed)])
     experiment = build(run)
-    set_seed(seed)  # masked language modelling draws what it masks
+    set_seed(seed)  # masked language modelling masks at random
     rows = [experiment.task.train_dataset[index] for index in range(case.sequences)]
     batch = experiment.task.data_collator(rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

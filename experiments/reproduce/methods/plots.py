@@ -15,8 +15,8 @@ from hf_invact.memory.plots import GREY, new_figure
 # Of the Okabe-Ito palette.
 COLOURS = {"ours": "#D55E00", "exact": "#0072B2", "approximate": "#009E73"}
 LABELS = {"ours": "ours", "exact": "exact methods", "approximate": "other approximations"}
-BAND = 0.09  # of the height of the axes: where the errors stand that a log scale has no place for
-BESIDE = 70.0  # percent: points left of it have room for their label; the others' stand in a column
+BAND = 0.09  # of the axes' height: for errors that a log scale cannot show
+BESIDE = 70.0  # percent: points to the left have room for their labels; the other labels form a column
 ROW = 0.058  # of the height of the axes, for a label
 
 
@@ -26,7 +26,7 @@ class Point:
 
     Attributes:
         share: of the bytes that the plain model keeps, in percent.
-        distance: 1 minus the cosine of the gradients; 0 where they are identical, NaN where they are no numbers.
+        distance: 1 minus the cosine of the gradients; 0 if they are identical, NaN if they are not finite.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Point:
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, Figure]:
-    """By the model's name, the plot with a panel for each dtype; none of models that could not be measured."""
+    """By the model's name, a plot with a panel for each dtype. Models that could not be measured have none."""
     settings = results["settings"]
     drawn: dict[str, Figure] = {}
     for model in settings["models"]:
@@ -106,7 +106,7 @@ def _draw(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _height(axes: Axes, point: Point) -> float:
-    """As a share of the axes' height. What has no place on a log scale stands in the middle of its band."""
+    """As a share of the axes' height. What a log scale cannot show is in the middle of its band."""
     if not point.distance > 0:
         return BAND / 2 if point.distance == 0 else 1 - BAND / 2
     low, high = map(math.log10, axes.get_ylim())
@@ -132,12 +132,12 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _order(axes: Axes, point: Point) -> tuple[float, float]:
-    """From the bottom up; in about the same row the right one first, so that the lines do not cross."""
+    """From the bottom up. Within about one row the right one comes first, so that the lines do not cross."""
     return _height(axes, point) // ROW, -point.share
 
 
 def _spread(heights: Sequence[float]) -> list[float]:
-    """About ascending heights moved apart by a row at least: upwards, and down again from the top."""
+    """Move roughly ascending heights apart by at least a row: upwards, then down again from the top."""
     rows: list[float] = []
     for height in heights:
         rows.append(max(height, rows[-1] + ROW) if rows else max(height, 0.0))

@@ -1,4 +1,4 @@
-"""Memory and gradient error of each method: the part "methods"."""
+"""The part "methods" of the reproduction: the memory and gradient error of each method."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ DIGITS = 6
 
 
 def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
-    """Measure what is not in the folder's file yet, and draw the plots.
+    """Measure what is missing in the folder's file, and draw the plots.
 
     Args:
-        folder: is made.
-        quick: tiny models, to see that everything runs.
-        command: which runs this, for the file.
+        folder: created if it is missing.
+        quick: use tiny models, to check that everything runs.
+        command: the command line, for the file.
 
     Returns:
         The file, `FILE` in the folder.
@@ -68,7 +68,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
 
 
 class _Results:
-    """The file, which is whole after each entry, and goes on where it was left."""
+    """The results file. It is complete after each entry, and a later run continues it."""
 
     def __init__(self, path: Path, header: dict[str, Any], console: Console) -> None:
         self.path = path
@@ -76,14 +76,14 @@ class _Results:
         if before is not None and header["settings"]["quick"] and not before["settings"]["quick"]:
             raise ConfigError(f"{path} holds a full measurement, which --quick would replace; choose another folder")
         if before is not None and all(before[key] == header[key] for key in ("settings", "environment")):
-            # What was not available may be by now.
+            # What was not available before may be now.
             kept = {name: [entry for entry in before[name] if "unavailable" not in entry] for name in SECTIONS}
             self.content = {**before, **kept, "complete": False}
             count = sum(map(len, kept.values()))
-            console.print(f"{path}: {count} entries that were made with the same settings are kept")
+            console.print(f"{path}: {count} entries with the same settings are kept")
         else:
             if before is not None:
-                console.print(f"{path} was made with other settings or versions; starting over")
+                console.print(f"{path} has other settings or versions; starting over")
             self.content = {**header, "complete": False, **{name: [] for name in SECTIONS}}
 
     def __contains__(self, key: Mapping[str, Any]) -> bool:
@@ -137,7 +137,7 @@ def _derivatives(results: _Results, count: int) -> Iterator[tuple[dict[str, str]
 
 
 def _gradients(results: _Results, case: MethodCase, dtype: str) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-    """The entries of a model that are missing. It is built only where one is."""
+    """The missing entries of a model, which is built only if there are any."""
     keys = [{"model": case.name, "dtype": dtype, "method": name} for name in COMPARED]
     missing = [key for key in keys if key not in results]
     if not missing:
@@ -175,7 +175,7 @@ def _measure(method: Method, model: PreTrainedModel, batch: Mapping[str, Any], p
 
 
 def _plain(value: Any) -> Any:
-    """A number as JSON has it: with the digits that mean something, and None where it is not finite."""
+    """A number for JSON: rounded to the digits that mean something; None if it is not finite."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

@@ -13,7 +13,7 @@ CURVE_TITLES = {"gelu": "GELU", "silu": "SiLU", "gelu_tanh": "GELU, tanh form"}
 
 
 def section(results: Mapping[str, Any]) -> str:
-    """What each method keeps, how exact its derivative is, and what that makes of whole gradients, in Markdown.
+    """What each method keeps, the error of its derivative, and that of whole gradients, in Markdown.
 
     Args:
         results: the content of methods.json.
@@ -25,13 +25,13 @@ def section(results: Mapping[str, Any]) -> str:
 
 
 _EXPLANATION = """\
-Each method is installed on the same model, and the gradient of one batch of text is compared with the plain model's in
-the same dtype, with the same dropout. *Kept* is what autograd keeps for the backward pass: per MLP in tensors of the
-intermediate size (I), and of the whole model. *1 - cosine* is of the whole gradient as one vector, *error* the length
-of the difference over the plain gradient's length; *identical* means bit for bit. In gated models all but the inverted
-gate, recomputation and checkpointing replace the activation alone, as they were published. The
-steps of the derivative in a few bits are the best ones for x ~ N(0, 1), as they were published; pretrained models have
-activations with heavier tails, where more bits need not help."""
+Each method is installed in the same model, and the gradient of one batch of text is compared with the plain model's in
+the same dtype, with the same dropout. *Kept* is what autograd saves for backward: per MLP in tensors of the
+intermediate size (I), and of the whole model. *1 - cosine* is that of the whole gradient as one vector, *error* the
+length of the difference relative to that of the plain gradient; *identical* means bit-identical. In gated models, all
+methods but the inverted gate, recomputation and checkpointing replace only the activation, as they were published. The
+steps of the derivative in a few bits are optimal for x ~ N(0, 1), as they were published; activations of pretrained
+models have heavier tails, for which more bits need not help."""
 
 
 def _model(results: Mapping[str, Any], model: Mapping[str, Any]) -> str:
@@ -75,7 +75,7 @@ def _derivatives(results: Mapping[str, Any]) -> str:
     entries = {(entry["curve"], entry["dtype"], entry["method"]): entry for entry in results["derivatives"]}
     head = ["derivative, x ~ N(0, 1): rms / max / bias"]
     head += [f"{CURVE_TITLES.get(curve, curve)}, {dtype}" for curve, dtype in columns]
-    # Recomputation and checkpointing apply the plain derivative.
+    # Recomputation and checkpointing use the plain derivative.
     shown = {name: method for name, method in settings["methods"].items() if name == "plain" or not method["exact"]}
     rows = [
         [_title(method), *(_derivative_cell(entries.get((*column, name))) for column in columns)]
@@ -94,7 +94,7 @@ def _derivative_cell(entry: Mapping[str, Any] | None) -> str:
 
 
 def _notes(results: Mapping[str, Any]) -> str:
-    """Why what has a dash could not be measured."""
+    """The reasons for each dash."""
     reasons: dict[str, list[str]] = {}
     for entry in [*results["derivatives"], *results["gradients"]]:
         if "unavailable" in entry:
@@ -106,7 +106,7 @@ def _notes(results: Mapping[str, Any]) -> str:
 def _source(results: Mapping[str, Any]) -> str:
     settings = results["settings"]
     sources = dict.fromkeys(method["source"] for method in settings["methods"].values() if method["source"])
-    cut = "" if results["complete"] else " The run was cut, and some of it is missing."
+    cut = "" if results["complete"] else " The run was interrupted, and some results are missing."
     facts = f"Seed {settings['seed']}, {settings['draws']:,} draws. Sources: {'; '.join(sources)}."
     return f"{source_line(results)}{cut} {facts}"
 

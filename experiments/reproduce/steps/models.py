@@ -13,15 +13,15 @@ from ..subjects import SUBJECTS
 
 @dataclass(frozen=True)
 class StepModel:
-    """A model and its data: those of a run's config.
+    """A model and its data, from the config of a run.
 
     Attributes:
-        name, title: as the results call it.
+        name, title: in the results.
         config: the run's config.
         options: further arguments of the run.
-        rounds: of turns; a ratio's median needs more of them where a step is short.
-        seconds: for the other variants than ours, after which no round begins, but for the first few.
-        compiles: whether the model is compiled as well.
+        rounds: how many steps each variant takes; short steps need more of them for a precise median.
+        seconds: for the variants that are not ours. After them no round starts, except the first few.
+        compiles: whether the model is also compiled.
     """
 
     name: str
@@ -36,15 +36,15 @@ class StepModel:
         """The run's arguments.
 
         Args:
-            folder: for what the Trainer writes.
+            folder: for the files that the Trainer writes.
 
         Raises:
-            ConfigError: something in them is refused.
+            ConfigError: an argument is invalid.
         """
         return parse_run([self.config, *self.options, "--output_dir", str(folder)])
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result, as JSON gives it back.
+        """What decides the result, as JSON returns it.
 
         Raises:
             ConfigError: the config cannot be read.

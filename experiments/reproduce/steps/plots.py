@@ -18,14 +18,14 @@ COLUMNS = 2
 
 
 def png_of(results: Results) -> bytes:
-    """The figure of a file of results as a PNG file."""
+    """The figure of the results, as a PNG."""
     return png(step_time_figure(results))
 
 
 def step_time_figure(results: Results) -> Figure:
-    """Step time over the plain one's: a panel for each model, a row for each variant.
+    """Step time relative to the plain one: a panel for each model, a row for each variant.
 
-    A point is the median, the thick line goes between the quartiles, the thin one from end to end.
+    A point is the median, the thick line spans the quartiles, the thin one all ratios.
     """
     entries = [entry for entry in results["entries"] if "variants" in entry]
     titles = {

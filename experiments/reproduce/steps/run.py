@@ -1,4 +1,4 @@
-"""Times whole training steps: plain, inverted, and in all that a user could take instead, in turn in one process."""
+"""Times whole training steps: plain, inverted, and with all alternatives, in turn in one process."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from .plots import png_of
 from .variants import BASELINES, title, variants_for
 
 RESULTS, FIGURE = "steps.json", "steps-time.png"
-MUST_MATCH = ("environment", "settings")  # in a file that a run goes on with
+MUST_MATCH = ("environment", "settings")  # in a file that a run continues
 SETTINGS = {"learning_rate": 0.0, "seed": 0}
 
 
 def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
-    """Measure the models that `folder` does not have yet, and draw them all.
+    """Measure the models that are missing in `folder`, and draw all of them.
 
     Returns:
-        Path of the results.
+        The path of the results.
 
     Raises:
-        ConfigError: the results that are there are damaged.
+        ConfigError: the results in the folder are damaged.
     """
     models = QUICK if quick else FULL
     path = folder / RESULTS
@@ -63,7 +63,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
 
 
 def _finished(path: Path, content: dict[str, Any], models: tuple[StepModel, ...]) -> dict[str, dict[str, Any]]:
-    """What was measured with the same settings in the same environment, by name."""
+    """The entries that were measured with the same settings in the same environment, by model."""
     before = read_mapping(path, {"settings": dict, "environment": dict, "entries": list})
     if before is None or any(before.get(key) != content[key] for key in MUST_MATCH):
         return {}
@@ -79,9 +79,9 @@ def _entry(model: StepModel) -> dict[str, Any]:
     about = {"model": model.name, "title": model.title, "settings": model.settings()}
     try:
         return about | _measured(model)
-    except ConfigError as error:  # such as weights in a package that is not installed
+    except ConfigError as error:  # for example, the package with the weights is not installed
         return about | Failure(str(error), expected=True).record()
-    except Exception as error:  # of whatever kind: it must not cost the numbers of the others
+    except Exception as error:  # of any kind: the other measurements go on
         return about | failure_of(error).record()
     finally:
         torch._dynamo.reset()
@@ -92,13 +92,13 @@ def _measured(model: StepModel) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         training = steps_of(model.run(Path(folder)))
     variants = variants_for(training.model, model.compiles)
-    # First ours alone, which then has turns that follow each other closely; then what there is besides, which is slow.
+    # First only ours, whose turns then follow each other closely; then the others, some of which are slow.
     ours = {name: variant for name, variant in variants.items() if name == PLAIN or name.startswith(INVERTED)}
     others = {name: variant for name, variant in variants.items() if name == PLAIN or name not in ours}
     count, facts = compare_variants(training, ours, model.rounds)
     deadline = time.monotonic() + model.seconds
     other_count, other_facts = compare_variants(training, others, model.rounds, deadline, baselines=BASELINES)
-    facts = {**other_facts, **facts}  # what plain took is of its turns with ours
+    facts = {**other_facts, **facts}  # the time of plain is from its turns with ours
     return {
         "parameters": training.model.num_parameters(),
         "dtype": str(training.model.dtype).removeprefix("torch."),

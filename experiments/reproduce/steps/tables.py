@@ -22,14 +22,14 @@ def section(results: Results) -> str:
 
 METHOD = """\
 A step is forward, backward, clipping and AdamW, as the Trainer takes it, on one batch of the run's own data. All
-variants take turns on the same model in one process, there and back (plain and inverted first, then plain and the
-others), with the same weights at every step (the learning rate is 0). A ratio is the median of those of each turn to
-the plain step of that turn, with the quartiles in brackets. *Kept* counts the bytes that autograd keeps for the
-backward pass.
+variants take turns on the same model in one process, with every second round reversed (first plain and inverted, then
+plain and the others), and with the same weights at every step (the learning rate is 0). A ratio compares a step with
+the plain step of the same turn; the table gives the median, with the quartiles in parentheses. *Kept* counts the bytes
+that autograd saves for backward.
 
-The methods of other papers are written in plain PyTorch here, as are ours with the backend `eager`: what their authors'
-kernels for GPUs take is not measured. SmolLM2 is not compiled as a whole here, which takes minutes on a CPU. In a model
-that is, ours are computed by the backend `compile` on a CPU, and by `triton` on a GPU."""
+The methods of other papers are written in plain PyTorch here, as ours are with the backend `eager`. The GPU kernels of
+their authors are not measured. SmolLM2 is not compiled as a whole, which takes minutes on a CPU. In compiled models,
+ours use the backend `compile` on a CPU, and `triton` on a GPU."""
 
 
 def _tables(entries: Sequence[Results]) -> list[str]:
@@ -81,7 +81,7 @@ def _spread(ratio: Mapping[str, float]) -> str:
 
 
 def _notes(results: Results) -> str:
-    """Why there is a dash, in a line for each reason."""
+    """The reasons for each dash, a line for each reason."""
     titles: dict[str, dict[str, None]] = {}
     for entry in results["entries"]:
         if "variants" not in entry:
@@ -109,7 +109,7 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def _losses(measured: Iterable[Results]) -> str:
-    """How far the first losses are from the plain one's. A compiler draws dropout's numbers otherwise."""
+    """How far the first losses are from the plain one. A compiler draws other random numbers for dropout."""
     differences = [
         abs(facts["first_loss"] / entry["variants"]["plain"]["first_loss"] - 1)
         for entry in measured
@@ -119,5 +119,5 @@ def _losses(measured: Iterable[Results]) -> str:
     if not differences:
         return ""
     worst = max(differences)
-    found = f"differ by at most {worst:.1g} of the plain one's" if worst else "agree to the bit"
-    return f" The first losses of all variants but torch.compile, which draws dropout otherwise, {found}."
+    found = f"differ from the plain one by at most {worst:.1g} of it" if worst else "are bit-identical"
+    return f" The first losses of all variants but torch.compile, which has other dropout, {found}."

@@ -24,7 +24,7 @@ _TITLES = {COMPILED: "torch.compile", COMPILED_INVERTED: "torch.compile, inverte
 
 
 def variants_for(model: PreTrainedModel, compiles: bool = True) -> dict[str, StepVariant]:
-    """By name: plain, inverted by each backend, what else saves memory, and if `compiles` the whole model compiled."""
+    """By name: plain, inverted with each backend, all alternatives, and if `compiles`, the compiled model."""
     device = model.device.type
     chosen = variants_of(model.config.model_type, BACKENDS[device])
     chosen |= {name: method.applied for name, method in METHODS.items()}
@@ -35,7 +35,7 @@ def variants_for(model: PreTrainedModel, compiles: bool = True) -> dict[str, Ste
 
 
 def title(name: str) -> str:
-    """A variant, for people.
+    """The title of a variant.
 
     >>> title("inverted-eager"), title("compiled-inverted")
     ('inverted (eager)', 'torch.compile, inverted')
@@ -48,7 +48,7 @@ def title(name: str) -> str:
 class Compiled:
     """`torch.compile` of the whole model in another variant, which is entered and compiled once.
 
-    (To enter that again would install other objects, for which the model would be compiled again.)
+    (Entering the variant again would install new objects, for which the model would be compiled again.)
     """
 
     def __init__(self, variant: StepVariant) -> None:
@@ -58,7 +58,7 @@ class Compiled:
 
     @contextmanager
     def __call__(self, model: PreTrainedModel) -> Iterator[None]:
-        """Calls of the model inside are those of the compiled one, which has the same weights."""
+        """Inside of the context, calls of the model run the compiled one, which has the same weights."""
         if self._twin is None:
             self._twin = _twin_of(model)
             self._entered.enter_context(self._variant(self._twin))
@@ -71,6 +71,6 @@ class Compiled:
 
 
 def _twin_of(model: nn.Module) -> nn.Module:
-    """A copy with the very parameters and buffers."""
+    """A copy that shares the parameters and buffers."""
     shared: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})

@@ -1,4 +1,4 @@
-"""The content of a file of benchmark results, as a GPU's run would write it, with made-up numbers."""
+"""A results file of a benchmark on a GPU, with made-up numbers."""
 
 from __future__ import annotations
 

@@ -52,7 +52,9 @@ def test_a_quick_run_on_a_bare_machine(finished: tuple[Path, str]) -> None:
     assert content["environment"].keys() >= {"torch", "transformers", "triton", "liger-kernel", "python"}
     assert content["settings"]["quick"]
     assert printed.count("\n") > len(content["operators"])
-    assert "no figures: matplotlib is not installed here. Draw them where it is: python scripts/benchmark.py" in printed
+    assert (
+        "no figures: matplotlib is not installed here. To draw them where it is: python scripts/benchmark.py" in printed
+    )
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -66,7 +68,7 @@ def test_nothing_failed(finished: tuple[Path, str]) -> None:
 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the script with measurements that take no time; what it measured is listed."""
+    """Runs the script with measurements that take no time, and lists them."""
     measured: list[str] = []
     operator, model = cuda_results()["operators"][0], cuda_results()["steps"][0]
 
@@ -100,23 +102,25 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_a_cut_run_goes_on_where_it_stopped(quick: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_run_continues_where_it_stopped(
+    quick: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert len(quick(interrupted_at=4)) == 4
     content = json.loads((tmp_path / "b.json").read_text())
     assert len(content["operators"]) == 3
     assert not content["complete"]
     assert len(quick()) == 4 * len(OPERATORS) - 3 + 4
-    assert "going on after 3 operators, 0 models" in capsys.readouterr().out
+    assert "continuing after 3 operators, 0 models" in capsys.readouterr().out
     assert json.loads((tmp_path / "b.json").read_text())["complete"]
     assert len(quick()) == 4 * len(OPERATORS) + 4  # anew
 
 
-def test_when_the_time_is_over_what_is_missing_is_said(quick: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_when_the_time_is_up_is_reported(quick: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert quick("--minutes", "1e-9", code=1) == []
     assert "not measured in 1e-09 minutes: gelu fp32 4096" in capsys.readouterr().err
 
 
-def test_a_case_that_fails_is_recorded_said_and_the_rest_measured(
+def test_a_case_that_fails_is_reported_and_the_rest_measured(
     quick: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> Any:
@@ -141,7 +145,7 @@ def test_a_case_that_fails_is_recorded_said_and_the_rest_measured(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_can_be_mended_is_one_line(
+def test_an_error_of_the_user_is_one_line(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--device", "cpu", "--quick", "--output", str(tmp_path / "b.json"), *options]) == 2
@@ -152,7 +156,7 @@ def test_what_can_be_mended_is_one_line(
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert choose_device(None).type == "cpu"
-    with pytest.raises(ConfigError, match="--device cuda: PyTorch sees 0 CUDA devices"):
+    with pytest.raises(ConfigError, match="--device cuda does not exist: PyTorch sees 0 CUDA devices"):
         choose_device("cuda")
 
 

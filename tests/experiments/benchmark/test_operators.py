@@ -1,4 +1,4 @@
-"""The operators of the benchmark: all implementations compute the same, and are measured by the right bytes."""
+"""The operators of the benchmark: all implementations compute the same, and their bytes are counted correctly."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_every_operator_is_measured_in_every_dtype_and_size(kind: str) -> None:
     settings = settings_for(kind, None, 0, quick=False)
     cases = operator_cases(settings)
     assert len(set(cases)) == len(cases) == len(OPERATORS) * len(settings.dtypes) * len(settings.sizes)
-    # Should the time run out, what the README shows has been measured.
+    # If the time runs out, what the README shows has already been measured.
     first = {(case.dtype, case.elements) for case in cases[: len(OPERATORS)]}
     assert first == {(settings.dtypes[0], settings.compared_size)}
 

@@ -1,4 +1,4 @@
-"""The file of the results."""
+"""The results file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def opened(path: Path, **changes: Any) -> Results:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Of a run that was cut after one operator."""
+    """The file of a run that was interrupted after one operator."""
     path = tmp_path / "results" / "benchmark-nvidia-h999.json"
     opened(path).add("operators", LARGE)
     return path
@@ -44,7 +44,7 @@ def test_each_entry_is_written_at_once_and_in_its_place(path: Path) -> None:
     assert list(content) == [*HEADER, "complete", "operators", "steps"]
 
 
-def test_a_cut_run_goes_on(path: Path) -> None:
+def test_an_interrupted_run_continues(path: Path) -> None:
     results = opened(path, command="another")
     assert {"size": 2} in results
     assert {"size": 1} not in results
@@ -60,7 +60,7 @@ def test_a_cut_run_goes_on(path: Path) -> None:
     [{"settings": {"seed": 1, "quick": False}}, {"environment": {"torch": "2.12.0"}}, {}],
     ids=["settings", "environment", "complete"],
 )
-def test_a_run_that_is_another_one_begins_anew(path: Path, changes: dict[str, Any]) -> None:
+def test_another_run_starts_over(path: Path, changes: dict[str, Any]) -> None:
     if not changes:
         opened(path).finish([])
     assert {"size": 2} not in opened(path, **changes)
@@ -87,7 +87,7 @@ def test_an_interruption_while_writing_leaves_the_file_before(path: Path, monkey
             {"device": {"name": "NVIDIA H1", "slug": "nvidia-h1"}},
             "measured on NVIDIA H999, this is NVIDIA H1; .*--output",
         ),
-        ({"settings": {"seed": 0, "quick": True}}, "a real measurement, which --quick would replace; .*--output"),
+        ({"settings": {"seed": 0, "quick": True}}, "a full measurement, which --quick would replace; .*--output"),
     ],
     ids=["another device", "quick"],
 )
@@ -100,7 +100,11 @@ def test_a_file_that_must_not_be_replaced(path: Path, changes: dict[str, Any], m
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "damaged"), ("[]", "no results of this benchmark"), ('{"format": 0}', "no results of this benchmark")],
+    [
+        ("{", "damaged"),
+        ("[]", "does not hold results of this benchmark"),
+        ('{"format": 0}', "does not hold results of this benchmark"),
+    ],
     ids=["damaged", "list", "format"],
 )
 def test_a_file_that_is_something_else(tmp_path: Path, content: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Training steps: the models, their variants, and what is measured of them."""
+"""Training steps: the models, their variants, and what is measured."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def is_checkpointed(model: PreTrainedModel) -> bool:
 
 
 class Doubled:
-    """In place of Liger's MLP."""
+    """Replaces Liger's MLP."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * x
@@ -146,7 +146,7 @@ def test_no_more_than_the_least_rounds_after_the_deadline(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("failing_step", [1, 2], ids=["when it is prepared", "in a round"])
-def test_a_variant_that_fails_is_recorded_and_the_others_go_on(
+def test_a_variant_that_fails_is_recorded_and_the_others_continue(
     monkeypatch: pytest.MonkeyPatch, failing_step: int
 ) -> None:
     @contextmanager
@@ -170,7 +170,7 @@ def test_a_variant_that_fails_is_recorded_and_the_others_go_on(
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]], **options: Any) -> Any:
-    """What is found of variants whose steps take these seconds, after a first one."""
+    """The results of variants whose steps take these seconds, after a first one."""
     current: list[str] = []
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The README's section, the page, and the figures, from files of results alone."""
+"""The README's section, the page, and the figures, from results files alone."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_tables_of_a_gpu() -> None:
     assert gpt2 == ["GPT-2 (124M), 8x1024, bf16", *plain, "-", "out of memory"]
     assert llama == ["Llama, 1.2B, 8x1024, bf16", *plain, "0.98x, 9.0 (-10.0%)", "-"]
     assert "torch 2.11.0, triton 3.6.0, transformers 5.17.0, CUDA 13.0, driver 580.1, seed 0" in text
-    assert "The first losses differ by at most 9e-07" in text
+    assert "The first losses differ from the plain one by at most 9e-07" in text
 
 
 def test_the_other_backends_follow_where_they_were_measured() -> None:
@@ -90,7 +90,7 @@ def test_the_page_has_all_dtypes_and_sizes_and_the_figures() -> None:
 
 
 def incomplete() -> dict[str, dict[str, Any]]:
-    """Runs that were cut, or in which something failed."""
+    """Runs that were interrupted, or in which something failed."""
     cut, no_operators, broken, no_plain = (copy.deepcopy(cuda_results()) for _ in range(4))
     cut["steps"], cut["complete"] = [], False
     no_operators["operators"] = []
@@ -109,7 +109,7 @@ def incomplete() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("content", incomplete().values(), ids=incomplete())
 def test_what_is_missing_is_left_out(content: dict[str, Any], tmp_path: Path) -> None:
     text = tables.section({NAME: content}) + tables.page({NAME: content})
-    assert ("The run was cut" in text) == (not content["complete"])
+    assert ("The run was interrupted" in text) == (not content["complete"])
     write_figures(content, tmp_path / NAME)
 
 
@@ -124,7 +124,7 @@ def test_the_script_renders_what_lies_in_the_folder(tmp_path: Path) -> None:
     assert tables.section(script["benchmarks"](tmp_path)) == tables.section({NAME: cuda_results()})
     text = "a\n<!-- begin benchmark: why -->\nold\n<!-- end benchmark -->\nb\n"
     assert script["_replaced"](text, "benchmark", "new\n") == text.replace("old", "new")
-    with pytest.raises(SystemExit, match="markers of benchmark once, found 0"):
+    with pytest.raises(SystemExit, match="markers of benchmark once; found 0"):
         script["_replaced"]("a", "benchmark", "new\n")
 
 

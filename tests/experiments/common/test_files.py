@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folders that are ours."""
+"""Files that are complete or missing, and folders that the scripts made."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from experiments.common.files import claim_folder, read_json, read_mapping, writ
 from tests.experiments.small import contents
 
 
-def test_json_comes_back(tmp_path):
+def test_json_is_read_as_it_was_written(tmp_path):
     write_json(tmp_path / "a.json", {"loss": [1.5, None], "name": "é"})
     assert read_json(tmp_path / "a.json") == {"loss": [1.5, None], "name": "é"}
     assert list(contents(tmp_path)) == ["a.json"]
@@ -114,7 +114,7 @@ def test_a_new_an_empty_and_an_own_folder_are_taken(tmp_path):
     (tmp_path / "results.txt").touch()
     (tmp_path / "marker.json").touch()
     claim_folder(tmp_path, "marker.json")
-    assert sorted(contents(tmp_path)) == ["marker.json", "results.txt"]  # and nothing was made
+    assert sorted(contents(tmp_path)) == ["marker.json", "results.txt"]  # and nothing was created
 
 
 def test_a_folder_whose_marker_was_half_written_is_taken(tmp_path, monkeypatch):

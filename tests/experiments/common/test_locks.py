@@ -1,4 +1,4 @@
-"""Two runs that want the same folder: real processes, and real kills."""
+"""Two runs with the same folder, in real processes that are really killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens and passwords, which no file that a script writes may hold."""
+"""Tokens and passwords must not be in any file that a script writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a script ends: an exit code and one line, whether a package is missing, a file is in the way or Ctrl-C is hit."""
+"""How a script ends if a package is missing, a file cannot be written, or Ctrl-C is hit: an exit code and one line."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             2,
             "error: b cannot be read or wr",
         ),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to continue"),
     ],
     ids=["full", "folder", "interrupted"],
 )
-def test_what_is_no_fault_of_the_program(module, capsys, error, code, message):
+def test_errors_that_are_not_the_programs(module, capsys, error, code, message):
     def main(argv):
         raise error
 
@@ -78,7 +78,7 @@ def test_what_is_no_fault_of_the_program(module, capsys, error, code, message):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), OSError("odd"), ModuleNotFoundError(name="hf_invact.nothing")])
-def test_faults_of_the_program_keep_their_traceback(module, error):
+def test_errors_of_the_program_keep_their_traceback(module, error):
     def main(argv):
         raise error
 
@@ -113,15 +113,15 @@ def test_the_command_names_a_file_with_all_packages():
     assert named - brought == required - {"gguf"}  # Transformers imports gguf
 
 
-def _hear_interrupts():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which shells turn off for what they start in the background
+def _accept_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells turn it off for what they start in the background
 
 
 @pytest.mark.slow
 def test_an_interrupted_comparison_ends_with_one_line(tmp_path):
     config, out = write_config(tmp_path, max_steps=100_000), tmp_path / "out"
     command = [sys.executable, str(ROOT / "scripts/compare.py"), str(config), "--output_dir", str(out)]
-    options = {"cwd": ROOT, "start_new_session": True, "preexec_fn": _hear_interrupts}
+    options = {"cwd": ROOT, "start_new_session": True, "preexec_fn": _accept_interrupts}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
     deadline = time.monotonic() + 120
     while not list(out.glob("runs/*/settings.json")):
@@ -130,4 +130,4 @@ def test_an_interrupted_comparison_ends_with_one_line(tmp_path):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (130, "interrupted; run the same command again to go on\n")
+    assert (process.returncode, error) == (130, "interrupted; run the same command again to continue\n")

@@ -1,4 +1,4 @@
-"""Whole comparisons of tiny models: their files, going on after an interruption, and what is refused."""
+"""Whole comparisons of tiny models: their files, continuing after an interruption, and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run_times(folder: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A comparison of two models that has come to its end. Not to be changed."""
+    """A finished comparison of two models. Not to be changed."""
     folder = tmp_path_factory.mktemp("compare")
     plan = write_plan(folder)
     assert main([str(plan)]) == 0
@@ -101,9 +101,9 @@ def test_running_it_again_runs_nothing_again(finished, monkeypatch):
     [
         (
             ["--learning_rate", "0.5"],
-            "bert-plain-seed0 holds a finished run with learning_rate=0.001, asked for is 0.5",
+            "bert-plain-seed0 holds a finished run with learning_rate=0.001, but 0.5 is asked for",
         ),
-        (["--max_seq_length", "8"], "holds a finished run with max_seq_length=16, asked for is 8"),
+        (["--max_seq_length", "8"], "holds a finished run with max_seq_length=16, but 8 is asked for"),
         (["--max_step", "3"], "unknown option '--max_step' on the command line; did you mean '--max_steps'?"),
         (["--max_steps", "x"], "max_steps.* invalid int value: 'x'"),
         (["--seeds", "0", "0"], r"seeds must be .*different whole numbers from 0 to 4294967295, got \[0, 0\]"),
@@ -131,7 +131,7 @@ def test_refused_with_nothing_lost(finished, capsys, options, message):
         ),
         (
             lambda plan: plan.write_text(plan.read_text().replace("name: bert", "name: ../../b")),
-            "name in the experiment '../../b' of .*plan.yaml names its folders, and must be up to 100 letters",
+            "name in the experiment '../../b' of .*plan.yaml is used for folders, and must be up to 100 letters",
         ),
         (
             lambda plan: (plan.parent / "bert.yaml").open("a").write("per_device_eval_batch_size: -1\n"),
@@ -174,7 +174,7 @@ def test_runs_before_one_that_is_refused_are_kept(tmp_path, capsys):
     assert re.fullmatch(message, capsys.readouterr().err)
     before = run_times(tmp_path / "out")
     assert sorted(before) == ["bert-inverted-seed0", "bert-plain-seed0"]
-    write_plan(tmp_path, seeds=[0], max_steps=1)  # mended
+    write_plan(tmp_path, seeds=[0], max_steps=1)  # fixed
     assert main([str(plan)]) == 0
     assert before.items() <= run_times(tmp_path / "out").items()
     assert len(read_json(tmp_path / "out/comparison.json")["models"]) == 2
@@ -183,7 +183,7 @@ def test_runs_before_one_that_is_refused_are_kept(tmp_path, capsys):
 def test_a_run_that_fails_is_named(tmp_path, capsys):
     config = write_config(tmp_path, "llama", lr_scheduler_kwargs={"nope": 1})
     assert main([str(config), "--output_dir", str(tmp_path / "out")]) == 1
-    message = "error: TypeError: .*nope.* in .*config-plain-seed0.log\nRun the same command again to go on.\n"
+    message = "error: TypeError: .*nope.* in .*config-plain-seed0.log\nRun the same command again to continue.\n"
     assert re.fullmatch(message, capsys.readouterr().err)
     assert "Traceback" in (tmp_path / "out/runs/config-plain-seed0.log").read_text()
 

@@ -1,4 +1,4 @@
-"""The figures of a comparison, by hand and by their properties."""
+"""The figures of a comparison, compared with values computed by hand, and by their properties."""
 
 import math
 

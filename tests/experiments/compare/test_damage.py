@@ -1,4 +1,4 @@
-"""Folders of results that something has damaged: one line, and advice that works."""
+"""Damaged folders of results: one line, with advice that works."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the config and the output of a run that has ended. To be copied."""
+    """A folder with the config and the output of a finished run. To be copied."""
     folder = tmp_path_factory.mktemp("trained")
     finetune.finetune(parse_run([str(config(folder))]))
     return folder
@@ -83,25 +83,25 @@ def test_a_checkpoint_that_is_damaged_gives_way_to_an_older_one(trained, tmp_pat
     )
 
 
-def test_a_comparison_shows_that_a_checkpoint_was_passed_over(trained, tmp_path, capsys):
+def test_a_comparison_shows_that_a_checkpoint_was_skipped(trained, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(trained / "run", folder)
     (folder / "run.json").unlink()
     (folder / "checkpoint-4/model.safetensors").write_bytes(b"cut")
     argv = [str(trained / "config.yaml"), "--output_dir", str(folder)]
     run_in_process("finetune", argv, tmp_path / "log", lambda done, total: None)
-    line = f"warning: passing over a damaged checkpoint: {folder / 'checkpoint-4'}: model.safetensors cannot be read"
+    line = f"warning: skipping a damaged checkpoint: {folder / 'checkpoint-4'}: model.safetensors cannot be read"
     assert line in capsys.readouterr().err
 
 
-def test_no_checkpoint_that_is_whole(trained, unfinished, capsys):
+def test_every_checkpoint_is_damaged(trained, unfinished, capsys):
     (unfinished / "checkpoint-2/optimizer.pt").write_bytes(b"")
     before = contents(unfinished)
     code, error = run(trained, unfinished, capsys)
     assert code == 2
     assert "checkpoint-2: optimizer.pt cannot be read" in error
     assert contents(unfinished) == before
-    shutil.rmtree(unfinished / "checkpoint-2")  # as it is advised
+    shutil.rmtree(unfinished / "checkpoint-2")  # as advised
     assert run(trained, unfinished, capsys)[0] == 0
 
 
@@ -155,7 +155,9 @@ def test_a_full_disk_and_then_room(trained, small_disk, capsys):
         filler.write_bytes(bytes(room - left))
         code, error = run(trained, small_disk / "run", capsys)
         assert code == 2
-        assert "cannot be written: the disk is full; make room, and run the same command again to go on" in error
+        assert (
+            "cannot be written: the disk is full; free some space, and run the same command again to continue" in error
+        )
         filler.unlink()
     assert not (small_disk / "run/run.json").exists()
     shutil.copytree(small_disk / "run", trained / "moved")

@@ -1,4 +1,4 @@
-"""Trainings that diverge: it is said wherever their results are shown."""
+"""Trainings that diverge: this is reported wherever their results are shown."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Spoil(TrainerCallback):
-    """Makes one weight NaN before a step, and puts it back after it."""
+    """Makes one weight NaN before a step, and restores it after the step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -51,7 +51,7 @@ def trained(folder: Path, *callbacks: TrainerCallback, **changes: Any) -> dict[s
 def test_a_comparison_that_diverges_says_so_everywhere(tmp_path, capsys):
     config, folder = write_config(tmp_path, "llama", max_steps=4), tmp_path / "out"
     options = ["--output_dir", str(folder), "--seeds", "0", "--learning_rate", "1e30"]
-    for _ in range(2):  # as it is run, and once it is finished
+    for _ in range(2):  # while it runs, and after it is finished
         assert compare.main([str(config), *options]) == 1
         printed = capsys.readouterr()
         assert re.fullmatch("error: .* diverged: .*config, plain, seed 0, diverged.*inverted.*\n", printed.err)

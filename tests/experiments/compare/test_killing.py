@@ -1,4 +1,4 @@
-"""Comparisons that are killed, as by a machine that goes down, and run again."""
+"""Comparisons that are killed, as by a crash of the machine, and run again."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_killed_comparison_ends_as_one_that_was_not(tmp_path):
         before = contents(folder)
         time.sleep(0.2)
         assert contents(folder) == before, moment
-        # What is finished is whole, and was not run again.
+        # Finished runs are complete, and are not run again.
         assert all(path.stat().st_mtime_ns == written for path, written in finished.items()), moment
         assert all(len(read_json(path)["loss"]) == 4 for path in folder.glob("out/runs/*/run.json")), moment
     assert not (folder / "out/report.html").exists()

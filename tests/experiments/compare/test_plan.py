@@ -1,4 +1,4 @@
-"""What a comparison runs, as its file says it."""
+"""What a comparison runs, according to its file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_plan(folder: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to("configs").as_posix())
 def test_every_config_can_be_compared(path):
-    plan = read_plan(path, overrides=["--use_cpu"])  # bf16 is refused at once where there is no GPU
+    plan = read_plan(path, overrides=["--use_cpu"])  # without a GPU, bf16 is refused at once
     runs = [run for experiment in plan.experiments for run in plan.runs(experiment)]
     assert all(run.arguments().training.seed == run.seed for run in runs)
     assert len({run.folder for run in runs}) == len(runs) >= 2 * len(plan.seeds)
@@ -117,8 +117,8 @@ def test_the_config_of_one_run_is_compared_by_itself(tmp_path):
     ("changes", "message"),
     [
         ({"titel": "x"}, "unknown option 'titel' in the config .*plan.yaml; did you mean 'title'"),
-        ({"seeds": [1, 1]}, r"seeds must be at least one, different whole numbers from 0 to 4294967295, got \[1, 1\]"),
-        ({"seeds": 3}, "seeds must be at least one, different whole numbers from 0 to 4294967295, got 3"),
+        ({"seeds": [1, 1]}, r"seeds must be one or more different whole numbers from 0 to 4294967295, got \[1, 1\]"),
+        ({"seeds": 3}, "seeds must be one or more different whole numbers from 0 to 4294967295, got 3"),
         ({"seeds": [0.5]}, r"seeds must be .* got \[0.5\]"),
         ({"seeds": [-1]}, r"seeds must be .* got \[-1\]"),
         ({"seeds": [True, False]}, r"seeds must be .* got \[True, False\]"),
@@ -127,16 +127,16 @@ def test_the_config_of_one_run_is_compared_by_itself(tmp_path):
         ({"seeds": []}, r"seeds must be .* got \[\]"),
         ({"seeds": 0}, "seeds must be .* got 0"),
         ({"seeds": [2**32]}, r"seeds must be .* to 4294967295, got \[4294967296\]"),
-        ({"title": None}, "title in .*plan.yaml must be a text that is not empty, got None"),
-        ({"output_dir": ""}, "output_dir in .*plan.yaml must be a text that is not empty, got ''"),
+        ({"title": None}, "title in .*plan.yaml must be a non-empty text, got None"),
+        ({"output_dir": ""}, "output_dir in .*plan.yaml must be a non-empty text, got ''"),
         ({"experiments": [{"name": "a", "config": None}]}, "config in the experiment 'a' .* got None"),
         ({"experiments": [{"name": "a", "config": "b", "title": " "}]}, "title in the experiment 'a' .* got ' '"),
         (
             {"experiments": [{"name": "a", "config": "a.yaml"}, {"name": "A", "config": "b.yaml"}]},
-            r"must have different names, in more than upper and lower case, got \['a', 'A'\]",
+            r"must have different names \(upper and lower case count as equal\), got \['a', 'A'\]",
         ),
-        ({"experiments": None}, "experiments in .*plan.yaml must be a list of at least one, got None"),
-        ({"experiments": []}, r"experiments in .*plan.yaml must be a list of at least one, got \[\]"),
+        ({"experiments": None}, "experiments in .*plan.yaml must be a list of at least one experiment, got None"),
+        ({"experiments": []}, r"experiments in .*plan.yaml must be a list of at least one experiment, got \[\]"),
         ({"experiments": {"name": "a"}}, "experiments in .* must be a list"),
         ({"experiments": ["models/bert.yaml"]}, "must be a mapping with name and config, got 'models/bert.yaml'"),
         ({"experiments": [{"name": "a"}]}, "must be a mapping with name and config, got {'name': 'a'}"),
@@ -150,7 +150,7 @@ def test_the_config_of_one_run_is_compared_by_itself(tmp_path):
         ),
         (
             {"experiments": [{"name": "a", "config": "a.yaml"}, {"name": "a", "config": "b.yaml"}]},
-            r"must have different names, .* got \['a', 'a'\]",
+            r"must have different names .* got \['a', 'a'\]",
         ),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -210,7 +210,9 @@ def test_experiments_misspelt(tmp_path, key):
 
 def test_a_plan_without_experiments(tmp_path):
     (tmp_path / "plan.yaml").write_text("title: Nothing\n")
-    with pytest.raises(ConfigError, match=r"experiments in .*plan\.yaml must be a list of at least one, got None"):
+    with pytest.raises(
+        ConfigError, match=r"experiments in .*plan\.yaml must be a list of at least one experiment, got None"
+    ):
         read_plan(tmp_path / "plan.yaml")
 
 

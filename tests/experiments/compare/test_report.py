@@ -190,7 +190,7 @@ def test_summary_rounds() -> None:
     assert summary["Step time ratio"][1] == "not measured"
 
 
-def test_different_first_losses_are_said() -> None:
+def test_different_first_losses_are_reported() -> None:
     comparison = synthetic_comparison()
     comparison["models"][0]["comparison"] |= {"first_loss_identical": False, "first_loss_difference": 0.00321}
     assert _summary(comparison)["First loss"][:2] == ["differs by 0.0032", "identical"]

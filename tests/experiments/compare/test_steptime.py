@@ -61,7 +61,7 @@ def test_the_model_is_as_it_was(measured):
 
 
 def test_no_results_are_left(measured):
-    assert measured.left <= {"run"}  # the Trainer makes the folder itself
+    assert measured.left <= {"run"}  # the Trainer creates the folder itself
 
 
 def test_the_model_is_as_it_was_after_an_error(tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_the_model_is_as_it_was_after_an_error(tmp_path, monkeypatch):
 
 
 def test_a_step_is_the_trainers_own(tmp_path):
-    """With the weights as they were, and their gradients clipped as the arguments say."""
+    """With the original weights, and with gradients clipped according to the arguments."""
     run = parse_run([str(write_config(tmp_path, "bert", max_grad_norm=0.01, bf16=True))])
     training, norms = steps_of(run), []
     before = [parameter.clone() for parameter in training.model.parameters()]

@@ -1,4 +1,4 @@
-"""Runs in processes of their own: their result, their progress, and how their end is told."""
+"""Runs in their own processes: their result, their progress, and how their end is reported."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_progress_and_results_of_a_run(tmp_path, capfd):
     assert multiprocessing.active_children() == []
 
 
-def test_the_result_comes_back(tmp_path):
+def test_the_result_is_returned(tmp_path):
     result = run_in_process("step time", argv(tmp_path), tmp_path / "log", ignore)
     assert result.keys() == {"ratio", "low", "high", "pairs"}
     assert result["low"] <= result["ratio"] <= result["high"]
@@ -81,7 +81,7 @@ def test_an_error_names_the_log_which_has_the_traceback(tmp_path):
     assert multiprocessing.active_children() == []
 
 
-def test_a_killed_process_is_told(tmp_path):
+def test_a_killed_process_is_reported(tmp_path):
     with pytest.raises(RunFailed, match=f"the process was killed; its output is in {tmp_path / 'log'}"):
         run_in_process("finetune", argv(tmp_path), tmp_path / "log", lambda *_: os.kill(worker(), signal.SIGKILL))
     assert not (tmp_path / "run/run.json").exists()
@@ -102,7 +102,7 @@ def test_an_interruption_ends_the_process_too(tmp_path):
 
 
 def test_the_process_leaves_when_its_parent_is_killed(tmp_path, monkeypatch):
-    fork = multiprocessing.get_context("fork")  # which passes the job below on
+    fork = multiprocessing.get_context("fork")  # it inherits the job below
     receiver, sender = fork.Pipe(duplex=False)
 
     def wait(argv, sender):

@@ -1,4 +1,4 @@
-"""Small models of any type, plain and patched; and what is committed of all."""
+"""Small models of any type, plain and patched; and the committed results of all types."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_at_least_150_types_are_patched() -> None:
 
 
 def test_patched_types_keep_less_and_compute_the_same() -> None:
-    """All of those that break it are named."""
+    """All types that break it are named."""
     broken = {row["model_type"]: what for row in PATCHED if (what := _broken(row))}
     assert broken == {}
 
@@ -140,7 +140,7 @@ def test_a_model_that_hangs_or_dies_stops_no_other() -> None:
     types = ["hangs", "dies", "fails", "works", "works too"]
     found = {each.model_type: each for each in check_all(types, seconds=5, jobs=2, check=hang_die_fail_or_work)}
     assert time.monotonic() - start < 30
-    assert list(found) != types  # as they come
+    assert list(found) != types  # in the order in which they end
     assert found["hangs"].reason == "takes more than 5 s"
     assert found["dies"].reason == "its process died (exit code 3)"
     assert found["fails"].error == "RuntimeError: once it is patched"
@@ -156,9 +156,9 @@ def test_the_page_tells_patched_unused_and_unpatched_apart() -> None:
         Coverage("d", reason="no|pe"),
     ]
     page = table.page({**RESULTS, "models": [row.as_json() for row in rows]})
-    assert "1 of 3 types that could be run" in page
+    assert "1 of the 3 types that could be run" in page
     assert "| a | A | 2 of 3 | output | 4 → 2 (-50%) | 0.5 |" in page
-    assert "- b: what is patched is not used by the kind of input that it was run on" in page
+    assert "- b: what is patched is not used with the kind of input that it was run on" in page
     assert "- c: no activation to invert in C\n" in page
     assert "- d: no\\|pe" in page
 

@@ -1,4 +1,4 @@
-"""What a run is told: a YAML file, the command line, and what is refused in either."""
+"""The arguments of a run, from a YAML file and the command line, and what is invalid in either."""
 
 import json
 from pathlib import Path

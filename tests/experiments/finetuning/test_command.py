@@ -1,4 +1,4 @@
-"""The scripts as a user meets them: exit codes, and one line for what can be mended."""
+"""The script as a user sees it: exit codes, and one line for an error that the user can fix."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_run_that_succeeds(tmp_path, capsys):
     assert (tmp_path / "run/run.json").exists()
 
 
-FRESH = {"model_type": None, "model_config": None}  # leave out
+FRESH = {"model_type": None, "model_config": None}  # left out of the config
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,11 @@ FRESH = {"model_type": None, "model_config": None}  # leave out
         ({"model_config": {**MODELS["gpt2"], "n_embd": 33}}, [], "the model cannot be built"),
         ({"lora": {"target_modules": ["nope"]}}, [], "lora: "),
         ({}, ["--inverted_activations_config", '{"includ": 1}'], "'includ'"),
-        ({}, ["--resume_from_checkpoint", "nowhere"], "nowhere is no complete checkpoint"),
+        ({}, ["--resume_from_checkpoint", "nowhere"], "nowhere is not a complete checkpoint"),
     ],
     ids=lambda value: str(value) if isinstance(value, (dict, list)) else "",
 )
-def test_what_can_be_mended_is_one_line_and_leaves_nothing(tmp_path, capsys, changes, options, message):
+def test_an_error_of_the_user_is_one_line_and_leaves_nothing(tmp_path, capsys, changes, options, message):
     config = write_config(tmp_path, **changes)
     before = contents(tmp_path)
     assert main([str(config), *options]) == 2
@@ -64,7 +64,7 @@ def test_nothing_to_invert(tmp_path, capsys):
     config = write_config(tmp_path, model_config={"activation_function": "relu"}, use_inverted_activations=True)
     assert main([str(config)]) == 2
     assert re.fullmatch("error: .*nothing to invert.*ReLU.*\n", capsys.readouterr().err)
-    assert contents(tmp_path / "run") == {}  # the Trainer makes the folder itself
+    assert contents(tmp_path / "run") == {}  # the Trainer creates the folder itself
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_an_output_folder_that_holds_other_things(tmp_path, capsys):
     assert contents(tmp_path) == before
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(tmp_path, monkeypatch):
+def test_an_error_of_the_program_keeps_its_traceback(tmp_path, monkeypatch):
     def fail(run):
         raise ZeroDivisionError
 

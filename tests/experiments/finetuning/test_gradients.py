@@ -1,4 +1,4 @@
-"""Whole gradients, and how far apart two of them are."""
+"""Whole gradients, and distances between two of them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_frozen_weights_have_no_part_in_it(model):
 
 def test_a_model_that_holds_gradients_is_refused(model):
     model(**make_batch(model)).loss.backward()
-    with pytest.raises(ValueError, match="holds gradients already"):
+    with pytest.raises(ValueError, match="already has gradients"):
         gradient(model, make_batch(model))
 
 

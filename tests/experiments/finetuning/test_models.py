@@ -1,4 +1,4 @@
-"""Tokenizers and models of a run: fresh, from a folder, with adapters, and what is refused."""
+"""The tokenizer and the model of a run: fresh, from a folder, with adapters; and invalid arguments."""
 
 from __future__ import annotations
 
@@ -170,8 +170,8 @@ def test_the_head_of_a_classifier_is_trained_with_its_adapters(tmp_path):
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        ("gpt2", {"model_type": "gpt3"}, "model_type 'gpt3' is no architecture of Transformers"),
-        ("gpt2", {"model_config": {"n_layers": 2}}, "GPT2Config has no value 'n_layers'; did you mean 'n_layer'"),
+        ("gpt2", {"model_type": "gpt3"}, "model_type 'gpt3' is not an architecture of Transformers"),
+        ("gpt2", {"model_config": {"n_layers": 2}}, "GPT2Config has no attribute 'n_layers'; did you mean 'n_layer'"),
         ("bert", {"model_config": {"hidden_size": 33, "num_attention_heads": 2}}, "cannot be built .*not a multiple"),
         ("bert", {"model_config": {"hidden_size": "wide"}}, "model_config: .*'hidden_size'.*expected int, got str"),
         ("bert", {"model_config": {"hidden_act": "gelux"}}, "cannot be built .*gelux"),
@@ -208,13 +208,13 @@ def test_a_hub_model_that_is_not_in_the_cache(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer that can be read"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "holds no model that can be read"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no readable tokenizer"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no readable model"),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"x"),
             "the model cannot be built .*SafetensorError",
         ),
-        (lambda folder: (folder / "config.json").write_text("{"), "that can be read .*not a valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "holds no readable .*not a valid JSON"),
     ],
     ids=["no tokenizer", "no weights", "cut weights", "cut config"],
 )

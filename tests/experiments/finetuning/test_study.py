@@ -1,4 +1,4 @@
-"""What a study asks of a run: a control, another method, gradients compared on the way."""
+"""What a study adds to a run: a control, another method, or comparisons of gradients during training."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def test_no_gradients_where_none_are_asked_for(tmp_path):
     [
         ({"method": "few-bit-5"}, f"method must be one of {', '.join(METHODS)}, got 'few-bit-5'"),
         ({"gradient_checks": -1}, "gradient_checks must be 0 or more, got -1"),
-        ({"method": "mesa-8", "use_inverted_activations": True}, "belong to a plain training"),
-        ({"gradient_checks": 2, "use_inverted_activations": True}, "belong to a plain training"),
+        ({"method": "mesa-8", "use_inverted_activations": True}, "need a plain training"),
+        ({"gradient_checks": 2, "use_inverted_activations": True}, "need a plain training"),
     ],
     ids=["unknown-method", "negative", "method-and-inverted", "checks-and-inverted"],
 )

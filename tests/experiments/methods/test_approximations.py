@@ -1,4 +1,4 @@
-"""Each approximation by itself: its derivative, and the numbers that were published."""
+"""Each approximation alone: its derivative, and the published numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_few_bits_err_as_little_as_their_number_allows(curve: Curve, bits: int, 
 
 
 def test_steps_are_the_best_ones() -> None:
-    """Of two steps all borders can be tried."""
+    """With two steps, all borders can be tried."""
     steps = best_step_function(GELU, 2)
     x = normal(1 << 18, dtype=torch.float64)
     slope = GELU.derivative(x)
@@ -137,5 +137,5 @@ def test_any_layout_and_size_gives_the_same_gradient(name: str) -> None:
     _, dense = output_and_gradient(function, x)
     torch.manual_seed(0)
     _, strided = output_and_gradient(METHODS[name].function(CURVES["silu"]), x.t().contiguous().t())
-    torch.testing.assert_close(strided, dense)  # PyTorch's own functions round otherwise in another order
+    torch.testing.assert_close(strided, dense)  # PyTorch's own functions round differently in another order
     assert output_and_gradient(function, x[:0])[1].shape == (0, 50)

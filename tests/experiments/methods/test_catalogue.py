@@ -1,4 +1,4 @@
-"""Every method on whole models: what it changes, what it keeps, and that it leaves no trace."""
+"""Every method on whole models: what it changes, what it saves for backward, and that it leaves no trace."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_same_loss_and_near_gradient_and_no_trace(name: str, architecture: str) 
         found = gradient(model, tokens)
         assert torch.equal(model.eval()(**tokens).loss, loss)
         model.train()
-    if name != "checkpointing":  # Transformers' own switch, which notes that it is off
+    if name != "checkpointing":  # Transformers records in the model that it was switched off
         assert state_of(model) == before
     if COMPARED[name].is_exact:
         assert all(map(torch.equal, found, plain))
@@ -104,7 +104,7 @@ def test_refuses_an_activation_without_a_formula_and_leaves_the_model_alone() ->
 
 
 def test_refuses_a_model_without_activations() -> None:
-    refused = pytest.raises(Unavailable, match="no activation that is known")
+    refused = pytest.raises(Unavailable, match="no known activation")
     with refused, METHODS["few-bit-3"].applied(torch.nn.Linear(2, 2)):
         pass
 

@@ -1,4 +1,4 @@
-"""Recomputation is exact, and frees what it says."""
+"""Recomputation is exact, and frees what it recomputes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_gradients_are_the_same_bit_for_bit(name: str, dtype: torch.dtype) -> No
 
 
 class MLP(nn.Module):
-    """Two linear layers, or a gate, with something done to what the second one gets."""
+    """Two linear layers, or a gate, with a change of the second one's input."""
 
     def __init__(self, is_gated: bool, between: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def test_whatever_is_done_to_the_output(is_gated: bool, between: str) -> None:
 def test_outputs_are_freed_after_the_forward_pass(is_gated: bool, is_applied: bool) -> None:
     mlp = MLP(is_gated, lambda y: y)
     x = torch.randn(6, 8)
-    gc.disable()  # nothing is left to it
+    gc.disable()  # nothing may depend on it
     try:
         if is_applied:
             with recomputed_activations(mlp):

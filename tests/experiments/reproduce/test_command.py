@@ -1,4 +1,4 @@
-"""The script of the reproduction: its parts, its folders and what it refuses."""
+"""The script of the reproduction: its parts, its folders, and its errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODULES: dict[str, ModuleType] = {"memory": memory, "methods": methods, "steps":
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Path, bool, str]]:
-    """What the parts are called with, in place of running them."""
+    """Lists the arguments of the parts instead of running them."""
     monkeypatch.chdir(tmp_path)
     found: list[tuple[str, Path, bool, str]] = []
 
@@ -77,7 +77,7 @@ def test_quick_results_go_elsewhere(calls):
     assert calls[0][1] == Path("results/reproduction-quick")
 
 
-def test_it_goes_on_in_its_own_folder(calls):
+def test_it_continues_in_its_own_folder(calls):
     assert command.main(["memory", "--output_dir", "mine"]) == 0
     Path("mine/memory.json").write_text("{}")
     assert command.main(["steps", "--output_dir", "mine"]) == 0
@@ -110,7 +110,7 @@ def test_what_cannot_be_run_is_one_line(calls, capsys, arguments, message):
     [(ConfigError("no such config"), 2, "no such config\n"), (RunFailed("killed"), 1, "Run the same command again")],
     ids=["config", "failed"],
 )
-def test_a_part_that_cannot_go_on(calls, capsys, monkeypatch, error, code, end):
+def test_a_part_that_fails(calls, capsys, monkeypatch, error, code, end):
     def run(*arguments: Any) -> Path:
         raise error
 

@@ -1,4 +1,4 @@
-"""The page of the reproduction, and the README's part: the committed results, and nothing else."""
+"""The page of the reproduction and the README's section hold the committed results, and nothing else."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_bars_of_memory_hold():
 
 @pytest.mark.parametrize("model", PARTS_OF["finetune"]["models"], ids=lambda model: model["name"])
 def test_the_bars_of_training_hold(model):
-    """Final losses do not differ from the plain ones', and gradients by less than the bars, of each model."""
+    """Of each model, final losses do not differ from the plain ones, and gradients by less than the limits."""
     pretrained = model["name"] in ("smollm2-135m", "minilm")
     assert len(model["seeds"]) >= (3 if pretrained else 5)
     difference = model["analysis"]["metrics"][FINAL_LOSS]["inverted - plain"]

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and which ones are refused."""
+"""Which checkpoint a run continues from, and which ones are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def checkpoint(folder: Path, step: int, state: str | None = STATE) -> Path:
 
 
 def complete(folder: Path, step: int, state: str | None = STATE) -> Path:
-    """A checkpoint with all that a run needs to go on."""
+    """A checkpoint with everything that a run needs to continue."""
     path = checkpoint(folder, step, state)
     save_file({"weight": torch.zeros(2)}, path / "model.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "training_args.bin"):
@@ -42,7 +42,7 @@ def cut(path: Path) -> None:
 
 
 def zero(path: Path) -> None:
-    """Zeros in the middle, as a disk that lost power may leave."""
+    """Zeros in the middle, as after a power failure."""
     content = path.read_bytes()
     path.write_bytes(content[:200] + bytes(400) + content[600:])
 
@@ -82,7 +82,7 @@ def test_the_last_one_by_number(tmp_path):
     [None, "", '{"global_step": 1', "\x00" * 8, "{}", "[]", "null", "3", '{"global_step": "1", "max_steps": 2}'],
     ids=["missing", "empty", "cut", "zeros", "no steps", "list", "null", "number", "text"],
 )
-def test_an_incomplete_one_is_passed_over(tmp_path, state):
+def test_an_incomplete_one_is_skipped(tmp_path, state):
     complete(tmp_path, 4)
     complete(tmp_path, 6, state)
     assert last_resumable_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
@@ -106,17 +106,19 @@ ARCHIVES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, caplog, name, spoil):
+def test_a_damaged_one_is_skipped_with_a_warning(tmp_path, caplog, name, spoil):
     complete(tmp_path, 4)
     spoil(complete(tmp_path, 6) / name)
     assert last_resumable_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     what = "holds no weights" if (name, spoil) == ("model.safetensors", Path.unlink) else name.partition(".")[0]
-    assert f"passing over a damaged checkpoint: {tmp_path / 'checkpoint-6'}: " in record.message
+    assert f"skipping a damaged checkpoint: {tmp_path / 'checkpoint-6'}: " in record.message
     assert what in record.message
     (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
-    with pytest.raises(ConfigError, match=f"no checkpoint in {tmp_path} is whole .*{what}.*; remove .* to start over"):
+    with pytest.raises(
+        ConfigError, match=f"every checkpoint in {tmp_path} is damaged .*{what}.*; remove them to start over"
+    ):
         last_resumable_checkpoint(tmp_path)
 
 
@@ -149,7 +151,7 @@ def test_where_there_is_none(tmp_path):
         llama(),
         llama(tie_word_embeddings=True),
         adapted(),
-        adapted(kind=LlamaForSequenceClassification, task="SEQ_CLS"),  # its head is trained and saved whole
+        adapted(kind=LlamaForSequenceClassification, task="SEQ_CLS"),  # its head is trained and saved completely
         nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),  # has buffers
     ],
     ids=["plain", "tied", "adapters", "adapters and head", "buffers"],
@@ -173,7 +175,7 @@ def test_a_shared_parameter_is_saved_under_either_name(tmp_path, name):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (llama(hidden_size=64), r"has the shape \(.*32.*\), here \(.*64.*\)"),
+        (llama(hidden_size=64), r"has the shape \(.*32.*\), but here it is \(.*64.*\)"),
         (llama(num_hidden_layers=1), r"this one has no parameter model\.layers\.1\."),
         (llama(num_hidden_layers=3), r"it has no parameter model\.layers\.2\."),
         (nn.Linear(2, 2), "this one has no parameter"),
@@ -190,7 +192,7 @@ def test_a_checkpoint_of_another_model(tmp_path, model, message):
 def test_adapters_of_another_rank(tmp_path):
     path = saved(tmp_path, adapted(rank=4))
     with pytest.raises(
-        ConfigError, match=r"another model: its .*lora_A\.weight has the shape \(4, 32\), here \(2, 32\)"
+        ConfigError, match=r"another model: its .*lora_A\.weight has the shape \(4, 32\), but here it is \(2, 32\)"
     ):
         check_checkpoint(path, adapted(rank=2))
 
@@ -227,5 +229,5 @@ def test_no_weights(tmp_path):
 def test_not_complete(tmp_path):
     path = saved(tmp_path, llama())
     (path / "trainer_state.json").write_text(json.dumps({"global_step": 1})[:-1])
-    with pytest.raises(ConfigError, match=rf"{path} is no complete checkpoint: .*trainer_state\.json"):
+    with pytest.raises(ConfigError, match=rf"{path} is not a complete checkpoint: .*trainer_state\.json"):
         check_complete(path)

@@ -1,4 +1,4 @@
-"""Runs that are interrupted, go on, or would overwrite something."""
+"""Runs that are interrupted, continued, or would overwrite something."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Interrupt(TrainerCallback):
 
 
 class FirstStep(TrainerCallback):
-    """Remembers where training began; None where it never did."""
+    """Records the step at which training began; None if it never did."""
 
     step: int | None = None
 
@@ -80,7 +80,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cut_copy(cut: Path, tmp_path: Path) -> Path:
-    """As `cut`, for one test alone. The text, which the settings name, stays where it was."""
+    """A copy of `cut` for one test. The text, whose path is in the settings, stays in its place."""
     shutil.copytree(cut / "run", tmp_path / "run")
     text = (cut / "config.yaml").read_text().replace(f"output_dir: {cut}", f"output_dir: {tmp_path}")
     (tmp_path / "config.yaml").write_text(text)
@@ -111,7 +111,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, model, changes):
 
 
 @pytest.mark.parametrize("state", [None, '{"global_step": 4'], ids=["missing", "cut"])
-def test_an_incomplete_checkpoint_is_passed_over(cut, cut_copy, state):
+def test_an_incomplete_checkpoint_is_skipped(cut, cut_copy, state):
     file = cut_copy / "run/checkpoint-4/trainer_state.json"
     file.unlink() if state is None else file.write_text(state)
     result, began = go_on(str(cut_copy / "config.yaml"))
@@ -156,12 +156,15 @@ def test_a_finished_run_is_kept(cut_copy):
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        (["--model_config", json.dumps({**MODELS["llama"], "hidden_size": 64})], "model_config is .*32.*, here .*64"),
-        (["--max_seq_length", "8"], "max_seq_length is 16, here 8"),
-        (["--lora", '{"r": 2}'], "lora is {}, here {'r': 2}"),
-        (["--learning_rate", "0.5"], "learning_rate is 0.001, here 0.5"),
-        (["--use_inverted_activations"], "use_inverted_activations is False, here True"),
-        (["--seed", "9"], "seed is 42, here 9"),
+        (
+            ["--model_config", json.dumps({**MODELS["llama"], "hidden_size": 64})],
+            "model_config is .*32.*, but here it is .*64",
+        ),
+        (["--max_seq_length", "8"], "max_seq_length is 16, but here it is 8"),
+        (["--lora", '{"r": 2}'], "lora is {}, but here it is {'r': 2}"),
+        (["--learning_rate", "0.5"], "learning_rate is 0.001, but here it is 0.5"),
+        (["--use_inverted_activations"], "use_inverted_activations is False, but here it is True"),
+        (["--seed", "9"], "seed is 42, but here it is 9"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -175,7 +178,7 @@ def test_checkpoints_of_another_run_in_the_folder(cut_copy, options, difference)
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"hidden_size": 64}, r"its .* has the shape \(.*\), here \(.*64.*\)"),
+        ({"hidden_size": 64}, r"its .* has the shape \(.*\), but here it is \(.*64.*\)"),
         ({"num_hidden_layers": 1}, r"this one has no parameter model\.layers\.1"),
         ({"num_hidden_layers": 3}, r"it has no parameter model\.layers\.2"),
     ],
@@ -191,7 +194,7 @@ def test_a_named_checkpoint_of_another_model(cut, tmp_path, changes, difference)
 
 
 def test_a_named_checkpoint_that_is_none(tmp_path):
-    with pytest.raises(ConfigError, match="nowhere is no complete checkpoint"):
+    with pytest.raises(ConfigError, match="nowhere is not a complete checkpoint"):
         go_on(config(tmp_path), "--resume_from_checkpoint", "nowhere")
     assert not (tmp_path / "run").exists()
 

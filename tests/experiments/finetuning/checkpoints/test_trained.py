@@ -1,4 +1,4 @@
-"""Runs that were stopped after their last step: what is trained counts, and is neither lost nor trained again."""
+"""Runs that were stopped after their last step: the training is neither lost nor repeated."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def test_other_settings_do_not_replace_what_is_trained(tmp_path):
     path = stopped(tmp_path)
     assert [folder.name for folder in tmp_path.glob("run/checkpoint-*")] == ["checkpoint-4"]
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match=r"holds checkpoints of another run: its learning_rate is 0\.001, here"):
+    with pytest.raises(
+        ConfigError, match=r"holds checkpoints of another run: its learning_rate is 0\.001, but here it is"
+    ):
         finetune(parse_run([path, "--learning_rate", "0.5"]))
     assert contents(tmp_path) == before
 
@@ -105,7 +107,7 @@ def test_other_settings_do_not_replace_weights_without_a_checkpoint(tmp_path):
     for checkpoint in list(tmp_path.glob("run/checkpoint-*")):
         checkpoint.rename(tmp_path / checkpoint.name)
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match=r"of another run: its learning_rate is 0\.001, here 0\.5"):
+    with pytest.raises(ConfigError, match=r"of another run: its learning_rate is 0\.001, but here it is 0\.5"):
         finetune(parse_run([path, "--learning_rate", "0.5"]))
     assert contents(tmp_path) == before
 

@@ -1,4 +1,4 @@
-"""The metrics, against values worked out by hand."""
+"""The metrics, compared with values that were computed by hand."""
 
 import math
 from concurrent.futures import ProcessPoolExecutor

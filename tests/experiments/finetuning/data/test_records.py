@@ -140,7 +140,7 @@ def test_data_set_with_splits_of_its_own(tmp_path, monkeypatch):
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Files that are wrong in one way each, and one good one."""
+    """Files with one fault each, and one good file."""
     (folder / "empty.csv").touch()
     (folder / "header.csv").write_text("text,label\n")
     (folder / "broken.jsonl").write_text('{"text": "one"}\n{"text": \n')
@@ -163,12 +163,8 @@ def files(folder: Path) -> dict[str, str]:
         ),
         pytest.param({"train_file": "{table}"}, r"unknown ending; known are \.txt, \.csv, \.json", id="unknown ending"),
         pytest.param({"train_file": "{empty}"}, r"empty\.csv' is empty", id="empty file"),
-        pytest.param(
-            {"train_file": "{header}"}, r"header\.csv holds no records that can be read as csv", id="header only"
-        ),
-        pytest.param(
-            {"train_file": "{broken}"}, r"broken\.jsonl holds no records that can be read as jsonl", id="broken json"
-        ),
+        pytest.param({"train_file": "{header}"}, r"header\.csv cannot be read as csv", id="header only"),
+        pytest.param({"train_file": "{broken}"}, r"broken\.jsonl cannot be read as jsonl", id="broken json"),
         pytest.param({"train_file": "{single}"}, "one record cannot be split", id="single record"),
         pytest.param({"train_file": "{gap}"}, "'text' of the train data holds no text in 1 of 2", id="null text"),
         pytest.param({"train_file": "{numbers}"}, "'text' of the train data must hold text", id="numbers as text"),
@@ -197,18 +193,20 @@ def files(folder: Path) -> dict[str, str]:
             r"names \{output\}, but .* sentence1, sentence2",
             id="template with unknown column",
         ),
-        pytest.param({"train_file": "{good}", "text_template": "x {{idx"}, "is malformed", id="malformed template"),
+        pytest.param({"train_file": "{good}", "text_template": "x {{idx"}, "is invalid", id="malformed template"),
         pytest.param({"train_file": "{good}", "text_template": "text"}, "names no column", id="constant template"),
         pytest.param(
             {"dataset_name": "stdlib-prose", "dataset_config_name": "x"}, "has no configurations", id="built-in config"
         ),
         pytest.param(
             {"dataset_name": "stdlib-prose", "validation_file": "{good}"},
-            "goes with train_file only",
+            "can only be used with train_file",
             id="lone val",
         ),
         pytest.param(
-            {"train_file": "{good}", "dataset_config_name": "x"}, "goes with dataset_name only", id="config of a file"
+            {"train_file": "{good}", "dataset_config_name": "x"},
+            "can only be used with dataset_name",
+            id="config of a file",
         ),
         pytest.param({"dataset_name": "./no/such/folder"}, "was not found.*stdlib-prose", id="missing folder"),
     ],
@@ -223,7 +221,7 @@ def test_errors_name_what_is_wrong(tmp_path, arguments, message):
 
 
 def test_unreachable_hub_is_one_clear_line():
-    # In a process of its own: huggingface_hub reads HF_HUB_OFFLINE once.
+    # In its own process: huggingface_hub reads HF_HUB_OFFLINE only once.
     result = subprocess.run(
         [sys.executable, "-c", UNREACHABLE],
         capture_output=True,

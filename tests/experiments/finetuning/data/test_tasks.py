@@ -1,4 +1,4 @@
-"""Token sequences, labels and collators of each task, on data of the forms that users bring."""
+"""Token sequences, labels and collators of each task, for all forms of data."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Tokenizers trained on the spot."""
+"""Tokenizers that are trained here."""
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -30,11 +30,11 @@ def test_vocabulary_keeps_to_its_size(tokenizer):
     assert max(tokenizer.get_vocab().values()) == len(tokenizer) - 1
 
 
-def test_text_comes_back(tokenizer):
+def test_text_survives_encoding_and_decoding(tokenizer):
     ids = tokenizer("Return the size of the file", add_special_tokens=False)["input_ids"]
     expected = "return the size of the file" if tokenizer.mask_token else "Return the size of the file"
     assert tokenizer.decode(ids) == expected
-    assert len(ids) < 12  # whole words were learnt
+    assert len(ids) < 12  # whole words were learned
 
 
 def test_bert_marks_the_sentences_of_a_pair():

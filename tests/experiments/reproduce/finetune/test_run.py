@@ -1,4 +1,4 @@
-"""The fine-tuning runs of the reproduction: what is run, what it says, and how it goes on."""
+"""The fine-tuning runs of the reproduction: what is run, its results, and how it continues."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_differences_are_those_of_the_same_seed():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Subject]:
-    """Two subjects, of which the second's weights are in a package that is not there."""
+    """Two subjects. The weights of the second are in a package that is not installed."""
     folder = tmp_path_factory.mktemp("configs")
     llama = write_config(folder, "llama", name="llama.yaml", max_steps=2, max_eval_samples=2)
     away = {"model_type": None, "model_config": None, "model_name_or_path": "package:no-such-weights"}
@@ -126,7 +126,7 @@ def test_finished_runs_with_other_settings_are_refused(written, tiny, monkeypatc
     longer = tuple(Subject(one.name, one.title, one.config, one.seeds, (), ("--max_steps", "4")) for one in tiny[:1])
     monkeypatch.setattr(finetune, "QUICK_SUBJECTS", longer)
     before = contents(written)
-    with pytest.raises(ConfigError, match="finished run with max_steps=2, asked for is 4"):
+    with pytest.raises(ConfigError, match="finished run with max_steps=2, but 4 is asked for"):
         finetune.run(written, True, Console(quiet=True), "")
     assert contents(written) == before
 

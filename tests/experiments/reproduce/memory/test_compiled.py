@@ -1,4 +1,4 @@
-"""What a compiled model is counted to keep, against models that are compiled and run."""
+"""What is counted for a compiled model, compared with models that are compiled and run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def really_kept(case: MemoryCase, variant: MemoryVariant) -> int:
     source = source_of(case, variant)
     source.config.use_cache = False
     model = source.model_class._from_config(source.config, dtype=torch.float32, attn_implementation="sdpa").train()
-    model.loss_type = "ForCausalLM"  # else a warning is logged, which compilers do not take
+    model.loss_type = "ForCausalLM"  # otherwise a warning is logged, which cannot be compiled
     patch(case, variant, model)
     batch = {name: tensor for name, tensor in batch_of(case, model).items() if name != "attention_mask"}
     compiled = torch.compile(model, fullgraph=True)

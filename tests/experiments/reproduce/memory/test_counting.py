@@ -1,4 +1,4 @@
-"""What cases are counted to keep."""
+"""What is counted for the cases."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class TestTheNotebooksMistral:
         found.sum().backward()
 
     def test_keeps_for_real_what_is_counted(self) -> None:
-        """On a CPU, where attention is another: in everything else."""
+        """On a CPU all parts agree but attention, which has another kernel there."""
         source = source_of(self.case, PLAIN)
         model = source.model_class(source.config)
         as_in_the_notebook(model)

@@ -48,7 +48,7 @@ def test_the_variant_is_what_runs(variant: MemoryVariant, count: int, monkeypatc
     assert seen == [count, count]
 
 
-def test_what_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -1,4 +1,4 @@
-"""The part "memory" as a whole: what it writes, keeps and says."""
+"""The whole part "memory": what it writes, keeps and prints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEW = {
 
 
 class Counter:
-    """Counts nothing, and how often it is asked."""
+    """Replaces the counting, and records how often it is called."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -78,7 +78,7 @@ def test_writes_all_entries_in_order_with_where_they_come_from(tmp_path: Path, c
     assert "4.00 MiB" in text
 
 
-def test_goes_on_where_it_was_interrupted(tmp_path: Path, counter: Counter) -> None:
+def test_continues_where_it_was_interrupted(tmp_path: Path, counter: Counter) -> None:
     counter.interrupted = {"bert ours"}
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
@@ -104,14 +104,14 @@ def test_an_interruption_loses_nothing_that_comes_later(tmp_path: Path, counter:
     assert [f"{entry['case']} {entry['variant']}" for entry in results["entries"]] == ALL
 
 
-def test_other_settings_begin_anew(tmp_path: Path, counter: Counter) -> None:
+def test_other_settings_start_over(tmp_path: Path, counter: Counter) -> None:
     run(tmp_path)
     _, text = run(tmp_path, quick=False)
     assert counter.asked == ALL * 2
     assert "starting over" in text
 
 
-def test_other_versions_begin_anew(tmp_path: Path, counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_start_over(tmp_path: Path, counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path)
     here = memory.describe_environment()
     monkeypatch.setattr(memory, "describe_environment", lambda: {**here, "torch": "9.9"})
@@ -131,7 +131,7 @@ def test_a_case_that_has_changed_is_counted_again(
     assert counter.asked == ALL[:3]
 
 
-def test_what_cannot_be_compiled_is_told_and_tried_again(tmp_path: Path, counter: Counter) -> None:
+def test_what_cannot_be_compiled_is_reported_and_tried_again(tmp_path: Path, counter: Counter) -> None:
     counter.failing = {"llama torch.compile"}
     results, text = run(tmp_path)
     entry = results["entries"][-1]

@@ -50,7 +50,7 @@ def results(**bert: Any) -> dict[str, Any]:
     }
 
 
-def test_the_headline_puts_published_figures_beside_ours() -> None:
+def test_the_headline_compares_published_figures_with_ours() -> None:
     text = headline(results())
     (bert,) = (line for line in text.splitlines() if line.startswith("| BERT"))
     assert bert == (
@@ -83,11 +83,11 @@ def test_what_was_not_counted_is_a_dash_with_its_reason() -> None:
     assert "torch.compile: not counted: Error: why." in text
 
 
-def test_the_parts_of_a_compiled_model_are_not_told_apart() -> None:
+def test_a_compiled_model_has_one_part() -> None:
     assert "| torch.compile | - | - | 10.00 | -50.0% | 3.18x | - |" in section(results())
 
 
-def test_a_measured_figure_stands_beside() -> None:
+def test_a_measured_figure_has_its_column() -> None:
     text = section(results(measured_bytes=4 * GIB, measured_note=None))
     assert "| plain | 2.00 | 2.00 | 4.00 | - | - | 4.00 |" in text
     assert "Measured on cpu." in text

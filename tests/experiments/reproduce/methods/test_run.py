@@ -1,4 +1,4 @@
-"""The part "methods": its file, that it goes on where it was cut, its tables and its plots."""
+"""The part "methods": its file, how it continues after an interruption, its tables and its plots."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMAND = "scripts/reproduce.py methods --quick"
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Tiny models without data instead of those of the cases; what was built. The second is not to be had."""
+    """Replaces the models of the cases with tiny ones, and lists those that were built. The second is unavailable."""
     calls: list[tuple[str, str]] = []
 
     def build(case: MethodCase, dtype: str, seed: int) -> tuple[PreTrainedModel, Mapping[str, Tensor]]:
@@ -72,7 +72,7 @@ def test_measures_every_method_and_says_what_is_not_to_be_had(tmp_path: Path, bu
     assert not (tmp_path / "new" / "methods-bert.png").exists()
 
 
-def test_goes_on_where_it_was_cut(
+def test_continues_where_it_was_interrupted(
     tmp_path: Path, built: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure, done = methods._measure, []
@@ -91,7 +91,7 @@ def test_goes_on_where_it_was_cut(
     assert len(before["gradients"]) == 5
     monkeypatch.setattr(methods, "_measure", measure)
     content, text = run(tmp_path)
-    assert "entries that were made with the same settings are kept" in text
+    assert "entries with the same settings are kept" in text
     assert content["gradients"][:5] == before["gradients"]
     assert content["complete"]
     again, _ = run(tmp_path)
@@ -182,7 +182,7 @@ def test_tables_show_each_number_and_invent_none() -> None:
     assert f"by `{COMMAND}`" in text
     assert "a BERT" not in text
     assert "cut" not in text
-    assert "was cut" in methods_tables.section({**RESULTS, "complete": False})
+    assert "was interrupted" in methods_tables.section({**RESULTS, "complete": False})
 
 
 def test_tables_come_from_the_file_alone() -> None:

@@ -1,4 +1,4 @@
-"""What the part "steps" writes, made up."""
+"""Results of the part "steps", made up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def facts(title: str, step_ms: float, kept_bytes: int, loss: float = 2.5) -> dic
 
 
 def made_up() -> dict[str, Any]:
-    """Two models, of which one is measured, and one whose weights are missing."""
+    """A model that was measured, and one whose weights are missing."""
     gpt2 = {
         "plain": facts("plain", 200.0, 100 << 20),
         "inverted-eager": facts("inverted (eager)", 206.0, 60 << 20) | {"ratio": ratio(1.03)},

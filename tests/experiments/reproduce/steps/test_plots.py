@@ -20,7 +20,7 @@ def test_a_point_and_its_spread() -> None:
     assert row == [[1.01, 1.05], [1.02, 1.04], [1.03]]
 
 
-def test_what_is_not_measured_is_said() -> None:
+def test_what_is_not_measured_is_reported() -> None:
     _, llama = step_time_figure(made_up()).axes
     assert [text.get_text() for text in llama.texts] == ["not measured"] * 3
 

