@@ -112,7 +112,7 @@ def test_an_interrupted_run_continues_where_it_stopped(
     assert len(quick()) == 4 * len(OPERATORS) - 3 + 4
     assert "continuing after 3 operators, 0 models" in capsys.readouterr().out
     assert json.loads((tmp_path / "b.json").read_text())["complete"]
-    assert len(quick()) == 4 * len(OPERATORS) + 4  # anew
+    assert len(quick()) == 4 * len(OPERATORS) + 4  # everything again
 
 
 def test_what_is_missing_when_the_time_is_up_is_reported(quick: Any, capsys: pytest.CaptureFixture[str]) -> None:
