@@ -19,7 +19,7 @@ from typing import Any
 from ..masking import masked_text
 
 ROOT = Path(__file__).parents[2]
-OUTPUT_LINES = 40
+OUTPUT_LINES = 100  # deep enough for where a compiler hangs
 # No hub, and no threads that compete for the cores while they wait.
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
 _POLL, _TO_EXIT = 0.5, 5.0  # seconds
@@ -100,6 +100,6 @@ class Worker:
     def output(self) -> list[str]:
         """The last lines that it has written to standard output and standard error."""
         size = os.fstat(self._log.fileno()).st_size
-        tail = os.pread(self._log.fileno(), 1 << 14, max(0, size - (1 << 14)))
+        tail = os.pread(self._log.fileno(), 1 << 15, max(0, size - (1 << 15)))
         lines = tail.decode(errors="replace").splitlines()
         return [masked_text(line) for line in lines if line.strip()][-OUTPUT_LINES:]

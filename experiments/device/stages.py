@@ -28,7 +28,7 @@ class Stage:
 _MEASURES = "experiments.device.measures"
 
 STAGES = (
-    Stage("smoke", "every backend runs and agrees with float64", f"{_MEASURES}.smoke", 1.5),
+    Stage("smoke", "every backend runs and agrees with float64", f"{_MEASURES}.smoke", 3.0),
     Stage("steps", "whole training steps: memory, time and loss", f"{_MEASURES}.steps", 4.0),
     Stage("counted", "what the reproduction counts, measured", f"{_MEASURES}.counted", 2.0),
     Stage("operators", "operators: time and bandwidth", f"{_MEASURES}.operators", 1.5),

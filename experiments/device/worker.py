@@ -33,6 +33,7 @@ from .case import Case, Conditions
 
 Send = Callable[[dict[str, Any]], None]
 TRACEBACK_LINES = 12
+SHORT = 20.0  # seconds that any case may take while the stage has them
 
 
 def main(request: Mapping[str, Any]) -> None:
@@ -76,8 +77,9 @@ def _measure_all(cases: list[Case], device: torch.device, request: Mapping[str, 
         remaining = request["deadline"] - now
         if remaining <= 0:
             return
-        # A case should take its part of the time that is left. One that hangs costs at most half of it.
-        limit = now + min(remaining / min(left, 2), case.seconds)
+        # A case should take its part of the time that is left. One that hangs costs half of it, if that is long.
+        longest = remaining if left == 1 else min(remaining, max(remaining / 2, SHORT))
+        limit = now + min(longest, case.seconds)
         send({"begin": case.name, "limit": limit})
         faulthandler.dump_traceback_later(limit - now)  # shows where it hangs
         outcome = _outcome(case, Conditions(device, request["seed"], now + remaining / left))

@@ -19,7 +19,6 @@ from torch._inductor.compile_fx import partition_fn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.joint_graph import lazy_init
 from torch._inductor.virtualized import V
-from torch.compiler import _compile_session_context
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.utils._python_dispatch import _disable_current_modes
@@ -37,6 +36,8 @@ def compiled_bytes(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
         batch: its arguments, without a mask. Tracing cannot depend on a mask's values, so Transformers creates a causal
             mask for every model that asks for one.
     """
+    from torch.compiler import _compile_session_context  # which PyTorch 2.11 lacks; all else works there
+
     weights, buffers = dict(model.named_parameters()), dict(model.named_buffers())
 
     def forward(weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Any:
