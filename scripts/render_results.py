@@ -22,6 +22,7 @@ with missing_packages_named():
     from experiments.benchmark.results import read_results
     from experiments.compare.report import SummaryRow, summary_rows
     from experiments.coverage import table as coverage
+    from experiments.device import page as device
     from experiments.reproduce import page as reproduction
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,7 @@ README = ROOT / "README.md"
 BENCHMARK_PAGE = ROOT / "docs" / "benchmark.md"
 COMPATIBILITY_PAGE = ROOT / "docs" / "compatibility.md"
 COVERAGE_PAGE = ROOT / "docs" / "coverage.md"
+DEVICE_PAGE = ROOT / "docs" / "device.md"
 REPRODUCTION_PAGE = ROOT / "docs" / "reproduction.md"
 RESULTS = ROOT / "results"
 COMPATIBILITY = RESULTS / "compatibility.json"
@@ -114,6 +116,7 @@ def main() -> int:
         BENCHMARK_PAGE: tables.page(benchmarks(RESULTS)),
         COMPATIBILITY_PAGE: compatibility.page(_read(COMPATIBILITY)),
         COVERAGE_PAGE: coverage.page(_read(COVERAGE)),
+        DEVICE_PAGE: device.page({path.name: _read(path) for path in sorted(RESULTS.glob("device-*.json"))}),
         REPRODUCTION_PAGE: _reproduction(),
     }
     changed = [path for path, text in rendered.items() if not path.exists() or path.read_text("utf-8") != text]

@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -93,11 +94,13 @@ def _outcome(case: Case, conditions: Conditions) -> dict[str, Any]:
     try:
         found = case.measure(conditions)
         synchronize(conditions.device)  # raises what kernels did
-        free_memory(conditions.device)
+        outcome: dict[str, Any] = {"found": found}
     except Exception as error:  # of whatever kind: it must not cost the results of the others
         lines = traceback.format_exc().splitlines()
-        return {**failure_of(error).record(), "output": lines[-TRACEBACK_LINES:]}
-    return {"found": found}
+        outcome = {**failure_of(error).record(), "output": lines[-TRACEBACK_LINES:]}
+    with suppress(Exception):  # where the device is broken, which has been said
+        free_memory(conditions.device)
+    return outcome
 
 
 def _end_with_parent() -> None:

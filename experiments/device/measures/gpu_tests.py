@@ -16,8 +16,9 @@ from ..case import Case, Conditions
 
 ROOT = Path(__file__).parents[3]
 MARK = "mark.gpu"
-LINES = 15
+LINES = 30
 NO_TESTS = 5  # pytest's exit code
+_MISSING = re.compile(r"ModuleNotFoundError: No module named '(?!hf_invact|experiments|tests)(\w+)")
 _OUTCOME = re.compile(r" (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b.*\[ *\d+%\]$", re.MULTILINE)
 
 
@@ -47,6 +48,8 @@ def measure(path: Path, conditions: Conditions) -> dict[str, Any]:
         found["cut"] = f"stopped after {sum(counts.values())} tests, since its time was over"
     elif process.returncode == NO_TESTS:
         found["unavailable"] = "no test of this file is for this machine"
+    elif not counts and (missing := _MISSING.search(output)):
+        found["unavailable"] = f"{missing[1]} is not installed"
     elif process.returncode:
         found["failed"] = lines[-1] if lines else f"pytest ended with exit code {process.returncode}"
     elif not counts["passed"]:

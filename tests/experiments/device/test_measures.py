@@ -162,11 +162,12 @@ def test_the_files_with_gpu_tests_are_found() -> None:
     [
         ("def test_a(): pass\ndef test_b(): pytest.skip('x')", {"passed": 1, "skipped": 1}, None),
         ("def test_a(): assert 0\ndef test_b(): pass", {"passed": 1, "failed": 1}, "failed"),
-        ("import no_such_package", {}, "failed"),
+        ("import no_such_package", {}, "unavailable"),
+        ("import tests.no_such_module", {}, "failed"),
         ("def test_a(): pytest.skip('no GPU')", {"skipped": 1}, "unavailable"),
         ("", {}, "unavailable"),
     ],
-    ids=["passes", "fails", "cannot be imported", "skipped", "none"],
+    ids=["passes", "fails", "lacks a package", "cannot be imported", "skipped", "none"],
 )
 def test_what_pytest_says(tmp_path: Path, source: str, counts: dict[str, int], outcome: str | None) -> None:
     found = run_tests(tmp_path, source)
