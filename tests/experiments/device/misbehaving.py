@@ -36,6 +36,7 @@ def leaves(conditions: Conditions) -> dict[str, Any]:
 
 
 def raises(conditions: Conditions) -> dict[str, Any]:
+    sys.modules["broken"] = sys  # stands for a device that is broken from now on
     raise ZeroDivisionError("as it should")
 
 
@@ -56,7 +57,7 @@ def hangs_long(conditions: Conditions) -> dict[str, Any]:
 
 
 def tells_process(conditions: Conditions) -> dict[str, Any]:
-    return {"process": os.getpid()}
+    return {"process": os.getpid(), "is_broken": "broken" in sys.modules}
 
 
 def finds_faults(conditions: Conditions) -> dict[str, Any]:

@@ -63,10 +63,10 @@ def states(content: Any) -> dict[str, Any]:
 
 def test_what_dies_costs_no_other_case(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = make("first", "works", "is_killed", "crashes", "leaves", "raises", "is_full", "tells_process")
-    content = measured(tmp_path / "out" / "d.json", first, make("second", "works"), code=1)
+    content = measured(tmp_path / "out" / "d.json", first, make("second", "finds_faults"), code=1)
     dead = dict.fromkeys(("is_killed", "crashes", "leaves", "raises"), "failed")
     expected = {"works": "measured", **dead, "is_full": "unavailable", "tells_process": "measured"}
-    assert states(content) == {"first": ("done", expected), "second": ("done", {"works": "measured"})}
+    assert states(content) == {"first": ("done", expected), "second": ("done", {"finds_faults": "measured"})}
     cases = content["stages"]["first"]["cases"]
     assert cases["works"]["found"].items() >= {"seed": 7, "device": "cpu"}.items()
     reasons = {name: cases[name]["reason"] for name in expected if "reason" in cases[name]}
@@ -77,12 +77,18 @@ def test_what_dies_costs_no_other_case(make: Make, tmp_path: Path, capsys: pytes
         "raises": "ZeroDivisionError: as it should",
         "is_full": "out of memory: CUDA out of memory",
     }
+    assert cases["tells_process"]["found"]["is_broken"] is False  # as it was in the process of "raises"
     assert cases["is_killed"]["output"] == ["about to die"]
     assert any("in crashes" in line for line in cases["crashes"]["output"])
     assert cases["raises"]["output"][-1] == "ZeroDivisionError: as it should"
     printed = capsys.readouterr()
     assert "failed: first, crashes: it was killed by SIGSEGV" in printed.err.splitlines()
-    assert "not measured: first, is_full: out of memory: CUDA out of memory" in printed.out.splitlines()
+    assert "failed: second, finds_faults, inner: inside" in printed.err.splitlines()
+    assert [line for line in printed.out.splitlines() if line.startswith("not")] == [
+        "not measured: first, is_full: out of memory: CUDA out of memory",
+        "not measured: second, finds_faults: half done",
+        "not measured: second, 1 times: no such chip",
+    ]
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "d.json"]
 
 
@@ -130,20 +136,12 @@ def test_a_second_pass_takes_the_time_that_is_left(
     assert "late: cut: its time was over" in capsys.readouterr().out
 
 
-def test_stages_that_cannot_begin(make: Make, tmp_path: Path) -> None:
+def test_a_stage_that_cannot_begin(tmp_path: Path) -> None:
     broken = Stage("broken", "a module that is not there", "no_such_module", 1.0)
-    content = measured(tmp_path / "d.json", broken, make("sound", "works"), code=1)
-    assert states(content) == {"broken": ("failed", {}), "sound": ("done", {"works": "measured"})}
+    content = measured(tmp_path / "d.json", broken, code=1)
+    assert states(content) == {"broken": ("failed", {})}
     assert content["stages"]["broken"]["reason"] == "it ended with exit code 1"
     assert content["stages"]["broken"]["output"][-1] == "ModuleNotFoundError: No module named 'no_such_module'"
-
-
-def test_faults_inside_of_what_was_found(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    measured(tmp_path / "d.json", make("only", "finds_faults"), code=1)
-    printed = capsys.readouterr()
-    assert printed.err == "failed: only, finds_faults, inner: inside\n"
-    assert "not measured: only, finds_faults: half done" in printed.out
-    assert "not measured: only, 1 times: no such chip" in printed.out
 
 
 def test_chosen_stages_leave_the_others_as_they_are(
