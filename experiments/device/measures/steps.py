@@ -47,7 +47,7 @@ class Trained:
 _LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
 _TINY_MISTRAL = next(case for case in CASES["quick"] if case.architecture == "mistral")
 _ADAPTED = {
-    # With the adapters' dropout nothing but the model's own size differs from configs/mistral-7b-lora.yaml.
+    # The model of configs/mistral-7b-lora.yaml, on one long sequence.
     "cuda": ModelCase("mistral-7b-lora", "Mistral-7B, LoRA", "mistral", 1, 4096, "bf16", {"sliding_window": None}),
     "cpu": ModelCase("mistral-tiny-lora", "Mistral, tiny, LoRA", "mistral", 2, 16, "bf16", _TINY_MISTRAL.config),
 }
@@ -93,9 +93,9 @@ def measure(trained: Trained, conditions: Conditions) -> dict[str, Any]:
 
 
 def _adapted(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:
-    import peft  # which takes long, and no other model needs it
+    import peft  # no other model needs it
 
-    # In the dtype of the model, as the Trainer has them with `autocast_adapter_dtype=False`.
+    # PEFT would keep the adapters of a bfloat16 model in float32.
     return peft.get_peft_model(model, peft.LoraConfig(**lora), autocast_adapter_dtype=False).train()
 
 
