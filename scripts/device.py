@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ lies beside this folder
 
-from experiments.script import start
+from experiments.common.script import start
 
 if __name__ == "__main__":
     sys.exit(start("experiments.device.command"))

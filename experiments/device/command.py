@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ConfigError
-from ..limits import SEEDS
-from ..masking import masked_command
-from ..parser import Parser
+from ..common.errors import ConfigError
+from ..common.limits import SEED_LIMIT
+from ..common.masking import masked_command
+from ..common.parser import Parser
 from .document import faults, gaps
 from .run import Options, Run
 from .stages import STAGES, Stage
@@ -51,7 +51,7 @@ def _parse(argv: Sequence[str], stages: Sequence[Stage]) -> Options:
     options = parser.parse_args(argv)
     if not 0 < options.minutes < math.inf:
         raise ConfigError(f"--minutes must be a number above 0, got {options.minutes}")
-    if not 0 <= options.seed < SEEDS:
-        raise ConfigError(f"--seed must be a whole number from 0 to {SEEDS - 1}, got {options.seed}")
+    if not 0 <= options.seed < SEED_LIMIT:
+        raise ConfigError(f"--seed must be a whole number from 0 to {SEED_LIMIT - 1}, got {options.seed}")
     command = masked_command(["python", "scripts/device.py", *argv])
     return Options(options.device, options.minutes, options.seed, tuple(options.only), options.output, command)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from ..files import read_json, write_json
+from ..common.errors import ConfigError
+from ..common.files import read_json, write_json
 from .stages import Stage
 
 FORMAT = 1

@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_invact.memory.text import change, size
 
-from ..markdown import table
+from ..common.markdown import table
 from .document import MEASURED, faults, gaps
 
 Content = Mapping[str, Any]

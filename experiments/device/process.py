@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..masking import masked_text
+from ..common.masking import masked_text
 
 ROOT = Path(__file__).parents[2]
 OUTPUT_LINES = 100  # deep enough for where a compiler hangs

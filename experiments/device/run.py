@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..common.errors import ConfigError
 from .document import CUT, DONE, FAILED, MEASURED, NO_TIME, NOT_RUN, RUNNING, UNAVAILABLE, Document
 from .process import TimeIsOver, Worker
 from .stages import Stage

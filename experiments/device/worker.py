@@ -29,7 +29,7 @@ import transformers
 
 from ..benchmark.machine import choose_device, describe_device, describe_versions
 from ..benchmark.timing import failure_of, free_memory, synchronize
-from ..errors import ConfigError
+from ..common.errors import ConfigError
 from .case import Case, Conditions
 
 Send = Callable[[dict[str, Any]], None]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ...benchmark.operator_times import OperatorCase, measure_operator, operator_cases
+from ...benchmark.operators.measure import OperatorCase, measure_operator, operator_cases
 from ...benchmark.settings import Settings, settings_for
 from ...benchmark.timing import Effort
 from ..case import Case, Conditions

@@ -16,18 +16,18 @@ from transformers import PreTrainedModel
 
 from hf_invact.patching import inverted_activations
 
-from ...benchmark.models import CASES, ModelCase, build_model, make_batch
 from ...benchmark.settings import DTYPES
-from ...benchmark.step_times import compare_variants
-from ...benchmark.training import Training
-from ...benchmark.variants import CHECKPOINTING, PLAIN, Variant, checkpointing
+from ...benchmark.steps.measure import compare_variants
+from ...benchmark.steps.models import CASES, ModelCase, build_model, make_batch
+from ...benchmark.steps.training import Training
+from ...benchmark.steps.variants import CHECKPOINTING, PLAIN, StepVariant, checkpointing
 from ..case import Case, Conditions
 
 INVERTED = "inverted"
 ROUNDS = 15
 
 # A kind of site that comes gets a line here, with the config that turns it on.
-VARIANTS: Mapping[str, Variant] = MappingProxyType(
+VARIANTS: Mapping[str, StepVariant] = MappingProxyType(
     {PLAIN: nullcontext, INVERTED: inverted_activations, CHECKPOINTING: checkpointing}
 )
 

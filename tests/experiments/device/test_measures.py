@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.benchmark import step_times
-from experiments.benchmark.operators import OPERATORS
+from experiments.benchmark.operators.catalogue import OPERATORS
+from experiments.benchmark.steps import measure as step_times
 from experiments.device.case import Conditions
 from experiments.device.measures import counted, gpu_tests, operators, smoke, steps
 from experiments.device.stages import STAGES
