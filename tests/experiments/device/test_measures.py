@@ -128,8 +128,8 @@ def test_a_count_that_fails_does_not_cost_the_measurement(monkeypatch: pytest.Mo
     def fail(*_: Any) -> None:
         raise RuntimeError("no such tensor")
 
-    monkeypatch.setattr("experiments.reproduce.memory_counting.count", fail)
-    monkeypatch.setattr("experiments.reproduce.memory_measured.measure", lambda *_: {"measured_note": "ran"})
+    monkeypatch.setattr("experiments.reproduce.memory.counting.count", fail)
+    monkeypatch.setattr("experiments.reproduce.memory.measured.measure", lambda *_: {"measured_note": "ran"})
     found = counted.cases("cpu")[0].measure(CONDITIONS)
     assert (found["counted"], found["measured_note"]) == ({"failed": "RuntimeError: no such tensor"}, "ran")
 
