@@ -1,4 +1,4 @@
-"""Functions with parameters that are given already."""
+"""Functions with some parameters already bound."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Bound:
-    """A function of tensors and parameters. One of the same function and parameters is equal to it, also in a copy.
+    """A function of tensors with its parameters. Two of the same function and parameters are equal, also copies.
 
-    (`functools.partial` compares by identity, which would make each copy of a curve another curve.)
+    (`functools.partial` compares by identity, so that a copy of a curve would be another curve.)
     """
 
     function: Callable[..., Tensor]

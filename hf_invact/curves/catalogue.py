@@ -39,7 +39,7 @@ def _silu_derivative(x: Tensor) -> Tensor:
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
-    # PyTorch has no fused function for it; float32 inside, as the fused ones compute half-precision inputs.
+    # PyTorch has no fused function for it. Computed in float32, as fused functions do for half-precision inputs.
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return (wide * torch.sigmoid(QUICK_GELU_SCALE * wide)).to(x.dtype)
 
@@ -58,7 +58,7 @@ def clipped_gelu(low: float, high: float) -> Curve:
     """GELU clipped to a range, as Transformers' gelu_10.
 
     An output at a limit has the derivative 0. (At the one input whose output is the limit without clipping, the native
-    gradient is that of GELU; the output cannot tell.)
+    gradient is that of GELU, which cannot be seen from the output.)
     """
     forward, derivative = (bind(function, low=low, high=high) for function in (_clipped_gelu, _clipped_derivative))
     return Curve("clipped_gelu", forward, derivative, FITS["gelu"], limits=(low, high), jumps=True)
@@ -91,7 +91,7 @@ CURVES = MappingProxyType(_CURVES)
 
 
 def add_curve(curve: Curve) -> None:
-    """Add a user's own to `CURVES`.
+    """Add a user's curve to `CURVES`.
 
     Raises:
         ValueError: there is one of that name.

@@ -1,7 +1,7 @@
 """The activations whose derivative has an exact formula in the output.
 
-Where the output is constant, or so near a limit that it rounds to it, nothing that keeps the output alone can tell the
-inputs apart; each function says where that is.
+Where the output is constant, or rounds to a limit, the inputs cannot be told apart from the output alone. Each function
+documents where that is.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LAPLACE_DEVIATION = 0.282095
 def softplus(beta: float = 1.0, threshold: float = 20.0) -> Curve:
     """``log(1 + exp(beta x)) / beta``, and the identity where ``beta x > threshold``. ``D = 1 - exp(-beta y)``, and 1.
 
-    The output steps down by ``exp(-threshold) / beta`` where the identity begins; outputs that occur on both sides of
-    that step are taken for the left one's.
+    The output steps down by ``exp(-threshold) / beta`` where the identity begins. Outputs that occur on both sides of
+    that step get the derivative of the left side.
     """
     _require_positive("softplus", "beta", beta)
     return _softplus_curve(beta, threshold)
@@ -41,7 +41,7 @@ def elu(alpha: float = 1.0) -> Curve:
 
 
 def selu() -> Curve:
-    """`elu` times a constant. Digits are lost in the far left tail, as there."""
+    """`elu` times a constant. Like there, digits are lost in the far left tail."""
     return _SELU
 
 
@@ -56,7 +56,7 @@ def _require_positive(activation: str, name: str, value: float) -> None:
         raise ValueError(f"{activation} can be inverted only for a positive {name}, got {value}")
 
 
-# The caches tell calls apart by how their arguments are passed, so here they are all positional.
+# A cache has separate entries for positional and keyword arguments, so these are always called with positional ones.
 @cache
 def _softplus_curve(beta: float, threshold: float) -> Curve:
     forward, derivative, slope = (
@@ -123,7 +123,7 @@ def _hardswish_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype) -> T
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Half precision in float32, for formulas that PyTorch has no fused function for."""
+    """Half precision converted to float32, for formulas without a fused function in PyTorch."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -136,7 +136,7 @@ def _relu2_derivative(x: Tensor) -> Tensor:
 
 
 def _relu2_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype) -> Tensor:
-    # The root of a number rounded to a dtype lies nearer to the input, a number of that dtype, than to any other.
+    # The input is the number of the dtype that is nearest to the root of the rounded output.
     return y.sqrt().to(dtype).to(y.dtype).mul_(2)
 
 
@@ -179,7 +179,7 @@ def _sqrtsoftplus_slope(y: Tensor, is_left: Tensor | None, dtype: torch.dtype) -
 
 
 _SELU = _exponential("selu", F.selu, scale=SELU_SCALE, alpha=SELU_ALPHA)
-# From y = 3 on the derivative is 1, and it is 0 at y = 0 on the left; outputs that round to them are taken for them.
+# From y = 3 on the derivative is 1, and at y = 0 on the left it is 0, also for outputs that round to these values.
 HARDSWISH = Curve("hardswish", F.hardswish, _hardswish_derivative, ClosedForm(_hardswish_slope, x_min=-1.5), jumps=True)
 # The output underflows, and the derivative is lost, where x is below the root of the dtype's smallest number.
 RELU2 = Curve("relu2", _relu2, _relu2_derivative, ClosedForm(_relu2_slope))

@@ -1,4 +1,4 @@
-"""Makes a curve of a function that is given in PyTorch."""
+"""Makes a curve from a function written in PyTorch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .shape import Function, Shape, UnsuitableActivation, examine, grid
 
 
 def fit_curve(name: str, forward: Function, derivative: Function | None, max_error: float) -> Curve:
-    """Fit the derivative of a function to its output, on the CPU whatever the default device.
+    """Fit the derivative of a function as a function of its output. Runs on the CPU, whatever the default device.
 
     Args:
         forward: ``f``, element-wise, for tensors of any floating dtype.
         derivative: ``f'``; None takes autograd's.
-        max_error: of the fitted derivative, without any rounding of the output.
+        max_error: the largest error allowed of the fitted derivative, without any rounding of the output.
 
     Raises:
-        UnsuitableActivation: the function cannot be inverted (see `shape.examine`), or not that exactly.
+        UnsuitableActivation: the function cannot be inverted (see `shape.examine`), or not with an error that small.
     """
     derivative = derivative or _Autograd(forward)
     with torch.device("cpu"):
@@ -53,7 +53,7 @@ def _root(rise: Tensor) -> Tensor:
 
 
 def _spread(start: float, end: float, root: Function) -> Tensor:
-    """Inputs from start to end that lie evenly on a branch, by its root, and denser towards both of its ends."""
+    """Inputs from start to end of a branch, evenly spaced in the root, and denser towards both ends."""
     inside = grid()
     inside = inside[(inside > min(start, end)) & (inside < max(start, end))]
     ends = torch.tensor([[start], [end]], dtype=torch.float64)

@@ -14,8 +14,8 @@ from .record import Fit, Formula, Ratio
 Array = NDArray[Any]
 
 POINTS = 1500  # sample points of a branch
-# The lowest degree of numerator and denominator is taken whose error is no more than this share of the steepest slope.
-# (Higher degrees than a function needs leave the ratio free to have poles between the sample points.)
+# Numerator and denominator have the lowest degree whose error is at most this share of the steepest slope. (With a
+# higher degree than needed, the ratio may have poles between the sample points.)
 DEGREES = range(2, 9)
 FINE = 1e-6
 COARSE = 5e-5
@@ -40,12 +40,12 @@ class Branch:
 
 
 def shares() -> Array:
-    """How far along a branch its samples lie, from 0 to 1: evenly in the root of the distance, denser at the end."""
+    """Where on a branch its samples lie, from 0 to 1: evenly spaced in the root of the distance, denser at the end."""
     return np.asarray(np.sin(np.pi / 2 * np.arange(POINTS) / (POINTS - 1)) ** 2)
 
 
 def fit(x_min: float | None, y_min: float, right: Branch, left: Branch | None) -> Fit:
-    """Minimax fits of both branches; of the right one alone for an activation that only rises."""
+    """Minimax fits of both branches, or of the right one alone for an activation that only rises."""
     steepest = float(np.abs(right.derivative).max())
     fine_right, coarse_right = _ratios(right, steepest, is_left=False)
     fine_left, coarse_left = (None, None) if left is None else _ratios(left, steepest, is_left=True)
@@ -53,7 +53,7 @@ def fit(x_min: float | None, y_min: float, right: Branch, left: Branch | None) -
 
 
 def _ratios(branch: Branch, steepest: float, is_left: bool) -> tuple[Ratio, Ratio]:
-    """The fine one and the coarse one."""
+    """The fine fit and the coarse fit."""
     fine, coarse = FINE * steepest, COARSE * steepest
     ratios: list[Ratio] = []
     for degree in DEGREES:
@@ -69,7 +69,7 @@ def _fit_ratio(branch: Branch, is_left: bool, degree: int) -> Ratio:
     root, target = branch.root, branch.derivative
     factor = branch.output if is_left else np.ones_like(root)
     basis = chebyshev.chebvander(2 * root / root[-1] - 1, degree)
-    # Past the left end too, where the rounding of a root may lead, and a function with a logarithm draws poles near.
+    # Slightly past the left end as well: the rounding of a root may lead there, and a logarithm attracts poles there.
     between = chebyshev.chebvander(np.linspace(-1, 1 + PAST_END * is_left, 20 * POINTS), degree)[:, 1:]
     weight: Array = np.ones_like(root)
     denominator_values: Array = np.ones_like(root)
@@ -85,7 +85,7 @@ def _fit_ratio(branch: Branch, is_left: bool, degree: int) -> Ratio:
             best_error, best = float(error.max()), solution
         weight = _reweight(weight, error)
     series = best[: degree + 1], np.concatenate([[1.0], best[degree + 1 :]])
-    # Left of the turning point nothing lies beyond the end, but infinity, whose ratio shall be NaN.
+    # Left of the turning point only infinity lies beyond the end, and its ratio must be NaN.
     end = np.inf if is_left else float(root[-1])
     candidates = [_centred(*series, root[-1], share * root[-1], end, best_error) for share in CENTERS]
     return min(candidates, key=lambda ratio: _float32_error(ratio, root, factor, target))

@@ -1,4 +1,4 @@
-"""Finds out whether a function can be inverted from its output and one side bit: turning points, jumps, ends."""
+"""Examines whether a function can be inverted from its output and one side bit: turning points, jumps, ends."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
 
-NEAR = 32.0  # inside, values and slopes must be finite, and the grid has a step of 1/256
+NEAR = 32.0  # up to here, values and slopes must be finite, and the grid has a step of 1/256
 FAR = 1e4
 STEP = 1 / 256
-RELATIVE_ZERO = 1e-7  # of the steepest slope: what counts as no slope when turning points are sought
-SETTLED = 1e-8  # of the steepest slope: from where the slope changes less than this, it is taken for constant
-JUMP = 1e-6  # what remains of a difference between two inputs that approach each other
+RELATIVE_ZERO = 1e-7  # of the steepest slope: smaller slopes count as 0 in the search for turning points
+SETTLED = 1e-8  # of the steepest slope: from where the slope changes by less than this, it counts as constant
+JUMP = 1e-6  # of the steepest slope: a larger difference between two inputs next to each other is a jump
 
 
 class UnsuitableActivation(ValueError):
-    """Why a function cannot be inverted from its output and one bit."""
+    """A function cannot be inverted from its output and one bit. The message says why."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Where a function turns, and how far its sides reach before nothing changes any more.
+    """Where a function turns, and where its sides end.
 
     Attributes:
         x_min: the turning point; None for a function that only rises.
-        y_min: the output there, or what the output falls to on the left.
-        left_end: from here on to the left the output is its limit.
-        right_end: from here on to the right the slope is constant.
+        y_min: the output there, or its limit on the left.
+        left_end: left of it the output equals its limit.
+        right_end: right of it the slope is constant.
     """
 
     x_min: float | None
@@ -47,8 +47,9 @@ def examine(forward: Function, derivative: Function) -> Shape:
         forward, derivative: ``f`` and ``f'``, called with float64 tensors, shape (points,).
 
     Raises:
-        UnsuitableActivation: it is not an element-wise function with at most one turning point, a minimum, left of
-            which it rises to 0 and right of which its slope settles; or the derivative is not that of ``f``.
+        UnsuitableActivation: it is not an element-wise function with at most one turning point, which must be a minimum
+            left of which it rises to 0 and right of which its slope becomes constant; or the derivative is not that of
+            ``f``.
     """
     x = grid()
     _require_elementwise(forward, x)
@@ -70,7 +71,7 @@ def examine(forward: Function, derivative: Function) -> Shape:
 
 
 def grid() -> Tensor:
-    """Inputs in float64, ascending: even within `NEAR`, and ever sparser up to `FAR`."""
+    """Inputs in float64, ascending: evenly spaced up to `NEAR`, and ever sparser up to `FAR`."""
     near = torch.arange(-NEAR, NEAR + STEP, STEP, dtype=torch.float64)
     far = torch.logspace(math.log10(NEAR), math.log10(FAR), 2001, dtype=torch.float64)[1:]
     return torch.cat([-far.flip(0), near, far])
@@ -83,7 +84,7 @@ def _require_elementwise(forward: Function, x: Tensor) -> None:
         raise UnsuitableActivation("it writes to its input")
     if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
         came = f"{tuple(y.shape)}, {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
-        raise UnsuitableActivation(f"its result is no tensor of its input's shape and dtype: {came}")
+        raise UnsuitableActivation(f"its result is not a tensor with its input's shape and dtype: {came}")
     small = x[x.abs() < 2]
     if not torch.allclose(
         forward(small[::2].flip(0)).flip(0), forward(small)[::2], rtol=1e-9, atol=1e-12, equal_nan=True
@@ -92,7 +93,7 @@ def _require_elementwise(forward: Function, x: Tensor) -> None:
 
 
 def _require_smooth(forward: Function, derivative: Function, x: Tensor, y: Tensor, slope: Tensor) -> None:
-    """The output rises by the integral of the slope (Simpson's rule): no jump, no kink, and no other function's."""
+    """Check that the output rises by the integral of the slope (Simpson's rule): no jump, no kink, right derivative."""
     middle = (x[1:] + x[:-1]) / 2
     width, rise = x.diff(), y.diff()
     expected = width * (slope[1:] + 4 * derivative(middle) + slope[:-1]) / 6
@@ -109,7 +110,7 @@ def _require_smooth(forward: Function, derivative: Function, x: Tensor, y: Tenso
     if abs(slope_after - slope_before) > JUMP * steepest:
         raise UnsuitableActivation(
             f"its slope jumps at x = {right.item():.6g}, from {slope_before:.6g} to {slope_after:.6g}, which no fitted "
-            "formula follows"
+            "formula can follow"
         )
     found = (rise / width)[worst].item()
     raise UnsuitableActivation(
@@ -119,7 +120,7 @@ def _require_smooth(forward: Function, derivative: Function, x: Tensor, y: Tenso
 
 
 def _narrow(forward: Function, derivative: Function, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of an interval, 1e-9 wide, in which the output deviates most from what its slopes say."""
+    """The part of an interval, 1e-9 wide, in which the output deviates most from the integral of its slopes."""
     while right - left > 1e-9 * max(1.0, abs(left.item())):
         middle = (left + right) / 2
         ends = torch.stack([left, middle, right])
@@ -130,7 +131,7 @@ def _narrow(forward: Function, derivative: Function, left: Tensor, right: Tensor
 
 
 def _turning_point(derivative: Function, x: Tensor, slope: Tensor) -> float | None:
-    """The one minimum; None for a function that only rises."""
+    """The only minimum; None for a function that only rises."""
     told = slope.abs() > RELATIVE_ZERO * slope.abs().max()
     x, falls = x[told], slope[told] < 0
     turns = (falls[1:] != falls[:-1]).nonzero().flatten().tolist()

@@ -70,9 +70,9 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "undefined": (torch.log, "value or slope at x = -32 is not finite"),
     "softmax": (lambda x: torch.softmax(x, -1), "not element-wise, or random"),
     "dropout": (F.dropout, "not element-wise, or random"),
-    "sum": (lambda x: x.sum(), r"no tensor of its input's shape and dtype: \(\), torch.float64"),
+    "sum": (lambda x: x.sum(), r"not a tensor with its input's shape and dtype: \(\), torch.float64"),
     "float32": (lambda x: x.float(), r"torch.float32"),
-    "no_tensor": (lambda x: x.tolist(), "no tensor of its input's shape and dtype: list"),
+    "no_tensor": (lambda x: x.tolist(), "not a tensor with its input's shape and dtype: list"),
     "in_place": (doubled_in_place, "it writes to its input"),
 }
 
