@@ -23,7 +23,7 @@ from hf_invact import functional, patch_model, unpatch_model
 from hf_invact.curves import GELU, SILU, Curve, leaky_relu
 from hf_invact.memory import SavedActivations
 from hf_invact.ops import SAVINGS, invert
-from hf_invact.ops.packing import packed_size
+from hf_invact.ops.bits import packed_size
 from tests.helpers import inverted_gate, native_gate, normal, output_and_gradients
 from tests.models import FusedGatedMLP, batch, each_model, loss_and_gradients, tiny_model
 

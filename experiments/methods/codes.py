@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_invact.ops.packing import BITS, pack, unpack
+from hf_invact.ops.bits import BITS, pack, unpack
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

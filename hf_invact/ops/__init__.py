@@ -1,11 +1,11 @@
 """The operations on tensors: packing, backends, and the operators."""
 
-from . import autograd as autograd  # registers the derivatives
 from .activation import SAVINGS, Saving, gate, invert
 from .backends import AUTO, BACKENDS, check_backend, check_device
+from .eager.unmultiply import tells_output
+from .inputs import wants_gradient
 from .learned import SMALLEST_SLOPE, invert_prelu, invert_xielu, prelu_is_invertible
-from .quotient import tells_output
-from .wanted import wants_gradient
+from .operators import activation_derivatives as activation_derivatives  # registers the derivatives
 
 __all__ = [
     "AUTO",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..curves import Curve
-from .eager import forward
-from .slopes import slopes_of
+from .eager.activation import forward
+from .eager.derivative import slopes_of
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from ..curves import Curve
 from .autocast import autocast
 from .backends import AUTO, check_backend
 from .distributed import are_placed_alike, is_distributed, of_parts
-from .operators import ACTIVATION, EXACT_ACTIVATION, EXACT_GATE, GATE
-from .quotient import tells_output
-from .wanted import is_array, wants_gradient
+from .eager.unmultiply import tells_output
+from .inputs import is_array, wants_gradient
+from .operators.activation import ACTIVATION, EXACT_ACTIVATION, EXACT_GATE, GATE
 
 Saving = Literal["output", "inputs"]
 SAVINGS: tuple[Saving, ...] = ("output", "inputs")

@@ -53,7 +53,7 @@ def _backend(name: str, module: str) -> Backend:
     return Backend(name, **{field.name: operation(field.name) for field in fields(Backend) if field.name != "name"})
 
 
-_MODULES = {"eager": "eager", "compile": "compiled", "triton": "triton"}
+_MODULES = {"eager": "eager.activation", "compile": "inductor.activation", "triton": "triton.activation"}
 BACKENDS = MappingProxyType({name: _backend(name, module) for name, module in _MODULES.items()})
 
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..curves import XIELU
+from .bits import BITS, packed_size, unpack
+from .buffers import flat, flat_like, with_layout
 from .distributed import is_distributed
-from .eager import pieces, sides
-from .formula import dtype_inside
-from .layout import flat, flat_like, with_layout
-from .once import first_derivative_only
-from .packing import BITS, packed_size, unpack
+from .eager.activation import pieces, sides
+from .eager.formula import dtype_inside
+from .operators.derivatives import first_derivative_only
 
 # float16's smallest normal number: with a smaller slope its outputs lose the digits that the input is read from.
 SMALLEST_SLOPE = 2.0**-14

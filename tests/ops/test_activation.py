@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_invact.curves import GELU, Curve
-from hf_invact.ops import invert, operators
-from hf_invact.ops.packing import packed_size
+from hf_invact.ops import invert
+from hf_invact.ops.bits import packed_size
+from hf_invact.ops.operators import activation as operators
 from tests.helpers import (
     FOUR_DIMENSIONS,
     Case,

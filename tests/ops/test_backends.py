@@ -1,237 +1,127 @@
-"""The backends' numbers: side bits and gradients against exact values, whatever the layout, pieces and threads."""
+"""Backends by name and by device, and what is said where one cannot serve."""
 
 from __future__ import annotations
 
-import math
+import importlib
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_invact.curves import GELU, QUICK_GELU, SILU, Curve
-from hf_invact.ops import BACKENDS, eager, invert
-from hf_invact.ops.backends import Backend
-from hf_invact.ops.layout import flat
-from hf_invact.ops.packing import packed_size, unpack
-from tests.helpers import (
-    FOUR_DIMENSIONS,
-    SMALL_PIECE,
-    Case,
-    all_numbers,
-    assert_gradient_within,
-    dtype_name,
-    each_case,
-    each_curve,
-    each_dtype,
-    each_fitted,
-    each_half_dtype,
-    each_layout,
-    error_bar,
-    exact_derivative,
-    normal,
-    output_and_gradient,
-    rounded_rms,
-    threads,
+from hf_invact.ops import AUTO, BACKENDS, backends, check_backend, check_device
+from hf_invact.ops.backends import choose_backend
+
+
+def test_names_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_triton_is_installed", lambda: True)
+    for name in (AUTO, *BACKENDS):
+        check_backend(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("eager", "eager.activation"), ("compile", "inductor.activation"), ("triton", "triton.activation")],
 )
-
-DRAWS = 2_000_000
-
-
-@pytest.fixture
-def backend() -> Backend:
-    return BACKENDS["eager"]
-
-
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "CPU_PIECE", SMALL_PIECE)
+def test_a_backend_runs_what_its_module_has(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "triton":
+        pytest.importorskip("triton")
+    for operation in ("forward", "backward", "gate_forward", "gate_backward", "exact_backward", "exact_gate_backward"):
+        spy = Mock()
+        monkeypatch.setattr(importlib.import_module(f"hf_invact.ops.{module}"), operation, spy)
+        assert getattr(BACKENDS[name], operation)("arguments") is spy.return_value
+        spy.assert_called_once_with("arguments")
 
 
-@pytest.fixture(scope="module")
-def draws() -> Tensor:
-    return normal(DRAWS, dtype=torch.float64)
+def test_chooses_by_name_and_by_device() -> None:
+    assert choose_backend("eager", torch.ones(1)) is BACKENDS["eager"]
+    assert choose_backend("compile", torch.ones(1)) is BACKENDS["compile"]
+    assert choose_backend(AUTO, torch.ones(1)) is BACKENDS["eager"]
 
 
-def is_left(side: Tensor, y: Tensor) -> Tensor:
-    """The side bits as bools, shaped as `y`."""
-    flags = torch.empty_strided(y.size(), y.stride(), dtype=torch.bool)
-    flat(flags).copy_(unpack(side)[: y.numel()])
-    return flags
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
+def test_auto_takes_triton_for_the_gpus_that_it_knows(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    like = SimpleNamespace(device=torch.device(device), dtype=torch.bfloat16)
+    monkeypatch.setattr(backends, "_triton_is_installed", lambda: True)
+    assert choose_backend(AUTO, like) is BACKENDS["triton"]
+    assert choose_backend("eager", like) is BACKENDS["eager"]
+    assert choose_backend(AUTO, SimpleNamespace(device=torch.device(device), dtype=torch.float64)) is BACKENDS["eager"]
+    assert choose_backend(AUTO, SimpleNamespace(device=torch.device("mps"), dtype=torch.bfloat16)) is BACKENDS["eager"]
+    monkeypatch.setattr(backends, "_triton_is_installed", lambda: False)
+    assert choose_backend(AUTO, like) is BACKENDS["eager"]
 
 
-def derivative(backend: Backend, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor:
-    """``D(y, side)`` in float64, without a rounding to the dtype of `y`."""
-    wide = torch.promote_types(y.dtype, torch.float32)
-    return backend.backward(torch.ones_like(y, dtype=wide), y, side, curve).double()
+def test_triton_by_name_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_triton_is_installed", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match="'triton' was chosen, but it has no kernels for cpu tensors"):
+        choose_backend("triton", torch.ones(1))
+    on_a_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="the tensor is float64"):
+        choose_backend("triton", on_a_gpu)
+    monkeypatch.setattr(backends, "_triton_is_installed", lambda: False)
+    for refuse in (check_backend, lambda name: choose_backend(name, on_a_gpu)):
+        with pytest.raises(RuntimeError, match="'triton' was chosen, but the package triton is not installed"):
+            refuse("triton")
 
 
-def rms(error: Tensor) -> float:
-    return error.square().mean().sqrt().item()
+def test_auto_stands_for_what_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_INVACT_BACKEND", "compile")
+    assert choose_backend(AUTO, torch.ones(1)) is BACKENDS["compile"]
+    assert choose_backend("eager", torch.ones(1)) is BACKENDS["eager"]
+    monkeypatch.setenv("HF_INVACT_BACKEND", "")
+    assert choose_backend(AUTO, torch.ones(1)) is BACKENDS["eager"]
+    monkeypatch.setenv("HF_INVACT_BACKEND", "cuda")
+    with pytest.raises(ValueError, match="variable HF_INVACT_BACKEND is 'cuda'; known: auto, eager, compile, triton"):
+        choose_backend(AUTO, torch.ones(1))
 
 
-@each_case
-def test_forward(case: Case, backend: Backend) -> None:
-    x = case.input()
-    y, side = backend.forward(x, case.curve)
-    assert torch.equal(y, case.curve.forward(x))
-    assert (side is None) == (case.curve.x_min is None)
-    if side is not None:
-        assert side.dtype == torch.uint8
-        assert side.shape == (packed_size(x.numel()),)
-        assert torch.equal(is_left(side, y), x.double() < case.curve.x_min)
+@pytest.mark.parametrize("name", ["cuda", "Eager", ""])
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
+    for refuse in (check_backend, lambda name: choose_backend(name, torch.ones(1))):
+        with pytest.raises(ValueError, match=f"unknown backend '{name}'.*auto, eager"):
+            refuse(name)
 
 
-@each_case
-def test_backward(case: Case, backend: Backend) -> None:
-    x, dy = case.input(), case.input(seed=1)
-    y, side = backend.forward(x, case.curve)
-    dx = backend.backward(dy, y, side, case.curve)
-    assert (dx.shape, dx.dtype, dx.stride()) == (x.shape, x.dtype, y.stride())
-    assert_gradient_within(error_bar(case.curve, case.dtype), dx, dy, exact_derivative(case.curve, x))
+class TestCheckDevice:
+    @pytest.fixture(autouse=True)
+    def compiled_triton(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(backends, "_triton_is_installed", lambda: True)
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
+    @pytest.fixture(params=[True, False], ids=["with-a-gpu", "without-a-gpu"])
+    def has_gpu(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param)
+        monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
+        return request.param
 
-@each_case
-def test_pieces_do_not_change_a_bit(case: Case, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, dy = case.input(), case.input(seed=1)
-    y, side = backend.forward(x, case.curve)
-    dx = backend.backward(dy, y, side, case.curve)
-    monkeypatch.setattr(eager, "CPU_PIECE", SMALL_PIECE)
-    y_of_pieces, side_of_pieces = backend.forward(x, case.curve)
-    assert torch.equal(y_of_pieces, y)
-    assert side is side_of_pieces is None or torch.equal(side_of_pieces, side)
-    assert torch.equal(backend.backward(dy, y, side, case.curve), dx)
+    def test_a_cpu_serves_triton_only_until_the_model_is_moved(self, has_gpu: bool) -> None:
+        if has_gpu:
+            check_device("triton", [torch.ones(1)])
+            return
+        with pytest.raises(RuntimeError, match="'triton' was chosen, but it has no kernels for cpu tensors"):
+            check_device("triton", [torch.ones(1)])
 
+    def test_a_device_that_triton_does_not_know(self, has_gpu: bool) -> None:
+        elsewhere = SimpleNamespace(device=torch.device("mps"), dtype=torch.float32)
+        with pytest.raises(RuntimeError, match="it has no kernels for mps tensors"):
+            check_device("triton", [elsewhere])
+        check_device("triton", [elsewhere, SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)])
 
-@pytest.mark.parametrize("layout_of_dy", ["expanded", "transposed", "every_second"])
-@each_layout
-@each_dtype
-def test_layout_of_dy_does_not_change_a_bit(
-    dtype: torch.dtype, layout: str, layout_of_dy: str, backend: Backend, small_pieces: None
-) -> None:
-    y, side = backend.forward(Case(SILU, dtype, FOUR_DIMENSIONS, layout).input(), SILU)
-    dy = Case(SILU, dtype, FOUR_DIMENSIONS, layout_of_dy).input(seed=1)
-    dx = backend.backward(dy, y, side, SILU)
-    assert torch.equal(dx, backend.backward(torch.empty_like(y).copy_(dy), y, side, SILU))
+    def test_what_needs_no_kernels_of_this_machine(self, has_gpu: bool) -> None:
+        for name in (AUTO, "eager", "compile"):
+            check_device(name, [torch.ones(1)])
+        check_device("triton", [])
+        check_device("triton", [torch.ones(1, device="meta")])
+        with FakeTensorMode():
+            check_device("triton", [torch.ones(1)])
 
-
-@each_dtype
-@each_curve
-def test_backward_changes_none_of_its_arguments(curve: Curve, dtype: torch.dtype, backend: Backend) -> None:
-    dy = normal(1000, dtype=dtype, seed=1)
-    y, side = backend.forward(normal(1000, dtype=dtype), curve)
-    arguments = [dy, y] if side is None else [dy, y, side]
-    before = [tensor.clone() for tensor in arguments]
-    backend.backward(dy, y, side, curve)
-    assert all(map(torch.equal, arguments, before))
-
-
-@each_dtype
-@each_curve
-def test_threads_do_not_change_a_bit(curve: Curve, dtype: torch.dtype, backend: Backend) -> None:
-    x = normal(100_003, dtype=dtype)  # more than one thread's share
-    y = curve.forward(x)
-    results = []
-    for count in (1, 2, 3):
-        with threads(count):
-            _, side = backend.forward(x, curve)
-            results.append((side, backend.backward(torch.ones_like(y), y, side, curve)))
-    for side, dx in results[1:]:
-        assert side is results[0][0] is None or torch.equal(side, results[0][0])
-        assert torch.equal(dx, results[0][1])
-
-
-@each_dtype
-@each_fitted
-def test_derivative_on_normal_inputs(curve: Curve, dtype: torch.dtype, backend: Backend, draws: Tensor) -> None:
-    bar = error_bar(curve, dtype)
-    x = draws.to(dtype)
-    y, side = backend.forward(x, curve)
-    error = derivative(backend, y, side, curve) - exact_derivative(curve, x)
-    away = (x.double() - curve.x_min).abs() > 0.05
-    assert error.abs().max() < bar.max
-    assert error[away].abs().max() < bar.max_away
-    assert rms(error) < bar.rms
-    assert error.mean().abs() < bar.bias
-
-
-@each_half_dtype
-@each_fitted
-def test_gradient_on_normal_inputs(curve: Curve, dtype: torch.dtype, backend: Backend, draws: Tensor) -> None:
-    x = draws.to(dtype)
-    y, side = backend.forward(x, curve)
-    error = backend.backward(torch.ones_like(y), y, side, curve).double() - exact_derivative(curve, x)
-    bar = error_bar(curve, dtype)
-    assert error.abs().max() < bar.max
-    assert rms(error) < rounded_rms(bar, dtype)
-
-
-@each_half_dtype
-@each_fitted
-def test_all_numbers_of_half_precision(curve: Curve, dtype: torch.dtype, backend: Backend) -> None:
-    x = all_numbers(dtype)
-    y, side = backend.forward(x, curve)
-    dx = backend.backward(torch.ones_like(y), y, side, curve)
-    exact = exact_derivative(curve, x)
-    finite = exact.isfinite()
-    assert torch.equal(finite, x.isfinite())
-    assert dx[finite].isfinite().all()
-    assert (dx.double() - exact)[finite].abs().max() < error_bar(curve, dtype).max
-
-
-@pytest.mark.parametrize("branch", ["left", "right"])
-@each_fitted
-def test_float32_arithmetic_on_a_dense_grid_of_outputs(curve: Curve, branch: str, backend: Backend) -> None:
-    """Each output is a float32 number, and the derivative is compared at its exact inverse: no rounding of y here."""
-    end = curve.x_min + (25 if branch == "right" else -15)
-    y = curve.forward(torch.linspace(curve.x_min, end, 20_001, dtype=torch.float64)).float().unique()
-    y = y[(y.double() > curve.inverse.y_min / curve.scale) & (y != 0)]
-    flat_end, steep_end = (torch.full(y.shape, x, dtype=torch.float64) for x in (curve.x_min, end))
-    for _ in range(60):
-        middle = (flat_end + steep_end) / 2
-        nearer = curve.forward(middle) < y.double()
-        flat_end, steep_end = torch.where(nearer, middle, flat_end), torch.where(nearer, steep_end, middle)
-    side = torch.full((packed_size(y.numel()),), 255 if branch == "left" else 0, dtype=torch.uint8)
-    error = (derivative(backend, y, side, curve) - exact_derivative(curve, middle)).abs()
-    assert y.numel() > 5_000
-    assert error[(middle - curve.x_min).abs() > 0.01].max() < 2e-6
-    # Next to the turning point the derivative is that of the middle of what a rounded output may have been.
-    assert error.max() < 4e-5
-
-
-@pytest.mark.parametrize("copies", [1, 50], ids=["one", "many"])  # vectorised code and the rest after it
-@each_dtype
-@each_fitted
-def test_gradient_is_nan_where_the_native_one_is(curve: Curve, dtype: torch.dtype, copies: int) -> None:
-    x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -3.0, 30.0], dtype=dtype).repeat(copies)
-    _, native = output_and_gradient(curve.forward, x)
-    _, dx = output_and_gradient(lambda leaf: invert(leaf, curve), x)
-    assert torch.equal(dx.isnan(), native.isnan())
-    assert dx.isnan().tolist() == [True, True, True, False, False, False] * copies
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=dtype_name)
-def test_output_that_overflows_inside_has_a_gradient(dtype: torch.dtype, backend: Backend) -> None:
-    """quick_gelu's formula scales the output first, which makes the largest finite numbers infinite."""
-    x = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).min], dtype=dtype)
-    y, side = backend.forward(x, QUICK_GELU)
-    assert backend.backward(torch.ones_like(y), y, side, QUICK_GELU).tolist() == pytest.approx([1, 0], abs=1e-6)
-
-
-def test_real_and_fake_tensors_take_turns() -> None:
-    def gradient() -> Tensor:
-        _, dx = output_and_gradient(lambda leaf: invert(leaf, GELU), torch.ones(16))
-        return dx
-
-    before = gradient()
-    with FakeTensorMode():
-        assert gradient().shape == (16,)
-    assert torch.equal(gradient(), before)
-
-
-def test_meta_as_the_default_device_leaves_real_tensors_alone() -> None:
-    x = torch.ones(16)
-    expected = output_and_gradient(lambda leaf: invert(leaf, GELU), x)
-    with torch.device("meta"):
-        results = output_and_gradient(lambda leaf: invert(leaf, GELU), x)
-    assert all(map(torch.equal, results, expected))
+    def test_a_name_from_the_environment(self, has_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_INVACT_BACKEND", "triton")
+        if not has_gpu:
+            with pytest.raises(RuntimeError, match="it has no kernels for cpu tensors"):
+                check_device(AUTO, [torch.ones(1)])
+        monkeypatch.setenv("HF_INVACT_BACKEND", "cuda")
+        with pytest.raises(ValueError, match="variable HF_INVACT_BACKEND is 'cuda'"):
+            check_device(AUTO, [])

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from hf_invact.curves import SILU, Curve
-from hf_invact.ops import compiling, formula, gate, invert, invert_prelu, invert_xielu, lookup, tables
-from hf_invact.ops.slopes import TABLE_FROM
+from hf_invact.ops import gate, invert, invert_prelu, invert_xielu
+from hf_invact.ops.eager import formula, lookup, tables
+from hf_invact.ops.eager.derivative import TABLE_FROM
+from hf_invact.ops.inductor import compiler as compiling
 from tests.helpers import each_curve, normal, output_and_gradients
 
 SIZES = (1000, TABLE_FROM + 9)  # evaluated, and looked up

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_invact.curves import CURVES, GELU, SILU, Curve, elu, softplus
 from hf_invact.memory import SavedActivations
 from hf_invact.ops import SAVINGS, Saving, gate
-from hf_invact.ops.packing import packed_size
+from hf_invact.ops.bits import packed_size
 from tests.helpers import (
     FOUR_DIMENSIONS,
     HALF_DTYPES,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_invact.curves import CURVES, Curve
-from hf_invact.ops.slopes import TABLE_FROM
+from hf_invact.ops.eager.derivative import TABLE_FROM
 from tests.helpers import (
     each_curve,
     each_gated,

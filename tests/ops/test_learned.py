@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import XIELUActivation
 
-from hf_invact.ops import eager
-from hf_invact.ops.packing import packed_size
+from hf_invact.ops.bits import packed_size
+from hf_invact.ops.eager import activation as eager
 from tests.helpers import (
     FOUR_DIMENSIONS,
     LAYOUTS,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_invact.curves import RELU2, SILU, Curve
-from hf_invact.ops import eager
+from hf_invact.ops.eager import activation as eager
 from hf_invact.ops.scratch import Scratch, multiply
 from tests.helpers import DTYPES, SMALL_PIECE, dtype_name, each_dtype, each_half_dtype, normal
 

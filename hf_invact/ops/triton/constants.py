@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ...curves import Curve, Fit
-from ..formula import split
+from ..eager.formula import split
 
 
 class RatioConstants(NamedTuple):

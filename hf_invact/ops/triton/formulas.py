@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from ..quotient import TINY as SMALLEST_FACTOR
+from ..eager.unmultiply import TINY as SMALLEST_FACTOR
 
 # Kernels run in Python then, on the CPU: for tests.
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))

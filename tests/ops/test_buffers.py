@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_invact.ops.layout import flat, with_layout
+from hf_invact.ops.buffers import flat, with_layout
 
 DENSE = {
     "contiguous": torch.arange(24).view(2, 3, 4),

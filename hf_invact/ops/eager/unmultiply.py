@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..curves import Curve
+from ...curves import Curve
+from ..scratch import Scratch
 from .formula import dtype_inside
-from .scratch import Scratch
 
 # A factor smaller than this would take what it is multiplied with along to 0. The exponents of bfloat16, float32 and
 # float64 have room for it.

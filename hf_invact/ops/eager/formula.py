@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..curves import ClosedForm, Curve, Fit, Ratio
+from ...curves import ClosedForm, Curve, Fit, Ratio
 
 
 def dtype_inside(tensor: Tensor) -> torch.dtype:

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TARGETS = ["cuda:80:32", "cuda:90:32", "hip:gfx942:64"]
 SECONDS = 5  # for the first use of a kernel; most of it is the start of the compiler
 COMPILE = """
@@ -20,8 +20,8 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 from hf_invact.curves import CURVES, Fit
-from hf_invact.ops.quotient import tells_output
-from hf_invact.ops.triton import launch
+from hf_invact.ops.eager.unmultiply import tells_output
+from hf_invact.ops.triton import activation as launch
 
 backend, architecture, warp_size = sys.argv[1].split(":")
 target = GPUTarget(backend, int(architecture) if architecture.isdigit() else architecture, int(warp_size))

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..curves import Curve, Fit
+from ...curves import Curve, Fit
+from ..bits import unpack
 from .formula import evaluator
 from .lookup import lookup
-from .packing import unpack
-from .quotient import uncertainty
 from .tables import lines_suffice
+from .unmultiply import uncertainty
 
 # From so many elements on, making a table (which is kept) costs less than it saves.
 TABLE_FROM = 1 << 18

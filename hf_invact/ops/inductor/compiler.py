@@ -14,9 +14,9 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..curves import Curve
-from .packing import BITS, packed_size
-from .plain import plain_cpu
+from ...curves import Curve
+from ..bits import BITS, packed_size
+from ..plain import plain_cpu
 
 # A CPU kernel for tensors of any size would run on one core, so there is one for pieces of each of these sizes: a call
 # costs about 50 microseconds, so there should be few, and what is left at the end is padded.

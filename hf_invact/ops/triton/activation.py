@@ -10,10 +10,10 @@ import triton
 from torch import Tensor
 
 from ...curves import Curve, Fit
-from .. import compiled
-from ..layout import flat, flat_like
-from ..packing import BITS, empty_bits
-from ..quotient import away_from_zero
+from ..bits import BITS, empty_bits
+from ..buffers import flat, flat_like
+from ..eager.unmultiply import away_from_zero
+from ..inductor import activation as compiled
 from . import formulas, kernels
 from .constants import constants_of
 

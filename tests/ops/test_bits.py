@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_invact.ops.packing import BITS, pack, packed_size, unpack
+from hf_invact.ops.bits import BITS, pack, packed_size, unpack
 
 octets = st.lists(st.lists(st.booleans(), min_size=BITS, max_size=BITS), max_size=40)
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..curves import Curve, Fit
+from ...curves import Curve, Fit
+from ..bits import BITS, unpack
+from ..plain import plain_cpu
 from .formula import evaluator, split
-from .packing import BITS, unpack
-from .plain import plain_cpu
-from .quotient import missing_digits, uncertainty
+from .unmultiply import missing_digits, uncertainty
 
 # Cells of a side in float32. Fewer of them stay in the cache, so there are only as many as the error needs.
 FEWEST_CELLS, MOST_CELLS = 1 << 13, 1 << 18

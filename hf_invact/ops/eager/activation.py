@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ..curves import Curve, Fit
+from ...curves import Curve, Fit
+from ..bits import BITS, empty_bits, pack, packed_size
+from ..buffers import flat, flat_like
+from ..scratch import Scratch, multiply
+from .derivative import slopes_of, slopes_of_rebuilt
 from .formula import dtype_inside
-from .layout import flat, flat_like
-from .packing import BITS, empty_bits, pack, packed_size
-from .quotient import away_from_zero, rebuild
-from .scratch import Scratch, multiply
-from .slopes import slopes_of, slopes_of_rebuilt
+from .unmultiply import away_from_zero, rebuild
 
 # Elements in a piece, a multiple of 8. On a CPU its buffers should stay in the cache, and every operation pays for
 # starting the threads; on other devices an operation costs a launch, so pieces only bound the temporary memory.

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.library import opcheck
 
 from hf_invact.curves import GELU, Curve, softplus
-from hf_invact.ops import operators
+from hf_invact.ops.operators import activation as operators
 from tests.helpers import DTYPES, FOUR_DIMENSIONS, HALF_DTYPES, LAYOUTS, Case, dtype_name
 
 ARGUMENTS = [

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from hf_invact.curves import CURVES, GELU, SILU, Curve, Fit, elu
-from hf_invact.ops import BACKENDS, compiled, compiling, gate, invert
-from hf_invact.ops.quotient import tells_output
-from hf_invact.ops.slopes import slopes_of_rebuilt
+from hf_invact.ops import BACKENDS, gate, invert
+from hf_invact.ops.eager.derivative import slopes_of_rebuilt
+from hf_invact.ops.eager.unmultiply import tells_output
+from hf_invact.ops.inductor import activation as compiled
+from hf_invact.ops.inductor import compiler as compiling
 from tests.helpers import (
     LAYOUTS,
     all_numbers,
@@ -23,7 +25,7 @@ from tests.helpers import (
     output_and_gradients,
     threads,
 )
-from tests.ops.test_quotient import HALF, pairs
+from tests.ops.eager.test_unmultiply import HALF, pairs
 
 pytestmark = [
     pytest.mark.slow,

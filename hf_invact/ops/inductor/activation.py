@@ -11,14 +11,14 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ..curves import ClosedForm, Curve, Fit, Ratio
-from ..curves.rounding import Bend, nearly_mean_root
-from . import eager
-from .compiling import Lanes, run
-from .formula import dtype_inside, split
-from .layout import flat, flat_like
-from .packing import empty_bits
-from .quotient import TINY
+from ...curves import ClosedForm, Curve, Fit, Ratio
+from ...curves.rounding import Bend, nearly_mean_root
+from ..bits import empty_bits
+from ..buffers import flat, flat_like
+from ..eager import activation as eager
+from ..eager.formula import dtype_inside, split
+from ..eager.unmultiply import TINY
+from .compiler import Lanes, run
 
 # Of the distance between a number and its neighbour, if the number's significand is 1; up to twice as much if it is
 # more. From 1/2 to 3/2 of the distance are rounded to a whole.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from . import operators
-from .keys import curve_of
-from .layout import with_layout
-from .once import refusal
+from ..buffers import with_layout
+from ..keys import curve_of
+from . import activation as operators
+from .derivatives import refusal
 
 
 def _differentiate(

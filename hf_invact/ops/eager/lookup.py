@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..curves import Curve
-from .packing import BITS, packed_size
-from .plain import plain_cpu
-from .quotient import missing_digits
+from ...curves import Curve
+from ..bits import BITS, packed_size
+from ..plain import plain_cpu
 from .tables import SHIFT, Table, line_table, lowest, middle_table, number_table
+from .unmultiply import missing_digits
 
 SLICES = 16  # of a piece, which the threads share; a multiple of `BITS`, so that a padded piece ends with a byte
 # `torch.grid_sampler`'s names for the nearest point, and for what is where there is none: 0, or the last one.

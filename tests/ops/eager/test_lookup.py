@@ -9,9 +9,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_invact.curves import GELU, SILU, Curve, clipped_gelu, softplus
-from hf_invact.ops import BACKENDS, lookup, slopes, tables
-from hf_invact.ops.formula import evaluator
-from hf_invact.ops.slopes import slopes_of
+from hf_invact.ops import BACKENDS
+from hf_invact.ops.eager import derivative as slopes
+from hf_invact.ops.eager import lookup, tables
+from hf_invact.ops.eager.derivative import slopes_of
+from hf_invact.ops.eager.formula import evaluator
 from tests.helpers import all_numbers, each_curve, each_fitted, each_half_dtype, normal
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_invact.ops.quotient import away_from_zero, rebuild, uncertainty
+from hf_invact.ops.eager.unmultiply import away_from_zero, rebuild, uncertainty
 from tests.helpers import TINY, all_numbers, dtype_name, each_product_dtype, last_place, normal
 
 HALF = torch.bfloat16

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from .backends import choose_backend
-from .keys import curve_of
-from .packing import packed_size
-from .quotient import tells_output
+from ..backends import choose_backend
+from ..bits import packed_size
+from ..eager.unmultiply import tells_output
+from ..keys import curve_of
 
 NAMESPACE = "hf_invact"
 try:

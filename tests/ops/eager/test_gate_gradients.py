@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_invact.curves import CURVES, GELU, SILU, Curve
-from hf_invact.ops import BACKENDS, Saving, eager
+from hf_invact.ops import BACKENDS, Saving
 from hf_invact.ops.backends import Backend
+from hf_invact.ops.eager import activation as eager
 from tests.helpers import (
     FOUR_DIMENSIONS,
     SMALL_PIECE,

@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_invact import inverted_activations
 from hf_invact.curves import CURVES, GELU, SILU, Curve, fit_curve
 from hf_invact.ops import BACKENDS
-from hf_invact.ops.quotient import away_from_zero
+from hf_invact.ops.eager.unmultiply import away_from_zero
 from tests.helpers import (
     CASES,
     FITTED,
@@ -152,8 +152,8 @@ def test_derivative(curve: Curve, dtype: torch.dtype) -> None:
 
 @each_dtype
 def test_writes_nothing_beyond_its_results(dtype: torch.dtype, kernels: ModuleType) -> None:
+    from hf_invact.ops.triton.activation import ACTIVATIONS, _launch
     from hf_invact.ops.triton.constants import constants_of
-    from hf_invact.ops.triton.launch import ACTIVATIONS, _launch
 
     size, room = 1027, 4096
     x = normal(size, dtype=dtype).to(DEVICE)
@@ -235,7 +235,7 @@ def test_forward_is_pytorchs_own(curve: Curve, dtype: torch.dtype) -> None:
 @needs_a_gpu
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_a_patched_model_runs_on_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_invact.ops.triton import launch
+    from hf_invact.ops.triton import activation as launch
 
     launched: list[str] = []
     run = launch._launch

@@ -1,0 +1,1 @@
+"""The plain PyTorch backend, and the reference for the others."""

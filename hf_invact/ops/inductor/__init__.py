@@ -1,0 +1,1 @@
+"""The "compile" backend: the formulas through PyTorch's compiler."""
