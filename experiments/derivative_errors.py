@@ -35,7 +35,7 @@ def measure_derivative(curve: Curve, draws: Tensor) -> dict[str, dict[str, float
 
 
 def _errors_of(curve: Curve, x: Tensor) -> dict[str, float]:
-    error = accuracy.measure(curve, x, LARGEST_INPUT.get(curve.name, math.inf))
+    error = accuracy.measure_derivative_error(curve, x, LARGEST_INPUT.get(curve.name, math.inf))
     result = {"rms": error.rms, "max": error.max, "bias": error.bias}
     if curve.x_min is not None:
         away = x[(x.double() - curve.x_min).abs() > NEXT_TO_TURNING_POINT]

@@ -99,7 +99,7 @@ def _describe_device(device: torch.device) -> dict[str, Any]:
     try:
         facts["name"], facts["memory_bytes"] = _name_and_memory(device)
         like = torch.empty(0, device=device)
-        facts["backend"] = choose_backend(AUTO, like).name
+        facts["backend"] = choose_backend(AUTO, like)
         facts["reason"] = _reason(facts["backend"], like)
     except (RuntimeError, ValueError) as error:  # of a device that is busy or broken, or of a wrong choice
         facts["reason"] = str(error).partition("\n")[0]

@@ -1,6 +1,6 @@
-"""Activations with the names and arguments of `torch.nn.functional` that keep their output for the backward pass.
+"""Activations with the names and arguments of `torch.nn.functional` that save their output for backward.
 
-The others of `torch.nn.functional` (relu, tanh, sigmoid) keep it already.
+The others of `torch.nn.functional` (relu, tanh, sigmoid) save their output anyway.
 
 >>> import torch, hf_invact
 >>> x = torch.randn(4, 8, requires_grad=True)
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from . import curves
 from .curves import GELU, GELU_TANH, HARDSWISH, LAPLACE, MISH, QUICK_GELU, RELU2, RELU6, SILU, SQRTSOFTPLUS, Curve
+from .curves.keys import curve_by_key
 from .ops import Saving, invert
-from .ops import gate as gate_
-from .ops.keys import curve_of
+from .ops import gate as inverted_gate
 
 
 def gelu(input: Tensor, approximate: Literal["none", "tanh"] = "none", *, backend: str | None = None) -> Tensor:
@@ -111,17 +111,17 @@ def sqrtsoftplus(input: Tensor, *, backend: str | None = None) -> Tensor:
 def gate(
     gate: Tensor, up: Tensor, activation: str = "silu", *, saving: Saving = "output", backend: str | None = None
 ) -> Tensor:
-    """``activation(gate) * up``, as gated MLPs compute it, keeping two tensors for the backward pass instead of four.
+    """``activation(gate) * up``, as gated MLPs compute it, saving two tensors for backward instead of four.
 
     Args:
         gate, up: of one shape and floating dtype, any memory layout.
         activation: name of a curve, one of `hf_invact.curves.CURVES`.
-        saving: "output" keeps the product (which the next layer keeps anyway), ``up``, and one bit per element, where
-            the activation has a turning point; its output is rebuilt as their quotient. So that an ``up`` of 0 does
-            not lose it, factors below 2^-60 are taken for that. "inputs" keeps ``gate`` and ``up``; the gradients are
-            then exactly the native ones, at the cost of computing the product again. So does "output" where a rounded
-            product does not tell the activation's output: in float16, whose products underflow and overflow, and for
-            clipped_gelu, hardswish, laplace and relu6, whose derivative jumps.
+        saving: "output" saves the product (which the next layer saves anyway), ``up``, and one bit per element if the
+            activation has a turning point. The backward pass divides the product by ``up`` to get the activation's
+            output, so factors below 2^-60 (such as 0) are replaced by that number. "inputs" saves ``gate`` and ``up``,
+            and computes the product again; its gradients are exactly the native ones. "output" does the same where a
+            rounded product does not determine the activation's output: in float16, whose products underflow and
+            overflow, and for clipped_gelu, hardswish, laplace and relu6, whose derivative jumps.
 
     Raises:
         ValueError: unknown `activation`, `saving` or `backend`, or `gate` and `up` differ in shape or dtype.
@@ -134,15 +134,15 @@ def gate(
     """
     if activation not in curves.CURVES:
         raise ValueError(f"unknown activation {activation!r}; known: {', '.join(curves.CURVES)}")
-    return gate_(gate, up, curves.CURVES[activation], saving, backend)
+    return inverted_gate(gate, up, curves.CURVES[activation], saving, backend)
 
 
 def _curve(make: Callable[..., Curve], *parameters: float) -> Curve:
     if torch.compiler.is_compiling():
-        # A compiler makes variables of numbers that vary, but has to know what it looks for in a set.
+        # The compiler treats numbers that vary as variables. As members of a set they must be constants.
         parameters = tuple([{parameter}.pop() for parameter in parameters])
-    # By its key: a compiler would trace into the making of a curve, and take it for another one each time.
-    return curve_of(_key(make, *parameters))
+    # By its key: the compiler would trace the making of a curve, and take each result for a new one.
+    return curve_by_key(_key(make, *parameters))
 
 
 @torch.compiler.assume_constant_result

@@ -21,7 +21,7 @@ from .ops import AUTO, check_backend, invert
 
 
 class InvertedActivation(torch.nn.Module):
-    """Applies an activation, keeping its output and one bit per element for the backward pass.
+    """Applies an activation, saving its output and one bit per element for backward.
 
     Args:
         curve: the activation.

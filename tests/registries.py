@@ -1,18 +1,19 @@
-"""Fixtures for tests of patching: registries that forget, and a backend that counts its calls."""
+"""What the tests of patching share: registries that forget, and a backend that counts its calls."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hf_invact.curves import catalogue
 from hf_invact.ops import backends
+from hf_invact.ops.eager import activation as eager
+from hf_invact.ops.operators import activation as operators
 from hf_invact.sites.activations import blocks as registry
 from hf_invact.sites.activations import recognize as activations
 from hf_invact.sites.activations import register as registration
@@ -35,7 +36,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Calls of the inverted activation's and gate's forward and backward by the backend "counting", which exists
     during the test. The probes of `patch_model` call it as well."""
     counted: Counter[str] = Counter()
-    eager = backends.BACKENDS["eager"]
+    implementation = operators.implementation
 
     def counted_as(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -44,13 +45,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return call
 
-    counting = replace(
-        eager,
-        name="counting",
+    counting = SimpleNamespace(
         forward=counted_as("forward", eager.forward),
         backward=counted_as("backward", eager.backward),
         gate_forward=counted_as("forward", eager.gate_forward),
         gate_backward=counted_as("backward", eager.gate_backward),
+        exact_backward=eager.exact_backward,
+        exact_gate_backward=eager.exact_gate_backward,
     )
-    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "counting": counting})
+    monkeypatch.setattr(backends, "BACKENDS", (*backends.BACKENDS, "counting"))
+    monkeypatch.setattr(
+        operators, "implementation", lambda name: counting if name == "counting" else implementation(name)
+    )
     return counted

@@ -1,11 +1,10 @@
-"""The operations on tensors: packing, backends, and the operators."""
+"""The operations on tensors: the functions that use inverted activations, their operators, and the backends."""
 
 from .activation import SAVINGS, Saving, gate, invert
 from .backends import AUTO, BACKENDS, check_backend, check_device
-from .eager.unmultiply import tells_output
 from .inputs import wants_gradient
 from .learned import SMALLEST_SLOPE, invert_prelu, invert_xielu, prelu_is_invertible
-from .operators import activation_derivatives as activation_derivatives  # registers the derivatives
+from .operators.activation import tells_output
 
 __all__ = [
     "AUTO",

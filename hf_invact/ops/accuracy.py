@@ -1,4 +1,4 @@
-"""How far the derivative that the backward pass applies is from the exact one, and the floor that no formula beats."""
+"""Measures the error of the derivative that the backward pass uses, and the error that no formula can avoid."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..curves import Curve
 from .eager.activation import forward
-from .eager.derivative import slopes_of
+from .eager.derivative import derivative_of_output
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What no formula beats that sees the rounded output and the side alone.
+    """The smallest possible error of a formula in the rounded output and the side bit.
 
     Attributes:
         max: half the largest spread of the derivative among the inputs that share output and side.
@@ -42,33 +42,33 @@ class DerivativeError:
     floor: Floor | None
 
 
-def measure(curve: Curve, draws: Tensor, largest: float = math.inf) -> DerivativeError:
-    """The error of a curve for outputs of the draws' dtype.
+def measure_derivative_error(curve: Curve, draws: Tensor, largest: float = math.inf) -> DerivativeError:
+    """Measure the error of a curve's derivative for outputs of the draws' dtype.
 
     Args:
         draws: from N(0, 1), shape (draws,), rounded to the dtype to measure.
-        largest: leaves out larger inputs, for a derivative without bound.
+        largest: inputs beyond this size are left out, for a derivative without bound.
     """
-    draws = _with_slope(curve, draws)
+    draws = _with_finite_derivative(curve, draws)
     error = error_of(curve, draws)
     rms, bias, worst = error.square().mean().sqrt().item(), error.mean().item(), error.abs().max().item()
     if draws.dtype.itemsize > 2:
         return DerivativeError(rms, bias, worst, None)
-    everything = _with_slope(curve, numbers(draws.dtype, largest).to(draws.device))
+    everything = _with_finite_derivative(curve, numbers(draws.dtype, largest).to(draws.device))
     worst = max(worst, error_of(curve, everything).abs().max().item())
     floor, _ = floor_of(curve, everything)
     return DerivativeError(rms, bias, worst, floor)
 
 
 def error_of(curve: Curve, x: Tensor) -> Tensor:
-    """The derivative that the backward pass multiplies with, before any rounding to the dtype, less the exact one."""
+    """The derivative that the backward pass uses, before any rounding to the dtype, minus the exact one."""
     y, side = forward(x, curve)
-    slope = slopes_of(curve, y)(y, side)
+    slope = derivative_of_output(curve, y)(y, side)
     return slope.double() - curve.derivative(x.double())
 
 
 def floor_of(curve: Curve, x: Tensor) -> tuple[Floor, Tensor]:
-    """The floor over these inputs, and for each of them half the spread of the derivative in its group.
+    """The floor over these inputs, and half the spread of the derivative in the group of each input.
 
     Args:
         x: sorted numbers of one dtype without gaps.
@@ -96,8 +96,8 @@ def numbers(dtype: torch.dtype, largest: float = math.inf) -> Tensor:
     return x[x.isfinite() & (x.abs() <= largest)].sort().values
 
 
-def _with_slope(curve: Curve, x: Tensor) -> Tensor:
-    """The inputs whose exact derivative is known: a user's formula may overflow where nothing happens any more."""
+def _with_finite_derivative(curve: Curve, x: Tensor) -> Tensor:
+    """The inputs whose exact derivative is finite: a user's formula may overflow far out."""
     return x[curve.derivative(x.double()).isfinite()]
 
 
@@ -106,7 +106,7 @@ def _is_left(curve: Curve, x: Tensor) -> Tensor:
 
 
 def _probability(x: Tensor) -> Tensor:
-    """That a draw from N(0, 1) rounds to each of these ascending numbers (in halves for -0 and 0)."""
+    """The probability that a draw from N(0, 1) rounds to each of these ascending numbers (-0 and 0 get half each)."""
     middles = (x[1:] + x[:-1]) / 2
     below = torch.cat([x.new_zeros(1), torch.special.ndtr(middles), x.new_ones(1)])
     return below.diff()

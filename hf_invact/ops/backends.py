@@ -1,60 +1,21 @@
-"""The backends by name, and which of them serves a tensor."""
+"""The backends by name, and which of them is used for a tensor."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
 from functools import cache
-from types import MappingProxyType, ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from ..curves import Curve
-
 AUTO = "auto"
-ENVIRONMENT_VARIABLE = "HF_INVACT_BACKEND"  # what "auto" stands for
+BACKENDS = ("eager", "compile", "triton")  # the folders `eager`, `inductor` and `triton`
+ENVIRONMENT_VARIABLE = "HF_INVACT_BACKEND"  # the backend that "auto" stands for
 TRITON_DEVICES = ("cuda", "xpu")  # ROCm calls its devices cuda too
 NOT_INSTALLED = "the package triton is not installed"
-
-
-@dataclass(frozen=True)
-class Backend:
-    """How activations, gates and their gradients are computed. See `eager` for the arguments."""
-
-    name: str
-    forward: Callable[[Tensor, Curve], tuple[Tensor, Tensor | None]]
-    backward: Callable[[Tensor, Tensor, Tensor | None, Curve], Tensor]
-    gate_forward: Callable[[Tensor, Tensor, Curve], tuple[Tensor, Tensor | None]]
-    gate_backward: Callable[[Tensor, Tensor, Tensor, Tensor | None, Curve], tuple[Tensor, Tensor]]
-    exact_backward: Callable[[Tensor, Tensor, Curve], Tensor]
-    exact_gate_backward: Callable[[Tensor, Tensor, Tensor, Curve], tuple[Tensor, Tensor]]
-
-
-@cache
-def _imported(module: str) -> ModuleType:
-    return importlib.import_module(f".{module}", __package__)
-
-
-def _backend(name: str, module: str) -> Backend:
-    """The functions of a module of this package, which is imported when the first of them is called."""
-
-    def operation(attribute: str) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            return getattr(_imported(module), attribute)(*arguments)
-
-        return call
-
-    return Backend(name, **{field.name: operation(field.name) for field in fields(Backend) if field.name != "name"})
-
-
-_MODULES = {"eager": "eager.activation", "compile": "inductor.activation", "triton": "triton.activation"}
-BACKENDS = MappingProxyType({name: _backend(name, module) for name, module in _MODULES.items()})
 
 
 def check_backend(name: str) -> None:
@@ -62,7 +23,7 @@ def check_backend(name: str) -> None:
 
     Raises:
         ValueError: unknown name.
-        RuntimeError: what it needs is not installed.
+        RuntimeError: the package that it needs is not installed.
     """
     if name != AUTO and name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; known: {', '.join([AUTO, *BACKENDS])}")
@@ -70,46 +31,46 @@ def check_backend(name: str) -> None:
         raise _refusal(NOT_INSTALLED)
 
 
-def choose_backend(name: str, like: Tensor) -> Backend:
-    """The backend of this name for tensors such as this one.
+def choose_backend(name: str, like: Tensor) -> str:
+    """The name of the backend for tensors with the device and dtype of this one.
 
-    "auto" stands for the environment variable HF_INVACT_BACKEND; where that is not set, for Triton on the GPUs that it
-    knows (CUDA, ROCm, XPU) if it is installed, and for the plain backend elsewhere.
+    "auto" stands for the backend that the environment variable HF_INVACT_BACKEND names. If that is not set, it is
+    "triton" on the GPUs that Triton supports (CUDA, ROCm, XPU) if it is installed, and "eager" elsewhere.
 
     Raises:
         ValueError: unknown name.
-        RuntimeError: a backend that was chosen by name cannot serve this tensor.
+        RuntimeError: a backend that was chosen by name does not support this tensor.
     """
     check_backend(name)
     chosen = _from_environment() if name == AUTO else name
     if chosen == AUTO:
         has_kernels = like.device.type in TRITON_DEVICES and why_not_triton(like) is None
-        return BACKENDS["triton" if has_kernels else "eager"]
+        return "triton" if has_kernels else "eager"
     reason = why_not_triton(like) if chosen == "triton" else None
     if reason is not None:
         raise _refusal(reason)
-    return BACKENDS[chosen]
+    return chosen
 
 
 def check_device(name: str, parameters: Iterable[Tensor]) -> None:
-    """Check that a backend can serve a model with these parameters, as they are or once they are moved.
+    """Check that a backend supports a model with these parameters, where they are or where they may be moved.
 
-    Where the machine has a GPU that Triton knows, parameters on the CPU may be moved there yet; ones without values
-    (on the meta device, or fake) belong to no machine.
+    On a machine with a GPU that Triton supports, parameters on the CPU may still be moved there. Parameters without
+    values (on the meta device, or fake) may be moved anywhere.
 
     Raises:
         ValueError: unknown name.
-        RuntimeError: a backend that was chosen by name can serve none of the parameters.
+        RuntimeError: a backend that was chosen by name supports none of the parameters.
     """
     check_backend(name)
     if (_from_environment() if name == AUTO else name) != "triton":
         return
     has_gpu = any(getattr(torch, device).is_available() for device in TRITON_DEVICES)
-    elsewhere = ("meta", "cpu") if has_gpu else ("meta",)
+    movable_from = ("meta", "cpu") if has_gpu else ("meta",)
     reasons = []
     for parameter in parameters:
         reason = why_not_triton(parameter)
-        if reason is None or isinstance(parameter, FakeTensor) or parameter.device.type in elsewhere:
+        if reason is None or isinstance(parameter, FakeTensor) or parameter.device.type in movable_from:
             return
         reasons.append(reason)
     if reasons:
@@ -117,7 +78,7 @@ def check_device(name: str, parameters: Iterable[Tensor]) -> None:
 
 
 def why_not_triton(like: Tensor) -> str | None:
-    """Why Triton cannot serve tensors such as this one; None where it can."""
+    """Why Triton does not support tensors with the device and dtype of this one; None if it does."""
     if not _triton_is_installed():
         return NOT_INSTALLED
     if like.dtype == torch.float64:
@@ -145,5 +106,5 @@ def _triton_is_installed() -> bool:
 
 
 def _triton_interprets() -> bool:
-    """Whether kernels run in Python, which Triton decides when they are imported."""
+    """Whether kernels run in Python. Triton reads this setting when kernels are imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,7 +1,7 @@
-"""Packs bools into bytes, eight to a byte, in plain PyTorch operations on an eighth of the elements.
+"""Packs bools into bytes, eight to a byte, by PyTorch operations on an eighth as many elements.
 
-Bit ``i`` of a byte is bool ``i`` of its group of eight on a little-endian machine. (On a big-endian one the order is
-reversed in both directions, so that a round trip is still exact.)
+On a little-endian machine bit ``i`` of a byte is bool ``i`` of its group of eight. (On a big-endian machine the order
+is reversed both in packing and in unpacking, so that a round trip is still exact.)
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 BITS = 8
-# Multiplying eight 0/1 bytes, read as one integer, by this gathers them in the topmost byte.
+# Multiplying eight 0/1 bytes, read as one integer, by this number gathers them in the topmost byte.
 _GATHER = 0x0102040810204080
 
 
@@ -22,8 +22,13 @@ def packed_size(count: int) -> int:
 
 
 def empty_bits(like: Tensor) -> Tensor:
-    """Memory for a bit for each element of a tensor, uint8, shape (packed_size(numel),)."""
+    """Memory for one bit per element of a tensor, uint8, shape (packed_size(numel),)."""
     return torch.empty(packed_size(like.numel()), dtype=torch.uint8, device=like.device)
+
+
+def bits_of_piece(packed: Tensor, start: int, stop: int) -> Tensor:
+    """The bytes for the elements from ``start``, a multiple of 8, to ``stop``."""
+    return packed[start // BITS : packed_size(stop)]
 
 
 def pack(flags: Tensor, out: Tensor) -> None:
@@ -34,7 +39,7 @@ def pack(flags: Tensor, out: Tensor) -> None:
 
 def unpack(packed: Tensor) -> Tensor:
     """Bools, shape (8 n,), from bytes, uint8, shape (n,)."""
-    # A table for fake tensors must not outlive their mode.
+    # A table made of fake tensors must not outlive their mode.
     table = _cached_table(packed.device) if type(packed) is Tensor else _table(packed.device)
     return table.index_select(0, packed.int()).view(torch.bool)
 

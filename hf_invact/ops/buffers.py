@@ -1,9 +1,18 @@
-"""Views of tensors as one dimension in memory order, so that element-wise code need not know their layout."""
+"""A tensor's memory: flat views in memory order, pieces that fit into the cache, and buffers that are reused."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+# Elements in a piece, a multiple of 8. On a CPU a small piece keeps its buffers in the cache, but each operation has to
+# start the threads. On other devices each operation costs a launch, so pieces only bound the temporary memory.
+CPU_PIECE = 1 << 18
+DEVICE_PIECE = 1 << 24
 
 
 def flat(tensor: Tensor) -> Tensor:
@@ -12,7 +21,7 @@ def flat(tensor: Tensor) -> Tensor:
 
 
 def with_layout(tensor: Tensor, size: torch.Size, stride: tuple[int, ...]) -> Tensor:
-    """The tensor with these strides: itself where it has them, else a copy."""
+    """The tensor itself if it has these strides, else a copy that has them."""
     if tensor.stride() == stride:
         return tensor
     if all(n == 1 or have == want for n, have, want in zip(size, tensor.stride(), stride, strict=True)):
@@ -21,5 +30,60 @@ def with_layout(tensor: Tensor, size: torch.Size, stride: tuple[int, ...]) -> Te
 
 
 def flat_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """The elements in the memory order of a dense tensor of that shape, shape (numel,); a view where it is theirs."""
+    """The elements in the memory order of a dense tensor of the same shape, shape (numel,); a view if possible."""
     return flat(with_layout(tensor, like.size(), like.stride()))
+
+
+def pieces(rows: Tensor) -> Iterator[tuple[int, int]]:
+    """Start and end of consecutive rows (elements of a flat tensor) that make up about one piece, at least one row."""
+    size = CPU_PIECE if rows.device.type == "cpu" else DEVICE_PIECE
+    step = max(1, size // max(1, math.prod(rows.shape[1:])))
+    for start in range(0, rows.size(0), step):
+        yield start, min(start + step, rows.size(0))
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which formulas are evaluated: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+class Buffers:
+    """Buffers of one dtype, by name, which are reused for all pieces. On a CPU, allocating costs more than writing.
+
+    >>> buffers = Buffers(torch.float32, torch.device("cpu"))
+    >>> buffers.widen("factor", torch.tensor([0.5], dtype=torch.bfloat16))
+    tensor([0.5000])
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._buffers: dict[str, Tensor] = {}
+
+    def empty(self, name: str, size: int) -> Tensor:
+        """Uninitialized memory, shape (size,), valid until the next call with this name."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return buffer[:size]
+
+    def widen(self, name: str, piece: Tensor) -> Tensor:
+        """A piece, shape (size,), converted to this dtype in the buffer; the piece itself if it is not narrower."""
+        return piece if piece.dtype.itemsize >= self.dtype.itemsize else self.empty(name, piece.numel()).copy_(piece)
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``out = a * b``, rounded once; overwrites ``b`` if ``out`` is narrower.
+
+    For two dtypes, or an ``out`` of a third one, `torch.mul` would allocate memory to convert them.
+    """
+    if out.dtype.itemsize >= b.dtype.itemsize:
+        torch.mul(a, b, out=out)
+    else:
+        out.copy_(b.mul_(a))
+
+
+@contextmanager
+def ordinary_cpu_tensors() -> Iterator[None]:
+    """Leaves the caller's modes (inference, gradients, default device, autocast), for tensors that are cached."""
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
+        yield

@@ -12,12 +12,12 @@ from torch import nn
 
 from hf_invact.curves import CURVES, GELU, Curve, clipped_gelu, elu, leaky_relu, softplus
 from hf_invact.curves.custom import fit_curve
-from hf_invact.ops.keys import curve_of
+from hf_invact.curves.keys import curve_by_key
 
 
 def test_a_key_leads_back_to_its_curve() -> None:
     curves = [*CURVES.values(), softplus(2.0), softplus(3.0), elu(0.5), leaky_relu(0.3), clipped_gelu(-1.0, 1.0)]
-    assert [curve_of(curve.key) for curve in curves] == curves
+    assert [curve_by_key(curve.key) for curve in curves] == curves
     assert len({curve.key for curve in curves}) == len(set(curves))
 
 
@@ -45,4 +45,4 @@ def test_a_key_is_not_carried_to_another_process() -> None:
 
 def test_an_unknown_key_is_refused() -> None:
     with pytest.raises(ValueError, match="no curve has the key 'gelu#none'"):
-        curve_of("gelu#none")
+        curve_by_key("gelu#none")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_invact.curves import GELU, HARDSWISH, SILU, ClosedForm, Curve
-from hf_invact.ops.accuracy import error_of, floor_of, measure, numbers
+from hf_invact.ops.accuracy import error_of, floor_of, measure_derivative_error, numbers
 from tests.helpers import FITTED, each_half_dtype, normal
 
 
@@ -58,13 +58,13 @@ def test_floors_that_were_found_by_another_program(
 @pytest.mark.parametrize("curve", [*FITTED, HARDSWISH], ids=lambda curve: curve.name)
 @each_half_dtype
 def test_curves_with_a_turning_point_are_at_the_floor(curve: Curve, dtype: torch.dtype) -> None:
-    error = measure(curve, normal(200_000, dtype=dtype))
+    error = measure_derivative_error(curve, normal(200_000, dtype=dtype))
     assert error.floor is not None
     assert error.rms < 1.06 * error.floor.rms
     assert error.max < 1.1 * error.floor.max
 
 
 def test_wide_dtypes_have_no_floor_to_measure() -> None:
-    error = measure(GELU, normal(1000))
+    error = measure_derivative_error(GELU, normal(1000))
     assert error.floor is None
     assert 0 < error.rms < error.max < 1e-4

@@ -15,7 +15,7 @@ from hf_invact.curves import SILU, Curve
 from hf_invact.ops import gate, invert, invert_prelu, invert_xielu
 from hf_invact.ops.eager import formula, lookup, tables
 from hf_invact.ops.eager.derivative import TABLE_FROM
-from hf_invact.ops.inductor import compiler as compiling
+from hf_invact.ops.inductor import compiler
 from tests.helpers import each_curve, normal, output_and_gradients
 
 SIZES = (1000, TABLE_FROM + 9)  # evaluated, and looked up
@@ -47,10 +47,10 @@ def _nothing_is_kept_yet() -> Iterator[None]:
 
 
 def forget() -> None:
-    kept = (tables.number_table, tables.middle_table, tables.line_table, tables._cells_needed)
-    for cached in (*kept, formula._cached_constants, compiling._compiled, compiling.lanes_of):
+    kept = (tables.number_table, tables.midpoint_table, tables.line_table, tables._cells_needed)
+    for cached in (*kept, formula._cached_constants, compiler._compiled, compiler.lanes_of):
         cached.cache_clear()
-    lookup._last.key = ()
+    lookup._last_used.key = ()
 
 
 def assert_same_under(default: Default, compute: Callable[[], list[Tensor]]) -> None:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import XIELUActivation
 
+from hf_invact.ops import buffers
 from hf_invact.ops.bits import packed_size
-from hf_invact.ops.eager import activation as eager
 from tests.helpers import (
     FOUR_DIMENSIONS,
     LAYOUTS,
@@ -103,7 +103,7 @@ def test_pieces_do_not_change_the_gradient(
     module = make(torch.float32)
     x, dy = LAYOUTS[layout](FOUR_DIMENSIONS, torch.float32, 0), normal(*FOUR_DIMENSIONS, seed=1)
     whole = passes(module, inverted(module), x, dy)
-    monkeypatch.setattr(eager, "CPU_PIECE", SMALL_PIECE)
+    monkeypatch.setattr(buffers, "CPU_PIECE", SMALL_PIECE)
     in_pieces = passes(module, inverted(module), x, dy)
     # The start of a piece decides which of two versions of a function PyTorch takes.
     torch.testing.assert_close(in_pieces.dx, whole.dx, rtol=1e-6, atol=1e-6)

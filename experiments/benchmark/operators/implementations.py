@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_invact.ops import BACKENDS
+from hf_invact.ops.operators.activation import implementation
 
 from ..timing import Call
 from .catalogue import Operator
@@ -71,7 +71,7 @@ def compiled(operator: Operator, dy: Tensor, inputs: tuple[Tensor, ...]) -> Impl
 
 def inverted(operator: Operator, backend_name: str, dy: Tensor, inputs: tuple[Tensor, ...]) -> Implementation:
     """One of our backends."""
-    backend, curve = BACKENDS[backend_name], operator.curve
+    backend, curve = implementation(backend_name), operator.curve
     calls: dict[str, Call]
     if operator.is_gate:
         gate, up = inputs

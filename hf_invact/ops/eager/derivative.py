@@ -1,4 +1,4 @@
-"""Chooses how the derivative of an activation is computed from its output: looked up, or evaluated."""
+"""Chooses how the derivative of an activation is computed from its output: with a lookup table, or by the formula."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from .lookup import lookup
 from .tables import lines_suffice
 from .unmultiply import uncertainty
 
-# From so many elements on, making a table (which is kept) costs less than it saves.
+# From this many elements on, making a table (which is cached) costs less than it saves.
 TABLE_FROM = 1 << 18
 
-# ``D(y, side)`` for pieces of a tensor, shape (size,), and their side bits, uint8, shape (ceil(size / 8),). The result,
-# as of `formula.Slopes`, is valid until the next call.
-SlopesOf = Callable[[Tensor, Tensor | None], Tensor]
+# ``D(y, side)`` for pieces of a tensor, shape (size,), and their side bits, uint8, shape (ceil(size / 8),). As in
+# `formula.Derivative`, the result is valid until the next call.
+DerivativeFromBits = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def slopes_of(curve: Curve, like: Tensor) -> SlopesOf:
-    """What computes a curve's derivative for pieces of a tensor such as this one."""
+def derivative_of_output(curve: Curve, like: Tensor) -> DerivativeFromBits:
+    """A function that computes a curve's derivative from pieces of an output.
+
+    Args:
+        like: an output with the size, dtype and device of the one that the pieces are taken from.
+    """
     if _is_worth_a_table(curve, like):
         return lookup(curve, like.dtype)
     evaluate = evaluator(curve, like)
     return lambda y, side: evaluate(y, _is_left(side, y))
 
 
-def slopes_of_rebuilt(curve: Curve, product: Tensor) -> SlopesOf:
-    """The same for outputs that `quotient.rebuild` took from pieces of a product such as this one."""
+def derivative_of_unmultiplied(curve: Curve, product: Tensor) -> DerivativeFromBits:
+    """The same from outputs that `unmultiply.unmultiply` returned for pieces of a product like this one."""
     if product.dtype.itemsize > 2:
-        return slopes_of(curve, product)
+        return derivative_of_output(curve, product)
     if _is_worth_a_table(curve, product):
-        return lookup(curve, product.dtype, rebuilt=True)
+        return lookup(curve, product.dtype, unmultiplied=True)
     evaluate = evaluator(curve, product)
     return lambda y, side: evaluate(y, _is_left(side, y), uncertainty(y, product.dtype))
 

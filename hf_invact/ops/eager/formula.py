@@ -1,4 +1,4 @@
-"""Evaluates the derivative of an activation from its output, in plain PyTorch operations."""
+"""Evaluates the formula for the derivative of an activation, from its output."""
 
 from __future__ import annotations
 
@@ -10,33 +10,29 @@ import torch
 from torch import Tensor
 
 from ...curves import ClosedForm, Curve, Fit, Ratio
+from ..buffers import compute_dtype
 
 
-def dtype_inside(tensor: Tensor) -> torch.dtype:
-    """The dtype in which formulas are evaluated."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-class Slopes(Protocol):
+class Derivative(Protocol):
     """``D(y, is_left)`` for pieces of a tensor, in float32 (float64 for float64)."""
 
     def __call__(self, y: Tensor, is_left: Tensor | None, error: Tensor | None = None) -> Tensor:
-        """The result, shaped as the piece, is valid until the next call, and may be overwritten.
+        """The derivative, shaped as the piece. It is valid until the next call, and may be overwritten.
 
         Args:
             y: outputs, shape (size,).
             is_left: bools, of the same shape; None for an activation that only rises.
-            error: how far each output may be from the exact one; None takes what the rounding to its dtype makes.
+            error: how far each output may be from the exact one; None for the error of rounding to its dtype.
         """
 
 
-def evaluator(curve: Curve, like: Tensor) -> Slopes:
-    """What evaluates a curve's formula on pieces of a tensor such as this one."""
+def evaluator(curve: Curve, like: Tensor) -> Derivative:
+    """A function that evaluates a curve's formula on pieces of a tensor with the dtype and device of ``like``."""
     return _exact(curve.inverse, like) if isinstance(curve.inverse, ClosedForm) else _fitted(curve, like)
 
 
-def _exact(form: ClosedForm, like: Tensor) -> Slopes:
-    wide = dtype_inside(like)
+def _exact(form: ClosedForm, like: Tensor) -> Derivative:
+    wide = compute_dtype(like)
 
     def exact(y: Tensor, is_left: Tensor | None, error: Tensor | None = None) -> Tensor:
         return form.slope(y.to(wide), is_left, like.dtype)
@@ -44,7 +40,7 @@ def _exact(form: ClosedForm, like: Tensor) -> Slopes:
     return exact
 
 
-def _fitted(curve: Curve, like: Tensor) -> Slopes:
+def _fitted(curve: Curve, like: Tensor) -> Derivative:
     workspace = lru_cache(maxsize=1)(lambda size: Workspace(size, like, curve))
 
     def fitted(y: Tensor, is_left: Tensor | None, error: Tensor | None = None) -> Tensor:
@@ -54,19 +50,19 @@ def _fitted(curve: Curve, like: Tensor) -> Slopes:
 
 
 class Workspace:
-    """Evaluates a curve's fitted derivative on pieces of one size, in buffers that all of them share.
+    """Evaluates a curve's fitted derivative on pieces of one size, which share their buffers.
 
     Args:
         size: elements of a piece.
-        like: the tensor that the pieces are of. Its dtype is the one that outputs were rounded to.
+        like: has the device of the pieces, and the dtype that outputs were rounded to.
     """
 
     def __init__(self, size: int, like: Tensor, curve: Curve) -> None:
         assert isinstance(curve.inverse, Fit)
         self.size = size
-        self.dtype = dtype_inside(like)
+        self.dtype = compute_dtype(like)
         self.curve = curve
-        # Constants for fake tensors must not outlive their mode.
+        # Constants made of fake tensors must not outlive their mode.
         constants = _cached_constants if type(like) is Tensor else _Constants
         self.constants = constants(curve.inverse, like.dtype, like.device, self.dtype)
         self.error = curve.output_error(like.dtype)
@@ -75,7 +71,7 @@ class Workspace:
         self.mask = torch.empty(size, dtype=bits_dtype(self.dtype), device=like.device)
 
     def derivative(self, y: Tensor, is_left: Tensor | None, error: Tensor | float | None) -> Tensor:
-        """``D(y, side)``, shape (size,), in a buffer that the next call overwrites. See `Slopes`."""
+        """``D(y, side)``, shape (size,), in a buffer that the next call overwrites. See `Derivative`."""
         wide = self._widen(y)
         known_to = self.error if error is None else error * self.curve.scale
         root = self._mean_root(self._rise(wide), known_to)
@@ -116,18 +112,19 @@ def bits_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def select(mask: Tensor, chosen: Tensor, result: Tensor) -> None:
-    """Write ``chosen`` to ``result`` where the mask is -1, not where it is 0; overwrites ``chosen`` as well.
+    """Write ``chosen`` to ``result`` where the mask is -1, and leave it where the mask is 0; overwrites ``chosen``.
 
-    `torch.where` on the bits of the numbers: nine times faster on a CPU.
+    As `torch.where`, but on the bits of the numbers, which is nine times faster on a CPU.
     """
     difference, bits = chosen.view(mask.dtype), result.view(mask.dtype)
     bits.bitwise_xor_(difference.bitwise_xor_(bits).bitwise_and_(mask))
 
 
 def split(value: float, dtype: torch.dtype) -> tuple[float, float]:
-    """The number of a dtype next to a value, and what is missing.
+    """A value rounded to a dtype, and the remainder.
 
-    ``(y - head) - tail`` keeps its digits next to the turning point, although float32 cannot hold ``y_min``.
+    With ``y_min`` split in this way, ``(y - head) - tail`` keeps its digits next to the turning point, although float32
+    cannot hold ``y_min``.
     """
     head = torch.tensor(value, dtype=dtype, device="cpu").item()
     return head, value - head
@@ -144,7 +141,7 @@ class _RatioConstants:
 
 
 class _Constants:
-    """A fit's numbers in the dtype of the evaluation. As tensors where an operation needs them so."""
+    """A fit's numbers in the dtype of the evaluation, as tensors where an operation needs tensors."""
 
     def __init__(self, fit: Fit, rounded_to: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
         self.y_min_head, self.y_min_tail = split(fit.y_min, dtype)

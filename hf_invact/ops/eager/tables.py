@@ -1,4 +1,4 @@
-"""Tables of a curve's derivative for `lookup`, which are made once: float32 tensors on the CPU."""
+"""Tables of a curve's derivative for `lookup`, which are cached: float32 tensors on the CPU."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from torch import Tensor
 
 from ...curves import Curve, Fit
 from ..bits import BITS, unpack
-from ..plain import plain_cpu
+from ..buffers import ordinary_cpu_tensors
 from .formula import evaluator, split
 from .unmultiply import missing_digits, uncertainty
 
-# Cells of a side in float32. Fewer of them stay in the cache, so there are only as many as the error needs.
+# Cells of a side in float32. A small table stays in the cache, so there are only as many cells as the error requires.
 FEWEST_CELLS, MOST_CELLS = 1 << 13, 1 << 18
 LINE_ERROR = 4e-7  # of the steepest slope
-# A float32 number's bits without the last two are, as a number, about its fourth root times a constant. In that, equal
-# cells bound the error of lines where the derivative is as the square root of the rise.
+# A float32 number's bits without the last two, read as a number, are about its fourth root times a constant. Cells of
+# equal size in this variable bound the error of lines where the derivative behaves as the square root of the rise.
 SHIFT = 2
 SIGN = torch.iinfo(torch.int32).min
 
 
 class Table(NamedTuple):
-    """Cells of equal size between -1 and 1, the left side's below 0. An output's integer leads to a position there.
+    """Cells of equal size between -1 and 1, with the left side below 0. An output's integer gives its position there.
 
     Attributes:
         values: float32, shape (channels, cells).
         start: int32, shape (256, 8), for each bit of a byte of side bits: ``start + step * integer`` are the bits of
             the position as a float32 number.
-        step: see there.
+        step: see ``start``.
     """
 
     values: Tensor
@@ -41,7 +41,7 @@ class Table(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """One side's values, shape (channels, cells), from 0 outwards, and the start of its positions without the sign."""
+    """One side's values, shape (channels, cells), from 0 outwards, and the start of its positions, without the sign."""
 
     values: Tensor
     start: int
@@ -49,27 +49,27 @@ class _Side(NamedTuple):
 
 @cache
 def number_table(curve: Curve, dtype: torch.dtype) -> Table:
-    """The derivative at every number of a half-precision dtype. An output's integer are its bits."""
-    with plain_cpu():
+    """The derivative at every number of a half-precision dtype. An output's integer is its bits."""
+    with ordinary_cpu_tensors():
         y = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
         return _numbers(curve, dtype, y, None)
 
 
 @cache
-def middle_table(curve: Curve, dtype: torch.dtype) -> Table:
-    """The same at every float32 number of the dtype's digits and one more, such as `quotient.rebuild` returns.
+def midpoint_table(curve: Curve, dtype: torch.dtype) -> Table:
+    """The same at every float32 number with one digit more than the dtype has, as `unmultiply.unmultiply` returns them.
 
-    The integer are the bits without those that are always 0.
+    The integer is the number's bits without those that are always 0.
     """
     shift = missing_digits(dtype) - 1
     half = 1 << (31 - shift)
-    with plain_cpu():
+    with ordinary_cpu_tensors():
         y = torch.arange(-half, half, dtype=torch.int32).bitwise_left_shift(shift).view(torch.float32)
         return _numbers(curve, dtype, y, uncertainty(y, dtype))
 
 
 def _numbers(curve: Curve, dtype: torch.dtype, y: Tensor, error: Tensor | None) -> Table:
-    """A cell for each output; they are in the order of their integers, of which half are negative."""
+    """One cell for each output. The outputs are in the order of their integers, half of which are negative."""
     evaluate = evaluator(curve, torch.empty(0, dtype=dtype))
     # Between 1/2 and 1 float32 numbers are equally far apart. A position is the middle of its cell.
     half, ones = _bits(0.5), _bits(1.0)
@@ -83,14 +83,14 @@ def _numbers(curve: Curve, dtype: torch.dtype, y: Tensor, error: Tensor | None) 
 
 
 def lowest(curve: Curve) -> float:
-    """A float32 number below all float32 outputs of a fitted curve, however they were rounded."""
+    """A float32 number below all float32 outputs of a fitted curve, whatever their rounding."""
     assert isinstance(curve.inverse, Fit)
     y_min, error = curve.inverse.y_min / curve.scale, curve.output_error(torch.float32) / curve.scale
     return split(y_min - 2 * error, torch.float32)[0]
 
 
 def lines_suffice(curve: Curve) -> bool:
-    """Whether a fitted curve's `line_table` is exact enough, with up to `MOST_CELLS`."""
+    """Whether a fitted curve's `line_table` is exact enough with at most `MOST_CELLS` cells a side."""
     return max(_cells_needed(curve)) <= MOST_CELLS
 
 
@@ -98,18 +98,18 @@ def lines_suffice(curve: Curve) -> bool:
 def line_table(curve: Curve) -> Table:
     """A fitted curve's derivative as lines in the rise ``y - lowest(curve)``: the channels are intercept and slope.
 
-    The integer are the bits of the rise without the last `SHIFT`.
+    The integer is the bits of the rise without the last `SHIFT`.
     """
     needed = _cells_needed(curve)
-    with plain_cpu():
+    with ordinary_cpu_tensors():
         sides = [_lines(curve, is_left, needed[is_left], max(needed))[0] for is_left in _sides(curve)]
         return _table(sides, step=1)
 
 
 @cache
 def _cells_needed(curve: Curve) -> tuple[int, ...]:
-    """By each side's lines; twice `MOST_CELLS` if these are too few."""
-    with plain_cpu():
+    """How many cells the lines of each side need; twice `MOST_CELLS` if that is not enough."""
+    with ordinary_cpu_tensors():
         rises = torch.linspace(0, _end(curve, is_left=False), 1000, dtype=torch.float64)
         steepest = _exact(curve, lowest(curve) + rises, is_left=False).abs().max().item()
 
@@ -123,10 +123,10 @@ def _cells_needed(curve: Curve) -> tuple[int, ...]:
 
 
 def _lines(curve: Curve, is_left: bool, cells: int, places: int) -> tuple[_Side, float]:
-    """The lines in so many cells, from the last of which on the derivative is constant, and by how much they err.
+    """The lines in this many cells, and their largest error. From the last cell on the derivative is constant.
 
     Args:
-        places: how many cells there are up to position 1, as many or 2, 4, ... times as many.
+        places: how many cells fit up to position 1: `cells`, or 2, 4, ... times as many.
     """
     end = _end(curve, is_left)
     start = _bits((cells - 1) / places) - (_bits(end) >> SHIFT)
@@ -137,10 +137,10 @@ def _lines(curve: Curve, is_left: bool, cells: int, places: int) -> tuple[_Side,
     rises = torch.lerp(low, high, torch.linspace(0, 1, 5, dtype=torch.float64)[:, None])
     values = _exact(curve, rises.flatten() + lowest(curve), is_left).view(rises.shape)
     slope = torch.where(high == low, 0.0, (values[-1] - values[0]) / (high - low))
-    # Between the chord and the arc where the line errs by nothing in the mean (Simpson's rule for the arc).
+    # Between the chord and the arc, so that the line's mean error is 0 (the arc's mean is by Simpson's rule).
     intercept = (values[0] + 4 * values[2] + values[-1]) / 6 - slope * (low + high) / 2
     errors = (intercept + slope * rises - values).abs().max(dim=0).values
-    # Next to the turning point a cell has one number or none.
+    # Next to the turning point a cell holds one number or none.
     distance = math.ulp(lowest(curve)) * 2.0 ** (53 - 24)
     number, is_wide = (rises[2] / distance).round() * distance, high - low > distance
     number[cells - 1 :], is_wide[cells - 1 :] = end, False
@@ -150,7 +150,7 @@ def _lines(curve: Curve, is_left: bool, cells: int, places: int) -> tuple[_Side,
 
 
 def _end(curve: Curve, is_left: bool) -> float:
-    """The rise from which on the derivative is constant; on the left, that of output 0."""
+    """The rise from which on the derivative is constant; on the left, the rise of output 0."""
     assert isinstance(curve.inverse, Fit)
     return -lowest(curve) if is_left else curve.inverse.fine.right.end**2 / curve.scale
 
@@ -163,7 +163,7 @@ def _exact(curve: Curve, y: Tensor, is_left: bool) -> Tensor:
 
 
 def _sides(curve: Curve) -> list[bool]:
-    """Whether it is the left one, for each side."""
+    """For each side, whether it is the left one."""
     return [False] if curve.x_min is None else [False, True]
 
 
@@ -172,7 +172,7 @@ def _flags(curve: Curve, y: Tensor, is_left: bool) -> Tensor | None:
 
 
 def _table(sides: list[_Side], step: int) -> Table:
-    """Of the right side and the left one, if there is one (else nothing leads there)."""
+    """The table of the right side and the left one. Without a left side, the right one takes its place, unused."""
     right, left = sides[0], sides[-1]
     is_left = unpack(torch.arange(1 << BITS).to(torch.uint8)).view(-1, BITS)
     start = torch.where(is_left, left.start + SIGN, right.start).int()

@@ -16,31 +16,31 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ...curves import Curve
 from ..bits import BITS, packed_size
-from ..plain import plain_cpu
+from ..buffers import ordinary_cpu_tensors
 
-# A CPU kernel for tensors of any size would run on one core, so there is one for pieces of each of these sizes: a call
-# costs about 50 microseconds, so there should be few, and what is left at the end is padded.
+# A CPU kernel for tensors of any size would run on one core, so there is one kernel for pieces of each of these sizes.
+# A call costs about 50 microseconds, so there should be few pieces. The rest at the end is padded.
 CPU_PIECES = tuple(1 << power for power in (22, 21, 20, 19, 18, 17))
 
-# On other devices a piece bounds the memory of what is kept between two kernels.
+# On other devices a piece bounds the memory that is passed from one kernel to the next.
 DEVICE_PIECE = 1 << 25
 
-# Side bits that are read together, as one integer that float32 can hold.
+# Side bits that are read together, as an integer that float32 can hold exactly.
 WORD = 16
 
-# Results of up to so many operations are computed anew wherever they are used. With more of them, compiling takes up to
-# minutes; with fewer, parts of a kernel know no half precision, and the kernel then fills half of its vectors.
-WRITTEN_ANEW = 22
+# The compiler inlines results of up to this many operations wherever they are used. With a higher number, compiling
+# takes up to minutes. With a lower one, parts of a kernel have no half precision, and it fills half of each vector.
+INLINED_OPERATIONS = 22
 
 
 class Lanes(NamedTuple):
-    """Constants of a device that the compiler would else compute again for each vector; float32.
+    """Constants on a device that the compiler would otherwise compute again for each vector; float32.
 
-    Of as many numbers as the widest vectors hold (AVX-512): one word's in float32, two words' in half precision.
+    They have as many numbers as the widest vectors (AVX-512): those of one word in float32, of two in half precision.
 
     Attributes:
         bits: what each number adds to each word, shape (words, lanes).
-        halves: what moves each number's bit of each word to the first place behind the point; 0 in other words.
+        halves: the power of 1/2 that moves a number's bit of its word to the first binary place; 0 in other words.
     """
 
     bits: Tensor
@@ -53,44 +53,45 @@ def lanes_of(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Lanes:
     words = 2 if any(dtype.itemsize == 2 for dtype in dtypes) else 1
     place = torch.arange(WORD, device=device)
     halves = 0.5 ** (place + 1)
-    if sys.byteorder == "big":  # the first byte of a word, which is written as an integer, holds its upper bits
+    if sys.byteorder == "big":  # words are written as integers, whose first byte then holds the upper bits
         place = place ^ BITS
     bits = torch.where(place == WORD - 1, -1.0, 1.0) * 2.0**place
     return Lanes(*(torch.block_diag(*[values.float()] * words) for values in (bits, halves)))
 
 
-def run(
+def run_compiled(
     function: Callable[..., None],
     curve: Curve,
     results: list[Tensor],
     tensors: list[Tensor],
     side: Tensor | None = None,
     *,
-    first: Callable[..., Tensor] | None = None,
-    written_anew: int = WRITTEN_ANEW,
+    prepare: Callable[..., Tensor] | None = None,
+    inlined_operations: int = INLINED_OPERATIONS,
 ) -> None:
-    """Call a compiled function with pieces of the results, which it writes, and of the tensors and side bits.
+    """Compile a function once, and call it with pieces of the results, which it writes, the tensors and the side bits.
 
     Args:
-        function: of the curve, the device's `Lanes`, the side bits, shape (size / 8,), and pieces of results and
-            tensors, shape (size,) each; of side bits as a result, int16 words, shape (size / WORD,).
-        results, tensors: shape (numel,); side: as `eager.forward` returned it.
-        first: the same of the tensors alone, without bits; what it returns the function is given as one more tensor.
-        written_anew: on a CPU, by the function; see `WRITTEN_ANEW`.
+        function: takes the curve, the device's `Lanes`, the side bits, shape (size / 8,), and pieces of results and
+            tensors, shape (size,) each. Side bits as a result are int16 words, shape (size / WORD,).
+        results, tensors: shape (numel,).
+        side: the side bits of the tensors, uint8, shape (ceil(numel / 8),).
+        prepare: takes the same without side bits and results. What it returns is one more tensor for the function.
+        inlined_operations: for the function on a CPU; see `INLINED_OPERATIONS`.
     """
     device, size = tensors[0].device, tensors[0].numel()
     on_cpu = device.type == "cpu"
     dtypes = tuple([tensor.dtype for tensor in tensors])
-    compiled = _compiled(function, curve, dtypes, device, on_cpu, side is not None, written_anew)
-    compiled_first = first and _compiled(first, curve, dtypes, device, on_cpu, False, WRITTEN_ANEW)
-    for start, stop, padded in _pieces(size, on_cpu, is_bounded=first is not None):
+    compiled = _compiled(function, curve, dtypes, device, on_cpu, side is not None, inlined_operations)
+    compiled_prepare = prepare and _compiled(prepare, curve, dtypes, device, on_cpu, False, INLINED_OPERATIONS)
+    for start, stop, padded in _pieces(size, on_cpu, is_bounded=prepare is not None):
         pieces, bits = [*results, *tensors], [] if side is None else [side]
         if padded != size:
             pieces = [_piece(tensor, start, stop, padded) for tensor in pieces]
             bits = [_piece(tensor, start, stop, padded) for tensor in bits]
         written, read = pieces[: len(results)], pieces[len(results) :]
-        if compiled_first:
-            read.append(compiled_first(*read))
+        if compiled_prepare:
+            read.append(compiled_prepare(*read))
         compiled(*bits, *[_as_words(piece) for piece in written], *read)
         if stop - start < padded:
             for result, piece in zip(results, written, strict=True):
@@ -99,10 +100,10 @@ def run(
 
 
 def _pieces(size: int, on_cpu: bool, *, is_bounded: bool) -> Iterator[tuple[int, int, int]]:
-    """Start and end of each piece, and the size that it is padded to; all but the last one have it.
+    """Start and end of each piece, and its size with padding, which only the last piece may need.
 
     Args:
-        is_bounded: none is of the largest size, because something is kept for each piece.
+        is_bounded: leave out the largest size, because the result of `prepare` has the size of a piece.
     """
     sizes = CPU_PIECES[is_bounded:] if on_cpu else (DEVICE_PIECE,)
     start = 0
@@ -115,7 +116,7 @@ def _pieces(size: int, on_cpu: bool, *, is_bounded: bool) -> Iterator[tuple[int,
 
 
 def _piece(tensor: Tensor, start: int, stop: int, padded: int) -> Tensor:
-    """Of elements, or of side bits, padded to those of so many elements."""
+    """A piece of elements, or their side bits (uint8), padded to this many elements."""
     if tensor.dtype == torch.uint8:
         start, stop, padded = start // BITS, packed_size(stop), packed_size(padded)
     piece, missing = tensor[start:stop], padded - (stop - start)
@@ -123,7 +124,7 @@ def _piece(tensor: Tensor, start: int, stop: int, padded: int) -> Tensor:
 
 
 def _as_words(piece: Tensor) -> Tensor:
-    """Side bits as the integers that are written; others as they are."""
+    """Side bits as the integers that a kernel writes; other tensors unchanged."""
     return piece.view(torch.int16) if piece.dtype == torch.uint8 else piece
 
 
@@ -135,64 +136,64 @@ def _compiled(
     device: torch.device,
     on_cpu: bool,
     has_side: bool,
-    written_anew: int,
+    inlined_operations: int,
 ) -> Callable[..., Any]:
-    """A function of the side bits, if it has them, and pieces of a device's tensors of these dtypes."""
+    """The compiled function, of the side bits (if any) and of pieces of tensors of these dtypes."""
 
     def of_tensors(bits: Tensor, halves: Tensor, *tensors: Tensor) -> Any:
         side = () if has_side else (None,)
         return function(curve, Lanes(bits, halves), *side, *tensors)
 
     lanes = lanes_of(device, dtypes)
-    # With roundings to half precision as they are written: gates are rebuilt from them.
+    # Round to half precision wherever the function does: `_unmultiply` relies on it.
     options: dict[str, Any] = {"emulate_precision_casts": True}
     if on_cpu:
-        # Multiplications and additions in one instruction: without it the polynomials take twice as long.
+        # Fuse multiplications and additions: otherwise the polynomials take twice as long.
         options["cpp.enable_floating_point_contract_flag"] = "fast"
-        options["realize_opcount_threshold"] = written_anew
-        # A vector's side bits come of up to four bytes and two rows of `Lanes`. More than the compiler's own limit of
-        # four reads it would write to memory first.
+        options["realize_opcount_threshold"] = inlined_operations
+        # A vector's side bits are computed from up to four bytes and two rows of `Lanes`. The compiler would write the
+        # result of more than four reads (its default) to memory first.
         options["realize_reads_threshold"] = 8
         return CpuKernels(of_tensors, lanes, options)
-    # torch.compile counts what it has compiled by code object, and gives up at 8: hence one for each curve and dtypes.
+    # torch.compile compiles at most 8 versions of a code object: hence one code object for each curve and dtypes.
     code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")
     copied = FunctionType(code, globals(), closure=of_tensors.__closure__)
-    # None: for any size from the second one on. (True would take the coefficients for variables too.)
+    # None: for any size from the second one on. (With True, the coefficients would be variables too.)
     for_any_size = torch.compile(copied, dynamic=None, fullgraph=True, options=options)
-    # It would be compiled once for where gradients are enabled and once for where they are not.
+    # Without no_grad it would be compiled once with gradients enabled and once without.
     return torch.no_grad()(partial(for_any_size, *lanes))
 
 
 class CpuKernels:
-    """A function of tensors of certain dtypes that is compiled for each size and number of threads it is called with.
+    """A function of tensors of fixed dtypes, compiled for each size and number of threads that it is called with.
 
-    It is handed to the compiler itself. What `torch.compile` returns asks on each call whether what it once compiled
-    still holds, which takes as long as a kernel for half a million elements.
+    It calls the compiler directly. The result of `torch.compile` checks guards on each call, which takes as long as a
+    kernel for half a million elements.
     """
 
-    def __init__(self, function: Callable[..., Any], first: Sequence[Tensor], options: dict[str, Any]) -> None:
-        """Take what to compile.
+    def __init__(self, function: Callable[..., Any], constants: Sequence[Tensor], options: dict[str, Any]) -> None:
+        """Compile nothing yet.
 
         Args:
-            first: tensors that are given to the function before those of each call.
+            constants: tensors that are passed to the function before those of each call.
         """
-        self.function, self.first, self.options = function, first, options
+        self.function, self.constants, self.options = function, constants, options
         self.kernels: dict[tuple[int, int], Callable[..., Any]] = {}
 
     def __call__(self, *tensors: Tensor) -> Any:
         """Call the kernel.
 
         Args:
-            tensors: on the CPU, contiguous, always of the same dtypes; all sizes follow from that of the last one.
+            tensors: on the CPU, contiguous, always with the same dtypes. The last one's size determines the others.
         """
         key = torch.get_num_threads(), tensors[-1].numel()
         kernel = self.kernels.get(key)
         if kernel is None:
-            kernel = self.kernels[key] = self._compile([*self.first, *tensors])
-        return kernel(*self.first, *tensors)
+            kernel = self.kernels[key] = self._compile([*self.constants, *tensors])
+        return kernel(*self.constants, *tensors)
 
     def _compile(self, tensors: Sequence[Tensor]) -> Callable[..., Any]:
-        with plain_cpu(), FakeTensorMode():
+        with ordinary_cpu_tensors(), FakeTensorMode():
             examples: list[Any] = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
             graph = make_fx(self.function)(*examples)
             compiled: Callable[..., Any] = torch._inductor.compile(graph, examples, options=self.options)

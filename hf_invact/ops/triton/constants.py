@@ -1,4 +1,4 @@
-"""What the kernels take from a curve's record, as constants that are compiled into them."""
+"""The numbers of a curve's record that are compiled into the kernels as constants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RatioConstants(NamedTuple):
 class FitConstants(NamedTuple):
     """A fitted curve's derivative for outputs that were rounded to a dtype."""
 
-    sides: tuple[RatioConstants, ...]  # the right one, and the left one where there is one
+    sides: tuple[RatioConstants, ...]  # the right one, and the left one if there is one
     head: float
     tail: float
     scale: float
@@ -50,7 +50,7 @@ def constants_of(curve: Curve, dtype: torch.dtype) -> FitConstants:
             if side is not None
         ),
         head=head,
-        # A half-precision output is known far less precisely than float32 holds y_min.
+        # A half-precision output is far less exact than y_min in float32.
         tail=0.0 if is_coarse else tail,
         scale=curve.scale,
         error=curve.output_error(dtype),

@@ -1,8 +1,9 @@
-"""The formulas in Triton: activations, their fitted derivatives, and outputs rebuilt from products. All in float32.
+"""The formulas in Triton: activations, their fitted derivatives, and outputs from products. All in float32.
 
-The derivative follows `formula` step by step. The rebuilding finds what `quotient` finds, except where a product lies
-next to a power of two or can have been rounded from halfway. The activations follow PyTorch's CUDA kernels, with the
-same functions of CUDA's library, so that results are the same to the bit.
+The derivative follows `eager.formula` step by step. `unmultiply` returns the same as `eager.unmultiply`, except for
+products next to a power of two and products that may have been rounded from halfway between two numbers. The
+activations follow PyTorch's CUDA kernels, with the same functions of CUDA's library, so that results are equal in every
+bit.
 """
 
 # mypy: ignore-errors
@@ -12,12 +13,12 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from ..eager.unmultiply import TINY as SMALLEST_FACTOR
+from ..eager import unmultiply as eager
 
-# Kernels run in Python then, on the CPU: for tests.
+# Whether kernels run in Python on the CPU, for tests.
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 ALL = tl.constexpr(tl.PropagateNan.ALL)
-TINY = tl.constexpr(SMALLEST_FACTOR)
+SMALLEST_FACTOR = tl.constexpr(eager.SMALLEST_FACTOR)
 
 if INTERPRETED.value:
 
@@ -108,7 +109,7 @@ def mish_slope(x):
 
 @triton.jit
 def is_left_of(x, THRESHOLD: tl.constexpr):
-    """An infinite input counts as left: see `eager.sides`."""
+    """An infinite input counts as left: see `eager.activation.side_bits`."""
     return (x < THRESHOLD) | (x == float("inf"))
 
 
@@ -145,7 +146,7 @@ def _ratio(root, FIT: tl.constexpr, SIDE: tl.constexpr):
 
 @triton.jit
 def away_from_zero(factor):
-    return _with_sign_of(tl.maximum(tl.abs(factor), TINY, ALL), factor + 0.0)  # -0 + 0 is 0
+    return _with_sign_of(tl.maximum(tl.abs(factor), SMALLEST_FACTOR, ALL), factor + 0.0)  # -0 + 0 is 0
 
 
 @triton.jit
@@ -155,8 +156,8 @@ def _with_sign_of(size, number):
 
 
 @triton.jit
-def rebuild(product, factor, DTYPE: tl.constexpr, FIT: tl.constexpr):
-    """The output whose product with a factor away from zero was rounded to ``product``, and how far it may be off."""
+def unmultiply(product, factor, DTYPE: tl.constexpr, FIT: tl.constexpr):
+    """The output whose product with a factor away from zero was rounded to ``product``, and its largest error."""
     if FIT.is_coarse:
         size = tl.abs(factor)
         quotient = _divide(product, size)
@@ -183,14 +184,14 @@ def _half_last_place(number, FIT: tl.constexpr):
 
 @triton.jit
 def _divide(number, positive):
-    """To 21 bits, which is enough for half precision: two multiplications cost less than the checks of a division."""
+    """With 21 exact bits, enough for half precision: two multiplications cost less than the checks of a division."""
     reciprocal_root = tl.rsqrt(positive)
     return number * reciprocal_root * reciprocal_root
 
 
 @triton.jit
 def round_to(number, DTYPE: tl.constexpr):
-    if INTERPRETED and tl.bfloat16 == DTYPE:  # the interpreter cuts digits off
+    if INTERPRETED and tl.bfloat16 == DTYPE:  # the interpreter truncates
         bits = number.to(tl.int32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
         number = tl.where(number == number, nearest, number)

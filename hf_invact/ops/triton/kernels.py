@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .formulas import away_from_zero, derivative, is_left_of, rebuild, round_to
+from .formulas import away_from_zero, derivative, is_left_of, round_to, unmultiply
 
 
 @triton.jit
@@ -78,8 +78,8 @@ def gate_backward(
     product = tl.load(product_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + elements, mask=is_inside, other=1.0).to(tl.float32)
     is_left = _load_bits(side_ptr, groups, size, FIT)
-    y, error = rebuild(product, away_from_zero(up), product_ptr.dtype.element_ty, FIT)
-    # Multiplied in the order of the native gradients, which overflows nowhere else.
+    y, error = unmultiply(product, away_from_zero(up), product_ptr.dtype.element_ty, FIT)
+    # Multiplied in the order of the native gradients, so that it overflows only where they do.
     dgate = derivative(y, is_left, error, FIT) * (dy * up)
     tl.store(dup_ptr + elements, round_to(dy * y, dup_ptr.dtype.element_ty), mask=is_inside)
     tl.store(dgate_ptr + elements, round_to(dgate, dgate_ptr.dtype.element_ty), mask=is_inside)
@@ -118,7 +118,8 @@ def exact_gate_backward(
 
 @triton.jit
 def _positions(size, GROUPS: tl.constexpr):
-    """Of the program's groups, shape (GROUPS,), and their elements, shape (GROUPS, 8); and which lie in the tensor."""
+    """The positions of the program's groups, shape (GROUPS,), and of their elements, shape (GROUPS, 8), and which of
+    the elements lie in the tensor."""
     # 64 bits: a tensor may have more than 2^31 elements.
     groups = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     elements = groups[:, None] * 8 + tl.arange(0, 8)[None, :]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...curves import Curve
 from ...ops import Saving, gate, tells_output
-from ...ops.autocast import active_dtype
+from ...ops.inputs import active_dtype
 from ..kind import NotApplicable
 
 _PRODUCTS = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)

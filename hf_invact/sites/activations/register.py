@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...curves import CURVES, Curve, UnsuitableActivation, add_curve, fit_curve
-from ...ops.accuracy import DerivativeError, error_of, measure
+from ...ops.accuracy import DerivativeError, error_of, measure_derivative_error
 from .recognize import recognise
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -130,7 +130,7 @@ def _measure(curve: Curve, dtype: torch.dtype) -> DerivativeError:
     y = curve.forward(x)
     if y.dtype != dtype or y.shape != x.shape:
         raise UnsuitableActivation(f"for an input of {x.dtype}, its result is {y.dtype} of shape {tuple(y.shape)}")
-    error = measure(curve, x)
+    error = measure_derivative_error(curve, x)
     bound = MAX_ROOTS_OF_EPSILON * math.sqrt(torch.finfo(dtype).eps) * curve.derivative(draws).abs().max().item()
     if not error.max <= bound:
         raise UnsuitableActivation(

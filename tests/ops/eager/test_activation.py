@@ -1,4 +1,4 @@
-"""The backends' numbers: side bits and gradients against exact values, whatever the layout, pieces and threads."""
+"""The eager backend: side bits and gradients against exact values, for every layout, size of pieces and threads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_invact.curves import GELU, QUICK_GELU, SILU, Curve
-from hf_invact.ops import BACKENDS, invert
-from hf_invact.ops.backends import Backend
+from hf_invact.curves import GELU, QUICK_GELU, RELU2, SILU, Curve
+from hf_invact.ops import buffers, invert
 from hf_invact.ops.bits import packed_size, unpack
 from hf_invact.ops.buffers import flat
 from hf_invact.ops.eager import activation as eager
 from tests.helpers import (
+    DTYPES,
     FOUR_DIMENSIONS,
     SMALL_PIECE,
     Case,
@@ -40,13 +40,8 @@ DRAWS = 2_000_000
 
 
 @pytest.fixture
-def backend() -> Backend:
-    return BACKENDS["eager"]
-
-
-@pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "CPU_PIECE", SMALL_PIECE)
+    monkeypatch.setattr(buffers, "CPU_PIECE", SMALL_PIECE)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +56,10 @@ def is_left(side: Tensor, y: Tensor) -> Tensor:
     return flags
 
 
-def derivative(backend: Backend, y: Tensor, side: Tensor | None, curve: Curve) -> Tensor:
+def derivative(y: Tensor, side: Tensor | None, curve: Curve) -> Tensor:
     """``D(y, side)`` in float64, without a rounding to the dtype of `y`."""
     wide = torch.promote_types(y.dtype, torch.float32)
-    return backend.backward(torch.ones_like(y, dtype=wide), y, side, curve).double()
+    return eager.backward(torch.ones_like(y, dtype=wide), y, side, curve).double()
 
 
 def rms(error: Tensor) -> float:
@@ -72,9 +67,9 @@ def rms(error: Tensor) -> float:
 
 
 @each_case
-def test_forward(case: Case, backend: Backend) -> None:
+def test_forward(case: Case) -> None:
     x = case.input()
-    y, side = backend.forward(x, case.curve)
+    y, side = eager.forward(x, case.curve)
     assert torch.equal(y, case.curve.forward(x))
     assert (side is None) == (case.curve.x_min is None)
     if side is not None:
@@ -84,59 +79,81 @@ def test_forward(case: Case, backend: Backend) -> None:
 
 
 @each_case
-def test_backward(case: Case, backend: Backend) -> None:
+def test_backward(case: Case) -> None:
     x, dy = case.input(), case.input(seed=1)
-    y, side = backend.forward(x, case.curve)
-    dx = backend.backward(dy, y, side, case.curve)
+    y, side = eager.forward(x, case.curve)
+    dx = eager.backward(dy, y, side, case.curve)
     assert (dx.shape, dx.dtype, dx.stride()) == (x.shape, x.dtype, y.stride())
     assert_gradient_within(error_bar(case.curve, case.dtype), dx, dy, exact_derivative(case.curve, x))
 
 
 @each_case
-def test_pieces_do_not_change_a_bit(case: Case, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_do_not_change_a_bit(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     x, dy = case.input(), case.input(seed=1)
-    y, side = backend.forward(x, case.curve)
-    dx = backend.backward(dy, y, side, case.curve)
-    monkeypatch.setattr(eager, "CPU_PIECE", SMALL_PIECE)
-    y_of_pieces, side_of_pieces = backend.forward(x, case.curve)
+    y, side = eager.forward(x, case.curve)
+    dx = eager.backward(dy, y, side, case.curve)
+    monkeypatch.setattr(buffers, "CPU_PIECE", SMALL_PIECE)
+    y_of_pieces, side_of_pieces = eager.forward(x, case.curve)
     assert torch.equal(y_of_pieces, y)
     assert side is side_of_pieces is None or torch.equal(side_of_pieces, side)
-    assert torch.equal(backend.backward(dy, y, side, case.curve), dx)
+    assert torch.equal(eager.backward(dy, y, side, case.curve), dx)
 
 
 @pytest.mark.parametrize("layout_of_dy", ["expanded", "transposed", "every_second"])
 @each_layout
 @each_dtype
 def test_layout_of_dy_does_not_change_a_bit(
-    dtype: torch.dtype, layout: str, layout_of_dy: str, backend: Backend, small_pieces: None
+    dtype: torch.dtype, layout: str, layout_of_dy: str, small_pieces: None
 ) -> None:
-    y, side = backend.forward(Case(SILU, dtype, FOUR_DIMENSIONS, layout).input(), SILU)
+    y, side = eager.forward(Case(SILU, dtype, FOUR_DIMENSIONS, layout).input(), SILU)
     dy = Case(SILU, dtype, FOUR_DIMENSIONS, layout_of_dy).input(seed=1)
-    dx = backend.backward(dy, y, side, SILU)
-    assert torch.equal(dx, backend.backward(torch.empty_like(y).copy_(dy), y, side, SILU))
+    dx = eager.backward(dy, y, side, SILU)
+    assert torch.equal(dx, eager.backward(torch.empty_like(y).copy_(dy), y, side, SILU))
 
 
 @each_dtype
 @each_curve
-def test_backward_changes_none_of_its_arguments(curve: Curve, dtype: torch.dtype, backend: Backend) -> None:
+def test_backward_changes_none_of_its_arguments(curve: Curve, dtype: torch.dtype) -> None:
     dy = normal(1000, dtype=dtype, seed=1)
-    y, side = backend.forward(normal(1000, dtype=dtype), curve)
+    y, side = eager.forward(normal(1000, dtype=dtype), curve)
     arguments = [dy, y] if side is None else [dy, y, side]
     before = [tensor.clone() for tensor in arguments]
-    backend.backward(dy, y, side, curve)
+    eager.backward(dy, y, side, curve)
     assert all(map(torch.equal, arguments, before))
 
 
+@pytest.mark.parametrize("gradient_dtype", DTYPES, ids=lambda dtype: f"gradient_{dtype_name(dtype)}")
+@each_dtype
+@pytest.mark.parametrize("curve", [SILU, RELU2], ids=lambda curve: curve.name)
+def test_a_gradient_of_another_dtype_changes_no_argument(
+    curve: Curve, dtype: torch.dtype, gradient_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers, "CPU_PIECE", SMALL_PIECE)
+    x, up = (normal(3_001, dtype=dtype, seed=seed) for seed in range(2))
+    dy = normal(3_001, dtype=gradient_dtype, seed=2)
+    y, side = eager.forward(x, curve)
+    product, gate_side = eager.gate_forward(x, up, curve)
+    arguments = [dy, y, product, up]
+    before = [tensor.clone() for tensor in arguments]
+    slope = eager.backward(torch.ones_like(y), y, side, curve)
+    dx = eager.backward(dy, y, side, curve)
+    eager.gate_backward(dy, product, up, gate_side, curve)
+    assert all(map(torch.equal, arguments, before))
+    assert dx.dtype == gradient_dtype
+    tolerance = 2 * max(torch.finfo(dtype).eps, torch.finfo(gradient_dtype).eps)
+    torch.testing.assert_close(dx.double(), dy.double() * slope.double(), rtol=tolerance, atol=1e-7)
+
+
 @each_dtype
 @each_curve
-def test_threads_do_not_change_a_bit(curve: Curve, dtype: torch.dtype, backend: Backend) -> None:
+def test_threads_do_not_change_a_bit(curve: Curve, dtype: torch.dtype) -> None:
     x = normal(100_003, dtype=dtype)  # more than one thread's share
     y = curve.forward(x)
     results = []
     for count in (1, 2, 3):
         with threads(count):
-            _, side = backend.forward(x, curve)
-            results.append((side, backend.backward(torch.ones_like(y), y, side, curve)))
+            _, side = eager.forward(x, curve)
+            results.append((side, eager.backward(torch.ones_like(y), y, side, curve)))
     for side, dx in results[1:]:
         assert side is results[0][0] is None or torch.equal(side, results[0][0])
         assert torch.equal(dx, results[0][1])
@@ -144,11 +161,11 @@ def test_threads_do_not_change_a_bit(curve: Curve, dtype: torch.dtype, backend: 
 
 @each_dtype
 @each_fitted
-def test_derivative_on_normal_inputs(curve: Curve, dtype: torch.dtype, backend: Backend, draws: Tensor) -> None:
+def test_derivative_on_normal_inputs(curve: Curve, dtype: torch.dtype, draws: Tensor) -> None:
     bar = error_bar(curve, dtype)
     x = draws.to(dtype)
-    y, side = backend.forward(x, curve)
-    error = derivative(backend, y, side, curve) - exact_derivative(curve, x)
+    y, side = eager.forward(x, curve)
+    error = derivative(y, side, curve) - exact_derivative(curve, x)
     away = (x.double() - curve.x_min).abs() > 0.05
     assert error.abs().max() < bar.max
     assert error[away].abs().max() < bar.max_away
@@ -158,10 +175,10 @@ def test_derivative_on_normal_inputs(curve: Curve, dtype: torch.dtype, backend: 
 
 @each_half_dtype
 @each_fitted
-def test_gradient_on_normal_inputs(curve: Curve, dtype: torch.dtype, backend: Backend, draws: Tensor) -> None:
+def test_gradient_on_normal_inputs(curve: Curve, dtype: torch.dtype, draws: Tensor) -> None:
     x = draws.to(dtype)
-    y, side = backend.forward(x, curve)
-    error = backend.backward(torch.ones_like(y), y, side, curve).double() - exact_derivative(curve, x)
+    y, side = eager.forward(x, curve)
+    error = eager.backward(torch.ones_like(y), y, side, curve).double() - exact_derivative(curve, x)
     bar = error_bar(curve, dtype)
     assert error.abs().max() < bar.max
     assert rms(error) < rounded_rms(bar, dtype)
@@ -169,10 +186,10 @@ def test_gradient_on_normal_inputs(curve: Curve, dtype: torch.dtype, backend: Ba
 
 @each_half_dtype
 @each_fitted
-def test_all_numbers_of_half_precision(curve: Curve, dtype: torch.dtype, backend: Backend) -> None:
+def test_all_numbers_of_half_precision(curve: Curve, dtype: torch.dtype) -> None:
     x = all_numbers(dtype)
-    y, side = backend.forward(x, curve)
-    dx = backend.backward(torch.ones_like(y), y, side, curve)
+    y, side = eager.forward(x, curve)
+    dx = eager.backward(torch.ones_like(y), y, side, curve)
     exact = exact_derivative(curve, x)
     finite = exact.isfinite()
     assert torch.equal(finite, x.isfinite())
@@ -182,7 +199,7 @@ def test_all_numbers_of_half_precision(curve: Curve, dtype: torch.dtype, backend
 
 @pytest.mark.parametrize("branch", ["left", "right"])
 @each_fitted
-def test_float32_arithmetic_on_a_dense_grid_of_outputs(curve: Curve, branch: str, backend: Backend) -> None:
+def test_float32_arithmetic_on_a_dense_grid_of_outputs(curve: Curve, branch: str) -> None:
     """Each output is a float32 number, and the derivative is compared at its exact inverse: no rounding of y here."""
     end = curve.x_min + (25 if branch == "right" else -15)
     y = curve.forward(torch.linspace(curve.x_min, end, 20_001, dtype=torch.float64)).float().unique()
@@ -193,7 +210,7 @@ def test_float32_arithmetic_on_a_dense_grid_of_outputs(curve: Curve, branch: str
         nearer = curve.forward(middle) < y.double()
         flat_end, steep_end = torch.where(nearer, middle, flat_end), torch.where(nearer, steep_end, middle)
     side = torch.full((packed_size(y.numel()),), 255 if branch == "left" else 0, dtype=torch.uint8)
-    error = (derivative(backend, y, side, curve) - exact_derivative(curve, middle)).abs()
+    error = (derivative(y, side, curve) - exact_derivative(curve, middle)).abs()
     assert y.numel() > 5_000
     assert error[(middle - curve.x_min).abs() > 0.01].max() < 2e-6
     # Next to the turning point the derivative is that of the middle of what a rounded output may have been.
@@ -212,11 +229,11 @@ def test_gradient_is_nan_where_the_native_one_is(curve: Curve, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=dtype_name)
-def test_output_that_overflows_inside_has_a_gradient(dtype: torch.dtype, backend: Backend) -> None:
+def test_output_that_overflows_inside_has_a_gradient(dtype: torch.dtype) -> None:
     """quick_gelu's formula scales the output first, which makes the largest finite numbers infinite."""
     x = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).min], dtype=dtype)
-    y, side = backend.forward(x, QUICK_GELU)
-    assert backend.backward(torch.ones_like(y), y, side, QUICK_GELU).tolist() == pytest.approx([1, 0], abs=1e-6)
+    y, side = eager.forward(x, QUICK_GELU)
+    assert eager.backward(torch.ones_like(y), y, side, QUICK_GELU).tolist() == pytest.approx([1, 0], abs=1e-6)
 
 
 def test_real_and_fake_tensors_take_turns() -> None:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_invact.curves import CURVES, GELU, SILU, Curve
-from hf_invact.ops import BACKENDS, Saving
-from hf_invact.ops.backends import Backend
+from hf_invact.ops import Saving, buffers
 from hf_invact.ops.eager import activation as eager
 from tests.helpers import (
     FOUR_DIMENSIONS,
@@ -51,11 +50,6 @@ def draws() -> tuple[Tensor, ...]:
     return 1.5 * a, u, dy
 
 
-@pytest.fixture
-def backend() -> Backend:
-    return BACKENDS["eager"]
-
-
 def relative_error(result: Tensor, exact: Tensor) -> float:
     return ((result.double() - exact).norm() / exact.norm()).item()
 
@@ -81,7 +75,7 @@ def test_error_on_normal_inputs(curve: Curve, dtype: torch.dtype, draws: tuple[T
 def test_with_both_inputs_kept_the_gradients_are_the_native_ones(
     curve: Curve, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eager, "CPU_PIECE", SMALL_PIECE)
+    monkeypatch.setattr(buffers, "CPU_PIECE", SMALL_PIECE)
     a, u, dy = (normal(2_001, dtype=dtype, seed=seed) for seed in range(3))
     u[::10] = 0
     results, expected = (
@@ -157,18 +151,18 @@ def test_gradcheck(curve: Curve, saving: Saving) -> None:
 
 
 def forward_and_backward(
-    backend: Backend, saving: Saving, curve: Curve
+    saving: Saving, curve: Curve
 ) -> tuple[Callable[..., tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]]:
-    """What is kept of ``a`` and ``u``, and the gradients from ``dy`` and that."""
+    """A function that returns what is saved for ``a`` and ``u``, and one of the gradients from ``dy`` and that."""
     if saving == "inputs":
-        return lambda a, u: (a, u), lambda dy, a, u: backend.exact_gate_backward(dy, a, u, curve)
+        return lambda a, u: (a, u), lambda dy, a, u: eager.exact_gate_backward(dy, a, u, curve)
 
     def forward(a: Tensor, u: Tensor) -> tuple[Tensor, ...]:
-        product, side = backend.gate_forward(a, u, curve)
+        product, side = eager.gate_forward(a, u, curve)
         return (product, u) if side is None else (product, u, side)
 
     def backward(dy: Tensor, product: Tensor, u: Tensor, side: Tensor | None = None) -> tuple[Tensor, ...]:
-        return backend.gate_backward(dy, product, u, side, curve)
+        return eager.gate_backward(dy, product, u, side, curve)
 
     return forward, backward
 
@@ -177,13 +171,13 @@ def forward_and_backward(
 @each_shape
 @pytest.mark.parametrize("curve", [GELU, CURVES["elu"]], ids=["with-bits", "without-bits"])
 def test_pieces_do_not_change_a_bit(
-    curve: Curve, shape: tuple[int, ...], saving: Saving, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    curve: Curve, shape: tuple[int, ...], saving: Saving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, u, dy = (normal(*shape, seed=seed) for seed in range(3))
-    forward, backward = forward_and_backward(backend, saving, curve)
+    forward, backward = forward_and_backward(saving, curve)
     kept = forward(a, u)
     gradients = backward(dy, *kept)
-    monkeypatch.setattr(eager, "CPU_PIECE", SMALL_PIECE)
+    monkeypatch.setattr(buffers, "CPU_PIECE", SMALL_PIECE)
     assert all(map(torch.equal, forward(a, u), kept))
     # The native kernels, which recompute from both inputs, round a last element that is alone in its piece differently.
     tolerance = 0.0 if saving == "output" else 2 * torch.finfo(dy.dtype).eps
@@ -194,11 +188,11 @@ def test_pieces_do_not_change_a_bit(
 @pytest.mark.parametrize("layout_of_dy", ["expanded", "transposed", "every_second"])
 @each_layout
 def test_layout_of_dy_does_not_change_a_bit(
-    layout: str, layout_of_dy: str, saving: Saving, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    layout: str, layout_of_dy: str, saving: Saving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eager, "CPU_PIECE", SMALL_PIECE)
+    monkeypatch.setattr(buffers, "CPU_PIECE", SMALL_PIECE)
     case = Case(GELU, torch.float32, FOUR_DIMENSIONS, layout)
-    forward, backward = forward_and_backward(backend, saving, GELU)
+    forward, backward = forward_and_backward(saving, GELU)
     kept = forward(case.input(), case.input(seed=1))
     dy = Case(GELU, torch.float32, FOUR_DIMENSIONS, layout_of_dy).input(seed=2)
     assert all(map(torch.equal, backward(dy, *kept), backward(dy.contiguous(), *kept)))
@@ -206,9 +200,9 @@ def test_layout_of_dy_does_not_change_a_bit(
 
 @each_dtype
 @each_operation
-def test_threads_do_not_change_a_bit(curve: Curve, dtype: torch.dtype, backend: Backend) -> None:
+def test_threads_do_not_change_a_bit(curve: Curve, dtype: torch.dtype) -> None:
     a, u, dy = (normal(100_003, dtype=dtype, seed=seed) for seed in range(3))  # more than one thread's share
-    forward, backward = forward_and_backward(backend, "output", curve)
+    forward, backward = forward_and_backward("output", curve)
     kept = forward(a, u)
     results = []
     for count in (1, 2, 3):
@@ -220,11 +214,9 @@ def test_threads_do_not_change_a_bit(curve: Curve, dtype: torch.dtype, backend: 
 @each_saving
 @each_dtype
 @each_curve
-def test_backward_changes_none_of_its_arguments(
-    curve: Curve, dtype: torch.dtype, saving: Saving, backend: Backend
-) -> None:
+def test_backward_changes_none_of_its_arguments(curve: Curve, dtype: torch.dtype, saving: Saving) -> None:
     a, u, dy = (normal(1000, dtype=dtype, seed=seed) for seed in range(3))
-    forward, backward = forward_and_backward(backend, saving, curve)
+    forward, backward = forward_and_backward(saving, curve)
     arguments = (dy, *forward(a, u), a, u)
     before = [tensor.clone() for tensor in arguments]
     backward(*arguments[:-2])

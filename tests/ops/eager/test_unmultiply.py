@@ -1,4 +1,4 @@
-"""An output is found again from its product with a factor."""
+"""An output is computed from its product with a factor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_invact.ops.eager.unmultiply import away_from_zero, rebuild, uncertainty
+from hf_invact.ops.eager.unmultiply import away_from_zero, uncertainty, unmultiply
 from tests.helpers import TINY, all_numbers, dtype_name, each_product_dtype, last_place, normal
 
 HALF = torch.bfloat16
@@ -32,16 +32,16 @@ def pairs() -> tuple[Tensor, Tensor, Tensor]:
     return outputs[finite], others[finite], products[finite]
 
 
-def test_every_output_is_rebuilt_within_the_error_it_states() -> None:
+def test_every_output_is_within_the_error_it_states() -> None:
     y, factor, product = pairs()
-    rebuilt = rebuild(product, factor)
-    assert rebuilt.dtype == torch.float32
-    assert rebuilt.isfinite().all()
-    error = uncertainty(rebuilt, HALF)
+    output = unmultiply(product, factor)
+    assert output.dtype == torch.float32
+    assert output.isfinite().all()
+    error = uncertainty(output, HALF)
     assert error is not None
     assert error.isfinite().all()
 
-    distance = (rebuilt.double() - y.double()).abs()
+    distance = (output.double() - y.double()).abs()
     half_step = last_place(y.double(), HALF) / 2
     smallest = torch.finfo(HALF).smallest_normal
     is_subnormal = product.abs() < smallest
@@ -57,29 +57,29 @@ def test_outputs_next_to_a_turning_point_are_known_with_every_factor() -> None:
     """There an error is magnified; the products with the smallest factor have the digits for it too."""
     y, factor, product = pairs()
     near = (y <= -0.16) & (y >= -0.4)
-    rebuilt = rebuild(product[near], factor[near])
-    error, half_step = uncertainty(rebuilt, HALF), last_place(y[near].double(), HALF) / 2
-    assert ((rebuilt - y[near]).abs() <= error + half_step).all()
+    output = unmultiply(product[near], factor[near])
+    error, half_step = uncertainty(output, HALF), last_place(y[near].double(), HALF) / 2
+    assert ((output - y[near]).abs() <= error + half_step).all()
     assert (error <= 2 * half_step).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
-def test_wide_outputs_are_rebuilt_but_for_two_roundings(dtype: torch.dtype) -> None:
+def test_wide_outputs_are_exact_except_for_two_roundings(dtype: torch.dtype) -> None:
     y = normal(20_000, dtype=dtype)
     for value in factors(dtype):
         factor = value.expand(y.shape)
-        rebuilt = rebuild(y * away_from_zero(factor), factor)
-        assert uncertainty(rebuilt, dtype) is None
-        assert rebuilt.dtype == dtype
-        assert ((rebuilt - y).abs() <= 1.01 * torch.finfo(dtype).eps * y.abs()).all()
+        output = unmultiply(y * away_from_zero(factor), factor)
+        assert uncertainty(output, dtype) is None
+        assert output.dtype == dtype
+        assert ((output - y).abs() <= 1.01 * torch.finfo(dtype).eps * y.abs()).all()
 
 
 @each_product_dtype
 def test_zero_stays_zero(dtype: torch.dtype) -> None:
     factor = factors(dtype)
     for zero in (0.0, -0.0):
-        rebuilt = rebuild(torch.full_like(factor, zero) * away_from_zero(factor), factor)
-        assert (rebuilt == 0).all()
+        output = unmultiply(torch.full_like(factor, zero) * away_from_zero(factor), factor)
+        assert (output == 0).all()
 
 
 @each_product_dtype
@@ -104,8 +104,8 @@ def test_factors_that_all_are_away_from_zero_are_not_copied(dtype: torch.dtype) 
 def test_changes_none_of_its_arguments(dtype: torch.dtype) -> None:
     product, factor = normal(1000, dtype=dtype), normal(1000, dtype=dtype, seed=1)
     before = product.clone(), factor.clone()
-    rebuilt = rebuild(product, factor)
-    rebuilt.zero_()  # the caller's own
+    output = unmultiply(product, factor)
+    output.zero_()  # the caller's own
     assert torch.equal(product, before[0])
     assert torch.equal(factor, before[1])
 
@@ -113,13 +113,13 @@ def test_changes_none_of_its_arguments(dtype: torch.dtype) -> None:
 def test_the_largest_outputs_stay_finite() -> None:
     factor = torch.linspace(0.5, 1, 129, dtype=HALF)
     y = torch.full_like(factor, torch.finfo(HALF).max)
-    for output in (y, -y):
-        rebuilt = rebuild(output * factor, factor)
-        assert ((rebuilt - output.float()).abs() <= torch.finfo(HALF).eps / 2 * y.float()).all()
-        assert rebuilt.to(HALF).isfinite().all()
+    for expected in (y, -y):
+        output = unmultiply(expected * factor, factor)
+        assert ((output - expected.float()).abs() <= torch.finfo(HALF).eps / 2 * y.float()).all()
+        assert output.to(HALF).isfinite().all()
 
 
 def test_what_is_not_finite_stays_so() -> None:
     product = torch.tensor([math.inf, math.nan, 1.0, math.inf], dtype=HALF)
     factor = torch.tensor([2.0, 2.0, math.nan, math.inf], dtype=HALF)
-    assert rebuild(product, factor).isfinite().tolist() == [False] * 4
+    assert unmultiply(product, factor).isfinite().tolist() == [False] * 4

@@ -1,4 +1,4 @@
-"""The compiled formulas against the plain backend."""
+"""The compiled formulas against the eager backend."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from hf_invact.curves import CURVES, GELU, SILU, Curve, Fit, elu
-from hf_invact.ops import BACKENDS, gate, invert
-from hf_invact.ops.eager.derivative import slopes_of_rebuilt
-from hf_invact.ops.eager.unmultiply import tells_output
-from hf_invact.ops.inductor import activation as compiled
-from hf_invact.ops.inductor import compiler as compiling
+from hf_invact.ops import gate, invert, tells_output
+from hf_invact.ops.eager import activation as eager
+from hf_invact.ops.eager.derivative import derivative_of_unmultiplied
+from hf_invact.ops.inductor import activation as inductor
+from hf_invact.ops.inductor import compiler
 from tests.helpers import (
     LAYOUTS,
     all_numbers,
@@ -31,7 +31,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"),
 ]
-EAGER, COMPILE = BACKENDS["eager"], BACKENDS["compile"]
 PIECE, LARGE_PIECE = 128, 512
 # Fitted, in each dtype and with limits; and closed forms with bits and without. (Compiling takes seconds each.)
 CURVES_AND_DTYPES = [
@@ -48,7 +47,7 @@ each_curve_and_dtype = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "CPU_PIECES", (LARGE_PIECE, PIECE))
+    monkeypatch.setattr(compiler, "CPU_PIECES", (LARGE_PIECE, PIECE))
 
 
 def assert_close(result: Tensor, expected: Tensor, curve: Curve, dy: Tensor) -> None:
@@ -69,20 +68,20 @@ def assert_same_bits(side: Tensor | None, expected: Tensor | None) -> None:
 
 @pytest.mark.parametrize("size", [0, 9, PIECE, LARGE_PIECE + PIECE + 3])
 @each_curve_and_dtype
-def test_as_the_plain_backend(curve: Curve, dtype: torch.dtype, size: int) -> None:
+def test_as_the_eager_backend(curve: Curve, dtype: torch.dtype, size: int) -> None:
     x, up, dy = (normal(size, dtype=dtype, seed=seed) for seed in range(3))
-    (y, side), (expected, expected_side) = (backend.forward(x, curve) for backend in (COMPILE, EAGER))
+    (y, side), (expected, expected_side) = (backend.forward(x, curve) for backend in (inductor, eager))
     assert torch.equal(y, expected)
     assert_same_bits(side, expected_side)
-    assert_close(COMPILE.backward(dy, y, side, curve), EAGER.backward(dy, y, expected_side, curve), curve, dy)
+    assert_close(inductor.backward(dy, y, side, curve), eager.backward(dy, y, expected_side, curve), curve, dy)
     if not tells_output(curve, dtype, dtype):
         return
-    (product, side), (expected, expected_side) = (backend.gate_forward(x, up, curve) for backend in (COMPILE, EAGER))
+    (product, side), (expected, expected_side) = (backend.gate_forward(x, up, curve) for backend in (inductor, eager))
     assert torch.equal(product, expected)
     assert_same_bits(side, expected_side)
     before = [tensor.clone() for tensor in (dy, product, up)]
-    gradients = COMPILE.gate_backward(dy, product, up, side, curve)
-    for result, of_eager in zip(gradients, EAGER.gate_backward(dy, product, up, expected_side, curve), strict=True):
+    gradients = inductor.gate_backward(dy, product, up, side, curve)
+    for result, of_eager in zip(gradients, eager.gate_backward(dy, product, up, expected_side, curve), strict=True):
         assert (result.dtype, result.shape) == (of_eager.dtype, of_eager.shape)
         # Where a product is between two outputs of half precision, not both backends may take the same.
         bar = 4 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 1e-5
@@ -92,13 +91,13 @@ def test_as_the_plain_backend(curve: Curve, dtype: torch.dtype, size: int) -> No
 
 def test_all_numbers() -> None:
     x = all_numbers(torch.bfloat16)
-    y, side = COMPILE.forward(x, GELU)
-    expected, expected_side = EAGER.forward(x, GELU)
+    y, side = inductor.forward(x, GELU)
+    expected, expected_side = eager.forward(x, GELU)
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.nan_to_num(), expected.nan_to_num())
     assert_same_bits(side, expected_side)
     dy = torch.ones_like(y)
-    assert_close(COMPILE.backward(dy, y, side, GELU), EAGER.backward(dy, y, expected_side, GELU), GELU, dy)
+    assert_close(inductor.backward(dy, y, side, GELU), eager.backward(dy, y, expected_side, GELU), GELU, dy)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -124,20 +123,20 @@ def test_nothing_is_compiled_again_for_another_size(monkeypatch: pytest.MonkeyPa
         x = normal(size).requires_grad_()
         invert(x, GELU, backend="compile").sum().backward()
 
-    compiled_anew = Mock(side_effect=torch._inductor.compile)
-    monkeypatch.setattr(torch._inductor, "compile", compiled_anew)
-    compiling._compiled.cache_clear()
+    compilations = Mock(side_effect=torch._inductor.compile)
+    monkeypatch.setattr(torch._inductor, "compile", compilations)
+    compiler._compiled.cache_clear()
     step(100)
     step(LARGE_PIECE)
-    assert compiled_anew.call_count == 2 * 2  # sizes, and directions
+    assert compilations.call_count == 2 * 2  # sizes, and directions
     for size in (1, 99, PIECE, 2 * LARGE_PIECE + 200):
         step(size)
-    assert compiled_anew.call_count == 2 * 2
+    assert compilations.call_count == 2 * 2
 
 
 def compiled_backward(like: Tensor, *, on_cpu: bool) -> Any:
     dtypes = (like.dtype,) * 2
-    return compiling._compiled(compiled._backward, GELU, dtypes, like.device, on_cpu, True, compiling.WRITTEN_ANEW)
+    return compiler._compiled(inductor._backward, GELU, dtypes, like.device, on_cpu, True, compiler.INLINED_OPERATIONS)
 
 
 def test_another_number_of_threads_has_kernels_of_its_own() -> None:
@@ -145,8 +144,8 @@ def test_another_number_of_threads_has_kernels_of_its_own() -> None:
     results = []
     for count in (1, 2):
         with threads(count):
-            y, side = COMPILE.forward(x, GELU)
-            results.append(COMPILE.backward(dy, y, side, GELU))
+            y, side = inductor.forward(x, GELU)
+            results.append(inductor.backward(dy, y, side, GELU))
     kernels = compiled_backward(x, on_cpu=True).kernels
     assert {1, 2} <= {threads for threads, *_ in kernels}
     assert torch.equal(*results)
@@ -156,11 +155,11 @@ def test_in_whatever_mode_a_kernel_was_compiled_it_serves_the_others() -> None:
     x, dy = normal(PIECE, dtype=torch.bfloat16), normal(PIECE, dtype=torch.bfloat16, seed=1)
     results = []
     for first in (torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu"), lambda: torch.device("meta")):
-        compiling._compiled.cache_clear()
+        compiler._compiled.cache_clear()
         for mode in (first, torch.inference_mode, torch.enable_grad):
             with mode():
-                y, side = COMPILE.forward(x, SILU)
-                results.append(COMPILE.backward(dy, y, side, SILU))
+                y, side = inductor.forward(x, SILU)
+                results.append(inductor.backward(dy, y, side, SILU))
     assert all(torch.equal(result, results[0]) for result in results)
     assert results[0].device.type == "cpu"
 
@@ -168,10 +167,10 @@ def test_in_whatever_mode_a_kernel_was_compiled_it_serves_the_others() -> None:
 @pytest.mark.parametrize("size", [PIECE, PIECE + 9])
 def test_nothing_is_differentiated_within_a_kernel(size: int) -> None:
     x, dy = normal(size), normal(size, seed=1)
-    y, side = COMPILE.forward(x, GELU)
-    expected = COMPILE.backward(dy, y, side, GELU)
+    y, side = inductor.forward(x, GELU)
+    expected = inductor.backward(dy, y, side, GELU)
     with torch.enable_grad():
-        result = COMPILE.backward(dy.requires_grad_(), y.requires_grad_(), side, GELU)
+        result = inductor.backward(dy.requires_grad_(), y.requires_grad_(), side, GELU)
     assert not result.requires_grad
     assert torch.equal(result, expected)
 
@@ -180,34 +179,34 @@ def test_a_kernel_for_any_size_as_other_devices_have_it() -> None:
     kernel = compiled_backward(torch.empty(0), on_cpu=False)
     for size in (64, 96, 160):
         x, dy = normal(size), normal(size, seed=1)
-        y, side = EAGER.forward(x, GELU)
+        y, side = eager.forward(x, GELU)
         assert side is not None
         dx = torch.empty(size)
         kernel(side, dx, dy, y)
-        assert_close(dx, EAGER.backward(dy, y, side, GELU), GELU, dy)
+        assert_close(dx, eager.backward(dy, y, side, GELU), GELU, dy)
 
 
 def test_what_is_kept_for_a_piece_is_bounded() -> None:
     size = LARGE_PIECE + PIECE + 3
     whole, rest = (0, LARGE_PIECE, LARGE_PIECE), (LARGE_PIECE + PIECE, size, PIECE)
-    assert list(compiling._pieces(size, True, is_bounded=False)) == [whole, (LARGE_PIECE, rest[0], PIECE), rest]
-    assert {padded for *_, padded in compiling._pieces(size, True, is_bounded=True)} == {PIECE}
+    assert list(compiler._pieces(size, True, is_bounded=False)) == [whole, (LARGE_PIECE, rest[0], PIECE), rest]
+    assert {padded for *_, padded in compiler._pieces(size, True, is_bounded=True)} == {PIECE}
 
 
 def test_bits_that_begin_at_an_odd_byte() -> None:
     x, dy = normal(LARGE_PIECE), normal(LARGE_PIECE, seed=1)
-    y, side = COMPILE.forward(x, GELU)
+    y, side = inductor.forward(x, GELU)
     assert side is not None
     moved = torch.cat([side[:1], side])[1:]
-    assert torch.equal(COMPILE.backward(dy, y, moved, GELU), COMPILE.backward(dy, y, side, GELU))
+    assert torch.equal(inductor.backward(dy, y, moved, GELU), inductor.backward(dy, y, side, GELU))
 
 
 def test_a_gradient_of_another_dtype_is_rounded_once() -> None:
     x, up = (normal(PIECE, dtype=torch.bfloat16, seed=seed) for seed in range(2))
     dy = normal(PIECE, seed=2)
-    product, side = COMPILE.gate_forward(x, up, GELU)
-    gradients = COMPILE.gate_backward(dy, product, up, side, GELU)
-    for result, expected in zip(gradients, EAGER.gate_backward(dy, product, up, side, GELU), strict=True):
+    product, side = inductor.gate_forward(x, up, GELU)
+    gradients = inductor.gate_backward(dy, product, up, side, GELU)
+    for result, expected in zip(gradients, eager.gate_backward(dy, product, up, side, GELU), strict=True):
         assert result.dtype == torch.float32
         # Not both backends take the same output where a product is between two; elsewhere they agree in float32.
         assert ((result - expected).abs() < 1e-5).float().mean() > 0.9
@@ -225,14 +224,14 @@ def test_an_up_of_half_precision_beside_a_wide_gate(of_up: torch.dtype) -> None:
         torch.testing.assert_close(result, of_eager, rtol=1e-5, atol=1e-6)
 
 
-def rebuilt(curve: Curve, product: Tensor, up: Tensor) -> Tensor:
-    lanes = compiling.lanes_of(product.device, (product.dtype,))
-    return compiled._rebuild(curve, lanes, None, torch.ones_like(product), up, product)
+def unmultiplied(curve: Curve, product: Tensor, up: Tensor) -> Tensor:
+    lanes = compiler.lanes_of(product.device, (product.dtype,))
+    return inductor._unmultiply(curve, lanes, None, torch.ones_like(product), up, product)
 
 
-def test_rebuilt_outputs_are_within_a_step_and_mostly_exact() -> None:
+def test_unmultiplied_outputs_are_within_a_step_and_mostly_exact() -> None:
     (y, up, product), dtype = pairs(), HALF
-    found = rebuilt(GELU, product, up)
+    found = unmultiplied(GELU, product, up)
     assert found.dtype == torch.float32
     assert found.isfinite().all()
     smallest = torch.finfo(dtype).smallest_normal
@@ -254,13 +253,13 @@ def test_next_to_the_turning_point_middles_have_derivatives_of_their_own(curve: 
     y = torch.stack([lowest[:2], (lowest[:2] + lowest[1:]) / 2]).flatten()
     y, side = y.repeat(8), torch.zeros(4, dtype=torch.uint8)
     dgate, dup, dy, up = torch.empty(32), torch.empty(32), torch.ones(32), torch.ones(32, dtype=dtype)
-    compiled._gate_backward(curve, compiling.lanes_of(y.device, (dtype,)), side, dgate, dup, dy, up, up, y)
-    expected = slopes_of_rebuilt(curve, up)(y, side)
+    inductor._gate_backward(curve, compiler.lanes_of(y.device, (dtype,)), side, dgate, dup, dy, up, up, y)
+    expected = derivative_of_unmultiplied(curve, up)(y, side)
     torch.testing.assert_close(dgate, expected, rtol=0, atol=1e-4)
 
 
-def test_the_largest_output_is_rebuilt_as_a_number() -> None:
+def test_the_largest_output_stays_finite() -> None:
     up = all_numbers(HALF)
     up = up[(up.abs() > 1e-3) & (up.abs() < 1)]
     largest = torch.full_like(up, torch.finfo(HALF).max)
-    assert torch.allclose(rebuilt(GELU, largest * up, up), largest.float(), rtol=torch.finfo(HALF).eps)
+    assert torch.allclose(unmultiplied(GELU, largest * up, up), largest.float(), rtol=torch.finfo(HALF).eps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch._ops import OpOverload
 from torch.library import opcheck
 
 from hf_invact.curves import GELU, Curve, softplus
+from hf_invact.ops.eager import activation as eager
 from hf_invact.ops.operators import activation as operators
 from tests.helpers import DTYPES, FOUR_DIMENSIONS, HALF_DTYPES, LAYOUTS, Case, dtype_name
 
@@ -46,6 +48,34 @@ def operator_of(name: str) -> OpOverload:
 
 def with_gradients(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.detach().requires_grad_() if isinstance(value, Tensor) else value for value in arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("activation", "forward"),
+        ("activation_backward", "backward"),
+        ("gate", "gate_forward"),
+        ("gate_backward", "gate_backward"),
+        ("exact_activation_backward", "exact_backward"),
+        ("exact_gate_backward", "exact_gate_backward"),
+    ],
+)
+def test_an_operator_calls_the_backend_that_is_named(name: str, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, backward = arguments_of(name.removesuffix("_backward"), Case(GELU, torch.float32, (9,)))
+    *arguments, _ = backward if name.endswith("_backward") else forward
+    spies = {backend: Mock(wraps=eager) for backend in ("eager", "compile")}
+    monkeypatch.setattr(operators, "implementation", spies.__getitem__)
+    operator_of(name)(*arguments, "compile")
+    assert [call[0] for call in spies["compile"].mock_calls] == [function]
+    assert spies["eager"].mock_calls == []
+
+
+@pytest.mark.parametrize("kind", ["exact_activation", "exact_gate"])
+def test_exact_operators_refuse_an_unknown_backend_as_well(kind: str) -> None:
+    (*arguments, _), _ = arguments_of(kind, Case(GELU, torch.float32, (9,)))
+    with pytest.raises(ValueError, match="unknown backend 'cuda'; known: auto, eager"):
+        operator_of(kind)(*arguments, "cuda")
 
 
 @each_argument

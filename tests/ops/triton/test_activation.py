@@ -1,4 +1,4 @@
-"""Triton's kernels against the plain backend: compiled where there is a GPU, else in Triton's interpreter."""
+"""Triton's kernels against the eager backend: compiled if there is a GPU, else in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from hf_invact import inverted_activations
 from hf_invact.curves import CURVES, GELU, SILU, Curve, fit_curve
-from hf_invact.ops import BACKENDS
+from hf_invact.ops.eager import activation as eager
 from hf_invact.ops.eager.unmultiply import away_from_zero
+from hf_invact.ops.operators.activation import implementation
 from tests.helpers import (
     CASES,
     FITTED,
@@ -43,7 +44,7 @@ pytestmark = [
 needs_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WRITTEN_IN_TRITON = (*FITTED, CURVES["clipped_gelu"])
-EAGER, TRITON = BACKENDS["eager"], BACKENDS["triton"]
+TRITON = implementation("triton")
 
 # A program handles 1,024 elements: sizes on both sides of that.
 AROUND_A_BLOCK = [Case(SILU, dtype, (size,)) for dtype in DTYPES for size in (1023, 1024, 1025, 2047, 2049)]
@@ -92,23 +93,23 @@ def assert_same_gradient(result: Tensor, expected: Tensor, atol: float = 4e-6) -
 @each_case
 def test_activation(case: Case) -> None:
     x, dy = case.input().to(DEVICE), case.input(seed=1).to(DEVICE)
-    expected, expected_side = EAGER.forward(x, case.curve)
+    expected, expected_side = eager.forward(x, case.curve)
     y, side = TRITON.forward(x, case.curve)
     assert_same_forward(y, expected)
     assert torch.equal(side, expected_side)
     dx = TRITON.backward(dy, expected, side, case.curve)
-    assert_same_gradient(dx, EAGER.backward(dy, expected, side, case.curve))
+    assert_same_gradient(dx, eager.backward(dy, expected, side, case.curve))
 
 
 @pytest.mark.parametrize("case", GATE_CASES, ids=str)
 def test_gate(case: Case) -> None:
     gate, up, dy = (case.input(seed=seed).to(DEVICE) for seed in range(3))
-    expected, expected_side = EAGER.gate_forward(gate, up, case.curve)
+    expected, expected_side = eager.gate_forward(gate, up, case.curve)
     product, side = TRITON.gate_forward(gate, up, case.curve)
     assert_same_forward(product, expected)
     assert torch.equal(side, expected_side)
     gradients = TRITON.gate_backward(dy, expected, up, side, case.curve)
-    for result, of_eager in zip(gradients, EAGER.gate_backward(dy, expected, up, side, case.curve), strict=True):
+    for result, of_eager in zip(gradients, eager.gate_backward(dy, expected, up, side, case.curve), strict=True):
         assert result.stride() == of_eager.stride()
         # Where a product is between two outputs' one rounding decides which of them is taken.
         bar = 4 * torch.finfo(case.dtype).eps
@@ -116,10 +117,10 @@ def test_gate(case: Case) -> None:
 
 
 @pytest.mark.parametrize("curve", [GELU, SILU], ids=lambda curve: curve.name)
-def test_outputs_are_rebuilt_as_by_the_plain_backend(curve: Curve) -> None:
+def test_unmultiplied_outputs_are_those_of_the_eager_backend(curve: Curve) -> None:
     gate, up, dy = (normal(20_000, dtype=torch.bfloat16, seed=seed).to(DEVICE) for seed in range(3))
-    product, side = EAGER.gate_forward(gate, up, curve)
-    gradients = (backend.gate_backward(dy, product, up, side, curve) for backend in (TRITON, EAGER))
+    product, side = eager.gate_forward(gate, up, curve)
+    gradients = (backend.gate_backward(dy, product, up, side, curve) for backend in (TRITON, eager))
     for result, of_eager in zip(*gradients, strict=True):
         assert (result == of_eager).double().mean() > 0.95
 
@@ -128,13 +129,13 @@ def test_outputs_are_rebuilt_as_by_the_plain_backend(curve: Curve) -> None:
 @each_curve
 def test_all_numbers(curve: Curve, dtype: torch.dtype) -> None:
     x = all_numbers(dtype).to(DEVICE)
-    expected, expected_side = EAGER.forward(x, curve)
+    expected, expected_side = eager.forward(x, curve)
     y, side = TRITON.forward(x, curve)
     is_small = x.abs() < 1e4  # the interpreter's overflows differ
     assert_same_forward(y[is_small] if DEVICE == "cpu" else y, expected[is_small] if DEVICE == "cpu" else expected)
     assert torch.equal(side, expected_side)
     dy = torch.ones_like(x)
-    dx, of_eager = (backend.backward(dy, expected, side, curve) for backend in (TRITON, EAGER))
+    dx, of_eager = (backend.backward(dy, expected, side, curve) for backend in (TRITON, eager))
     assert torch.equal(dx.isnan(), of_eager.isnan())
     assert_same_gradient(dx, of_eager)
 
@@ -143,7 +144,7 @@ def test_all_numbers(curve: Curve, dtype: torch.dtype) -> None:
 @each_curve
 def test_derivative(curve: Curve, dtype: torch.dtype) -> None:
     x, dy = (normal(20_000, dtype=dtype, seed=seed).to(DEVICE) for seed in range(2))
-    y, side = EAGER.forward(x, curve)
+    y, side = eager.forward(x, curve)
     dx = TRITON.backward(dy, y, side, curve).cpu()
     bar = error_bar(GELU if curve.limits else curve, dtype)
     bar = replace(bar, max=1.05 * bar.max)  # a few inputs next to the turning point are at the bar itself
@@ -152,8 +153,9 @@ def test_derivative(curve: Curve, dtype: torch.dtype) -> None:
 
 @each_dtype
 def test_writes_nothing_beyond_its_results(dtype: torch.dtype, kernels: ModuleType) -> None:
-    from hf_invact.ops.triton.activation import ACTIVATIONS, _launch
+    from hf_invact.ops.triton.activation import ACTIVATIONS
     from hf_invact.ops.triton.constants import constants_of
+    from hf_invact.ops.triton.launch import launch_elementwise
 
     size, room = 1027, 4096
     x = normal(size, dtype=dtype).to(DEVICE)
@@ -163,11 +165,11 @@ def test_writes_nothing_beyond_its_results(dtype: torch.dtype, kernels: ModuleTy
     )
     constants = {"FIT": constants_of(GELU, dtype)}
     of_the_forward = {**constants, "ACTIVATION": ACTIVATIONS["gelu"], "THRESHOLD": GELU.threshold(dtype)}
-    _launch(kernels.forward, x, y, side, **of_the_forward)
+    launch_elementwise(kernels.forward, x, y, side, **of_the_forward)
     assert (y[size:] == 7).all()
     assert (side[129:] == 7).all()
     dx = torch.full_like(y, 7.0)
-    _launch(kernels.backward, x, y, side, dx, **constants)
+    launch_elementwise(kernels.backward, x, y, side, dx, **constants)
     assert (dx[size:] == 7).all()
     assert (dx[:size] != 7).all()
 
@@ -190,7 +192,7 @@ def test_small_factors_keep_the_output(dtype: torch.dtype, of_up: torch.dtype) -
 def test_gradients_from_inputs(case: Case) -> None:
     gate, up, dy = (case.input(seed=seed).to(DEVICE) for seed in range(3))
     tolerance = 2 * torch.finfo(case.dtype).eps
-    expected = EAGER.exact_backward(dy, gate, case.curve), *EAGER.exact_gate_backward(dy, gate, up, case.curve)
+    expected = eager.exact_backward(dy, gate, case.curve), *eager.exact_gate_backward(dy, gate, up, case.curve)
     results = TRITON.exact_backward(dy, gate, case.curve), *TRITON.exact_gate_backward(dy, gate, up, case.curve)
     for result, of_eager in zip(results, expected, strict=True):
         torch.testing.assert_close(result, of_eager, rtol=max(tolerance, 1e-5), atol=1e-5 if tolerance > 1e-5 else 1e-6)
@@ -208,13 +210,13 @@ OWN_FUNCTIONS = {
 def test_a_users_own_curve(function: object) -> None:
     curve = fit_curve("own", function, None, max_error=1e-4)
     gate, up, dy = (normal(1500, dtype=torch.bfloat16, seed=seed).to(DEVICE) for seed in range(3))
-    (y, side), (expected, expected_side) = (backend.forward(gate, curve) for backend in (TRITON, EAGER))
+    (y, side), (expected, expected_side) = (backend.forward(gate, curve) for backend in (TRITON, eager))
     assert torch.equal(y, expected)
     assert side is expected_side is None or torch.equal(side, expected_side)
-    assert_same_gradient(TRITON.backward(dy, y, side, curve), EAGER.backward(dy, y, side, curve))
+    assert_same_gradient(TRITON.backward(dy, y, side, curve), eager.backward(dy, y, side, curve))
     product, side = TRITON.gate_forward(gate, up, curve)
-    assert torch.equal(product, EAGER.gate_forward(gate, up, curve)[0])
-    gradients, of_eager = (backend.gate_backward(dy, product, up, side, curve) for backend in (TRITON, EAGER))
+    assert torch.equal(product, eager.gate_forward(gate, up, curve)[0])
+    gradients, of_eager = (backend.gate_backward(dy, product, up, side, curve) for backend in (TRITON, eager))
     for result, other in zip(gradients, of_eager, strict=True):
         torch.testing.assert_close(result, other, rtol=0.05, atol=0.02)
 
@@ -235,16 +237,16 @@ def test_forward_is_pytorchs_own(curve: Curve, dtype: torch.dtype) -> None:
 @needs_a_gpu
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_a_patched_model_runs_on_the_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_invact.ops.triton import activation as launch
+    from hf_invact.ops.triton import activation
 
     launched: list[str] = []
-    run = launch._launch
+    run = activation.launch_elementwise
 
     def counted(kernel: Any, *tensors: Tensor, **constants: Any) -> None:
         launched.append(kernel.__name__)
         run(kernel, *tensors, **constants)
 
-    monkeypatch.setattr(launch, "_launch", counted)
+    monkeypatch.setattr(activation, "launch_elementwise", counted)
     model = tiny_model(name).to(DEVICE)
     plain_loss, plain_gradients = loss_and_gradients(model)
     with inverted_activations(model):

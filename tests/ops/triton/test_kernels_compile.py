@@ -1,4 +1,4 @@
-"""The kernels compile for GPUs that are not there: Triton brings the compilers, and only the driver is a stand-in."""
+"""The kernels compile for GPUs that this machine need not have: Triton has the compilers, the driver is a stub."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 from hf_invact.curves import CURVES, Fit
-from hf_invact.ops.eager.unmultiply import tells_output
-from hf_invact.ops.triton import activation as launch
+from hf_invact.ops import tells_output
+from hf_invact.ops.triton import activation
 
 backend, architecture, warp_size = sys.argv[1].split(":")
 target = GPUTarget(backend, int(architecture) if architecture.isdigit() else architecture, int(warp_size))
@@ -41,14 +41,14 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
     gate, up, dy = (torch.randn(1000).to(dtype) for _ in range(3))
     for curve in CURVES.values():
         if isinstance(curve.inverse, Fit) and (dtype == torch.bfloat16 or curve.name == "clipped_gelu"):
-            y, side = launch.forward(gate, curve)
-            launch.backward(dy, y, side, curve)
+            y, side = activation.forward(gate, curve)
+            activation.backward(dy, y, side, curve)
             if tells_output(curve, dtype, dtype):
-                launch.gate_forward(gate, up, curve)
-                launch.gate_backward(dy, y, up, side, curve)
-            if curve.name in launch.SLOPES:
-                launch.exact_backward(dy, gate, curve)
-                launch.exact_gate_backward(dy, gate, up, curve)
+                activation.gate_forward(gate, up, curve)
+                activation.gate_backward(dy, y, up, side, curve)
+            if curve.name in activation.SLOPES:
+                activation.exact_backward(dy, gate, curve)
+                activation.exact_gate_backward(dy, gate, up, curve)
 names = ("forward", "backward", "gate_forward", "gate_backward", "exact_backward", "exact_gate_backward")
 assert set(compiled) == set(names), compiled.keys()
 print(max(seconds for times in compiled.values() for seconds in times))
