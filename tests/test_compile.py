@@ -1,4 +1,4 @@
-"""Patched models compile as one graph, compute the same, and keep no more than unpatched ones."""
+"""Patched models compile as one graph, compute the same, and save no more than unpatched ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hf_invact.ops.bits import packed_size
 from tests.helpers import inverted_gate, native_gate, normal, output_and_gradients
 from tests.models import FusedGatedMLP, batch, each_model, loss_and_gradients, tiny_model
 
-# Cuts the graph in two as the default compiler does, and generates no code.
+# Partitions the graph into forward and backward like the default compiler, and generates no code.
 PARTITIONING = "aot_eager_decomp_partition"
 TOKENS = 2 * 16
 
@@ -50,7 +50,7 @@ OPERATORS = {
 
 
 def model_of(name: str) -> PreTrainedModel:
-    """Of one layer, without dropout, which compilers draw otherwise, and with a loss that is found silently."""
+    """One layer, without dropout (compilers draw other masks), and with a loss that raises no warning."""
     dropouts = dict.fromkeys({"gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop")}.get(name, ()), 0.0)
     if name == "bert":
         dropouts = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
@@ -61,7 +61,7 @@ def model_of(name: str) -> PreTrainedModel:
 
 
 def counted(function: Any, **options: Any) -> tuple[Any, CompileCounterWithBackend]:
-    """The function compiled as one graph, and what counts how often that happened."""
+    """The function compiled as one graph, and a counter of compilations."""
     counter = CompileCounterWithBackend("aot_eager")
     return torch.compile(function, backend=counter, fullgraph=True, **options), counter
 
@@ -99,7 +99,7 @@ def test_a_graph_for_all_lengths() -> None:
 
 
 def kept_by(function: Callable[..., Any], model: nn.Module, **inputs: Tensor) -> int:
-    """Bytes that a compiled function keeps. The model's modules get no hooks, which would be compiled too."""
+    """Bytes that a compiled function saves for backward. Modules get no hooks, which would be compiled too."""
     function(**inputs)
     with SavedActivations(nn.Module(), ignore=[*model.parameters(), *model.buffers(), *inputs.values()]) as saved:
         result = function(**inputs)
@@ -116,7 +116,7 @@ def test_a_compiled_model_keeps_an_intermediate_tensor_less(name: str) -> None:
     model = model_of(name)
     plain = kept(model)
     patch_model(model)
-    # In BERT's head compilers keep one tensor anyway, so that the bits come on top.
+    # In BERT's head compilers save one tensor anyway, so the bits are additional.
     bits = packed_size(TOKENS * 96) + (packed_size(TOKENS * 32) if name == "bert" else 0)
     assert plain - kept(model) == 4 * TOKENS * 96 - bits
 

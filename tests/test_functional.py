@@ -31,12 +31,12 @@ from tests.helpers import (
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """In float32 at least, rounded once."""
+    """Computed in at least float32, and rounded once."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * torch.sigmoid(1.702 * wide)).to(x.dtype)
 
 
-# By the curve's name: ours and the one it stands for.
+# By the curve's name: our function and the native one.
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "gelu": (functional.gelu, F.gelu),
     "gelu_tanh": (lambda x: functional.gelu(x, approximate="tanh"), lambda x: F.gelu(x, approximate="tanh")),
@@ -50,10 +50,10 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor
     "leaky_relu": (functional.leaky_relu, F.leaky_relu),
     "relu6": (functional.relu6, F.relu6),
     "relu2": (functional.relu2, lambda x: F.relu(x).square()),
-    "laplace": (functional.laplace, lambda x: CURVES["laplace"].forward(x)),  # a formula, which its own tests check
+    "laplace": (functional.laplace, lambda x: CURVES["laplace"].forward(x)),  # a formula, checked by its own tests
     "sqrtsoftplus": (functional.sqrtsoftplus, lambda x: CURVES["sqrtsoftplus"].forward(x)),
 }
-# Those with parameters, called with them: by position and by keyword.
+# Functions with parameters, called by position and by keyword.
 WITH_PARAMETERS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "softplus": (lambda x: functional.softplus(x, 2.0, threshold=8.0), lambda x: F.softplus(x, 2.0, 8.0)),
     "elu": (lambda x: functional.elu(x, 0.5), lambda x: F.elu(x, 0.5)),
@@ -69,7 +69,7 @@ each_function = pytest.mark.parametrize(("ours", "native"), FUNCTIONS.values(), 
 
 
 def test_every_curve_has_a_function() -> None:
-    assert set(FUNCTIONS) == set(CURVES) - {"clipped_gelu"}  # which Transformers alone has, as a module
+    assert set(FUNCTIONS) == set(CURVES) - {"clipped_gelu"}  # exists in Transformers alone, as a module
 
 
 @pytest.mark.parametrize(("ours", "native"), WITH_PARAMETERS.values(), ids=WITH_PARAMETERS)

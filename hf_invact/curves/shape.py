@@ -54,11 +54,11 @@ def examine(forward: Function, derivative: Function) -> Shape:
     x = grid()
     _require_elementwise(forward, x)
     y, slope = forward(x), derivative(x)
-    told = y.isfinite() & slope.isfinite()
-    if not told[x.abs() <= NEAR].all():
-        where = x[~told & (x.abs() <= NEAR)][0].item()
+    is_finite = y.isfinite() & slope.isfinite()
+    if not is_finite[x.abs() <= NEAR].all():
+        where = x[~is_finite & (x.abs() <= NEAR)][0].item()
         raise UnsuitableActivation(f"its value or slope at x = {where:g} is not finite")
-    x, y, slope = x[told], y[told], slope[told]
+    x, y, slope = x[is_finite], y[is_finite], slope[is_finite]
     x_min = _turning_point(derivative, x, slope)
     near = x.abs() <= NEAR
     _require_smooth(forward, derivative, x[near], y[near], slope[near])
@@ -132,10 +132,10 @@ def _narrow(forward: Function, derivative: Function, left: Tensor, right: Tensor
 
 def _turning_point(derivative: Function, x: Tensor, slope: Tensor) -> float | None:
     """The only minimum; None for a function that only rises."""
-    told = slope.abs() > RELATIVE_ZERO * slope.abs().max()
-    x, falls = x[told], slope[told] < 0
+    has_slope = slope.abs() > RELATIVE_ZERO * slope.abs().max()
+    x, falls = x[has_slope], slope[has_slope] < 0
     turns = (falls[1:] != falls[:-1]).nonzero().flatten().tolist()
-    if not told.any():
+    if not has_slope.any():
         raise UnsuitableActivation("it is constant")
     if len(turns) > 1:
         places = ", ".join(f"{x[turn].item():.4g}" for turn in turns[:4])

@@ -97,7 +97,7 @@ def _own_storage(tensor: Tensor) -> Tensor:
     """A copy of a view of a larger storage, such as one half of a fused projection: saved, it would keep all of it."""
     try:
         stored = tensor.untyped_storage().size()
-    except NotImplementedError:  # the tensors inside torch.func's transforms do not tell
+    except NotImplementedError:  # tensors inside torch.func's transforms do not give access to it
         return tensor
     is_part = stored > tensor.numel() * tensor.element_size()
     return tensor.clone(memory_format=torch.contiguous_format) if is_part else tensor

@@ -94,7 +94,7 @@ class _InvertedPReLU(torch.autograd.Function):
 
 
 class _InvertedXIELU(torch.autograd.Function):
-    """The function of `curves.xielu`, but for Transformers' slope of ``beta - alpha_n`` at 0."""
+    """The function of `curves.xielu`, except that Transformers' slope at 0 is ``beta - alpha_n``."""
 
     @staticmethod
     def forward(

@@ -14,7 +14,7 @@ from hf_invact.curves import CURVES, ClosedForm, Curve, clipped_gelu
 from hf_invact.curves.closed import elu, leaky_relu, selu, softplus
 from tests.helpers import CLOSED, FITTED, each_closed, exact_derivative
 
-# Where the slope jumps, so that differences say nothing; at the points themselves PyTorch decides.
+# Where the slope jumps, so that differences are meaningless; at the points themselves PyTorch's choice holds.
 KINKS = {"relu6": (0.0, 6.0), "leaky_relu": (0.0,), "selu": (0.0,), "hardswish": (-3.0, 3.0)}
 VARIANTS = [*CLOSED, softplus(beta=2.5, threshold=12.0), elu(alpha=0.3), elu(alpha=4.0), leaky_relu(negative_slope=0.3)]
 each_variant = pytest.mark.parametrize("curve", VARIANTS, ids=[f"{curve.name}-{i}" for i, curve in enumerate(VARIANTS)])
@@ -33,7 +33,7 @@ def test_every_curve_is_fitted_exact_or_a_clipped_fit() -> None:
 
 @each_variant
 def test_derivative_is_the_forward_functions(curve: Curve) -> None:
-    # sqrt of softplus has a formula for where the softplus underflows, which autograd has not.
+    # sqrtsoftplus has a formula for where the softplus underflows; autograd has none.
     x = grid(curve).requires_grad_()
     (gradient,) = torch.autograd.grad(curve.forward(x).sum(), x)
     torch.testing.assert_close(exact_derivative(curve, x), gradient, rtol=1e-12, atol=1e-14)
@@ -49,7 +49,7 @@ def test_slope_inverts_the_output(curve: Curve) -> None:
     slope = curve.inverse.slope(y, None if curve.x_min is None else x < curve.x_min, y.dtype)
     assert torch.equal(y, before)
     assert slope.data_ptr() != y.data_ptr()
-    # laplace loses its digits on both sides of its mean; the others none here.
+    # laplace loses digits on both sides of its mean; the others lose none here.
     rtol, atol = (1e-3, 1e-9) if curve.name == "laplace" else (1e-10, 0.0)
     torch.testing.assert_close(slope, exact_derivative(curve, x), rtol=rtol, atol=atol)
 

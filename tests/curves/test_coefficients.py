@@ -1,4 +1,4 @@
-"""The fitted formulas against the exact derivative, evaluated here without the package's own code for it."""
+"""The fitted formulas against the exact derivative, evaluated without the package's own code."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def value(ratio: Ratio, root: NDArray[Any]) -> NDArray[Any]:
 
 
 def errors(curve: Curve, formula: Formula, dtype: type[np.floating[Any]]) -> tuple[float, float]:
-    """Largest error right and left of the minimum, on a dense grid of outputs that goes past both ends of the fit.
+    """The largest error right and left of the minimum, on a dense grid of outputs extending past both ends of the fit.
 
     The root is computed in float64 and rounded to the dtype, in which the sums are evaluated.
     """
-    # Squared shares crowd next to the minimum, where the output hardly changes with the input.
+    # Squared shares are dense next to the minimum, where the output hardly changes with the input.
     share = torch.linspace(1e-4, 1, GRID, dtype=torch.float64) ** 2
     right_x, left_x = curve.x_min + 60 * share, curve.x_min - 60 * share
     right_y, left_y = curve.forward(right_x).numpy(), curve.forward(left_x).numpy()

@@ -1,4 +1,4 @@
-"""A user's function is fitted the same whatever is the default dtype or device."""
+"""The fit of a user's function does not depend on the default dtype or device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys: one for each record, and none for two."""
+"""Keys: each record has one, and no two records share one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_equal_records_have_one_key() -> None:
     ids=lambda curve: curve.name,
 )
 def test_a_copy_has_the_same_key(curve: Curve, duplicate: Callable[[Curve], Curve]) -> None:
-    """So that nothing is kept for it again: tables, formulas, compiled graphs."""
+    """So that nothing is cached for it again: tables, formulas, compiled graphs."""
     twin = duplicate(curve)
     assert (twin, twin.key, hash(twin)) == (curve, curve.key, hash(curve))
 

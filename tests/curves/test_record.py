@@ -1,4 +1,4 @@
-"""The curves' records: each has one turning point, where it says, and knows on which side of it an input lies."""
+"""The curves' records: each has its turning point where it says, and knows on which side of it an input lies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hf_invact.curves import CURVES, Curve
 from tests.helpers import FITTED, all_numbers, dtype_name, each_fitted, each_half_dtype, exact_derivative
 
-# To 20 digits, from a calculation in 40; quick_gelu(x) is silu(1.702 x) / 1.702.
+# To 20 digits, calculated with 40; quick_gelu(x) is silu(1.702 x) / 1.702.
 TURNING_POINTS = {
     "gelu": (-0.75179152469356445746, -0.16997120747990366169),
     "gelu_tanh": (-0.75246142207101625849, -0.17004075057125405064),

@@ -1,4 +1,4 @@
-"""Roots next to a turning point, against every root that there may have been."""
+"""Estimates of roots next to a turning point, against every possible root."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ each_curve = pytest.mark.parametrize("curve", TURNING, ids=lambda curve: curve.n
 
 
 def worst(root: Tensor, rise: Tensor, error: float) -> Tensor:
-    """The distance from the further end of what the root may have been."""
+    """The distance from the farther end of the range of possible roots."""
     highest, lowest = ((rise + sign * error).clamp(min=0).sqrt() for sign in (1, -1))
     return torch.maximum(highest - root, root - lowest) / error**0.5
 
 
-def test_the_mean_root_is_the_middle_of_what_there_may_have_been() -> None:
+def test_the_mean_root_is_the_midpoint_of_the_possible_roots() -> None:
     rise = torch.linspace(-1, 100, 100_001, dtype=torch.float64)
     mean = worst(mean_root(rise, 1.0), rise, 1.0)
     assert mean.max() == pytest.approx(0.5**0.5, rel=1e-3)
@@ -47,9 +47,7 @@ def test_one_root_is_nearly_as_good_for_the_outputs_of_half_precision(
     assert isinstance(curve.inverse, Fit)
     y_min = curve.inverse.y_min
     error = output_error(y_min, dtype)
-    numbers = torch.arange(
-        -1.0, 0.0, 2 * error, dtype=torch.float64
-    )  # those of a dtype lie closer where they are smaller
+    numbers = torch.arange(-1.0, 0.0, 2 * error, dtype=torch.float64)  # smaller numbers of a dtype lie closer together
     outputs = numbers[(numbers >= y_min - error) & (numbers < y_min / 2)]
     if is_between:
         outputs, error = outputs + error, 2 * error

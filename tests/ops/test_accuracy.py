@@ -1,4 +1,4 @@
-"""The measurement of errors and floors against numbers that are known, and how near the curves come to the floor."""
+"""The measured errors and floors against known numbers, and how near the curves come to the floor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def step(x: torch.Tensor) -> torch.Tensor:
     return x.sign()
 
 
-# Its output hides all but the sign, and it claims the slope 2 everywhere, where the exact one is |x|.
+# Its output shows only the sign of x. Its slope is 2 everywhere; the exact derivative is |x|.
 SIGN = Curve("sign", step, torch.abs, ClosedForm(lambda y, is_left, dtype: torch.full_like(y, 2.0)))
 
 
@@ -27,7 +27,7 @@ def test_numbers_are_all_finite_ones_in_order() -> None:
     assert (numbers(torch.float16).double().diff() >= 0).all()
 
 
-def test_error_is_the_slope_less_the_exact_derivative() -> None:
+def test_error_is_the_slope_minus_the_exact_derivative() -> None:
     assert error_of(SIGN, torch.tensor([3.0, -0.5, 2.0])).tolist() == [-1.0, 1.5, 0.0]
 
 

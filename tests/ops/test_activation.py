@@ -57,7 +57,7 @@ def test_gradcheck(curve: Curve) -> None:
 @each_layout
 @each_operation
 def test_gradient_of_a_sum(curve: Curve, layout: str) -> None:
-    """A sum hands back one number that is expanded to the output's shape."""
+    """The gradient of a sum is one number, expanded to the output's shape."""
     x = Case(curve, torch.float32, FOUR_DIMENSIONS, layout).input().requires_grad_()
     invert(x, curve).sum().backward()
     _, expected = output_and_gradient(inverted(curve), x)
@@ -165,7 +165,7 @@ def test_backward_twice_gives_the_same(curve: Curve, dtype: torch.dtype) -> None
 
 
 def test_the_output_is_shared_with_the_next_layer() -> None:
-    """The point of it all: a linear layer after the activation keeps the same storage."""
+    """A linear layer after the activation saves the same storage: this is where memory is saved."""
     x, weight = normal(16, 8).requires_grad_(), normal(4, 8).requires_grad_()
     with record_saved() as saved:
         torch.nn.functional.linear(invert(x, GELU), weight)

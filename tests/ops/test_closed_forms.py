@@ -31,7 +31,7 @@ DTYPES = (*HALF_DTYPES, torch.float32)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 
 # Units in the last place of the exact derivative. In float32 the native function's own output is off by more than half
-# a unit (softplus, expm1, erf), and where the derivative's last place is finer than the output's, that counts twice.
+# a unit (softplus, expm1, erf). Where the derivative's last place is finer than the output's, this counts double.
 ULPS = {torch.bfloat16: 2.0, torch.float16: 2.0, torch.float32: 3.0}
 
 
@@ -50,7 +50,7 @@ def inside(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Lost:
-    """Inputs whose derivative the rounded output no longer tells to the last places, and what holds there instead.
+    """Inputs whose rounded output does not determine the last places of the derivative, and the bound there.
 
     Attributes:
         inputs: the open interval of inputs.
@@ -106,7 +106,7 @@ LOST: dict[str, tuple[Lost, ...]] = {
 
 
 def numbers(dtype: torch.dtype) -> Tensor:
-    """All finite numbers of a half-precision dtype; in float32 a dense choice and what lies next to the kinks."""
+    """All finite numbers of a half-precision dtype; in float32 a dense choice and the numbers next to the kinks."""
     if dtype in HALF_DTYPES:
         x = all_numbers(dtype)
         return x[x.isfinite()]
@@ -144,7 +144,7 @@ def test_gradient_is_exact_to_the_last_places(curve: Curve, dtype: torch.dtype) 
 @each_dtype
 @pytest.mark.parametrize("name", LOST)
 def test_the_intervals_where_digits_are_lost_are_tight(name: str, dtype: torch.dtype) -> None:
-    """Near each end, inside, some derivative is off by more than the bar, or the intervals would hide too much."""
+    """Inside, near each end, some derivative exceeds the bar. Otherwise the intervals would exempt too much."""
     x = numbers(dtype).sort().values
     wide, exact = x.double(), exact_derivative(CURVES[name], x)
     ulps = (gradient(CURVES[name], x).double() - exact).abs() / last_place(exact, dtype)
@@ -171,7 +171,7 @@ def laplace(x: Tensor) -> Tensor:
     return 0.5 * (1.0 + torch.erf((x - 0.707107).div(0.282095 * math.sqrt(2.0))))
 
 
-# What computes each output natively. The last three are formulas in Python: in float32 inside, or alike in any dtype.
+# The native function of each output. The last three are formulas in Python: computed in float32, or in any dtype.
 NATIVE: dict[str, tuple[Curve, Callable[[Tensor], Tensor]]] = {
     "softplus": (CURVES["softplus"], F.softplus),
     "softplus(2.5, 12)": (softplus(2.5, 12.0), lambda x: F.softplus(x, beta=2.5, threshold=12.0)),
@@ -220,10 +220,10 @@ SPECIAL = {
     "laplace": [math.nan, 0.0, 0.0],
     "sqrtsoftplus": [math.nan, 0.0, 0.0],
 }
-NATIVE_AT_MINUS_INFINITY = {"hardswish": 0.0, "sqrtsoftplus": math.nan}  # where it is not ours
+NATIVE_AT_MINUS_INFINITY = {"hardswish": 0.0, "sqrtsoftplus": math.nan}  # where ours differs
 
 
-@pytest.mark.parametrize("copies", [1, 50], ids=["one", "many"])  # vectorised code and the rest after it
+@pytest.mark.parametrize("copies", [1, 50], ids=["one", "many"])  # vectorized code, and the remainder after it
 @each_closed
 def test_gradient_at_nan_and_infinities(curve: Curve, copies: int) -> None:
     x = torch.tensor([math.nan, math.inf, -math.inf]).repeat(copies)

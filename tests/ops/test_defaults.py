@@ -1,4 +1,4 @@
-"""The caller's default dtype and device change no result, and nothing that is made once and kept."""
+"""The caller's default dtype and device change neither results nor anything that is cached."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ each_default = pytest.mark.parametrize("default", DEFAULTS.values(), ids=DEFAULT
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_kept_yet() -> Iterator[None]:
+def _nothing_is_cached_yet() -> Iterator[None]:
     forget()
     yield
     forget()

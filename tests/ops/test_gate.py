@@ -38,7 +38,7 @@ from tests.helpers import (
     record_saved,
 )
 
-# Of gate and up: each with a contiguous other, with its like, and with the half of a fused projection.
+# Of gate and up: each layout with a contiguous one, with itself, and with the half of a fused projection.
 PAIRS_OF_LAYOUTS = sorted(
     {(of_gate, of_up) for of_gate in LAYOUTS for of_up in ("contiguous", of_gate, "half_of_a_row")}
     | {("contiguous", of_up) for of_up in LAYOUTS}
@@ -48,7 +48,7 @@ MAX_ERROR_RATIO = 2.6
 
 
 def values(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Gates and ups: random ones, and a choice of all numbers against a few."""
+    """Gates and ups: random ones, and a selection of all numbers, each combined with a few others."""
     few = torch.tensor([0.0, -0.0, -0.3, 7.0, *(TINY * k for k in (0.4, -0.9, 1.0, -1.1))], dtype=dtype)
     numbers = all_numbers(dtype if dtype in HALF_DTYPES else torch.bfloat16).to(dtype)[::9]
     some, others = torch.cartesian_prod(numbers[numbers.isfinite()], few).T
@@ -71,7 +71,7 @@ def test_output_is_the_native_product_unless_up_is_nearly_zero(curve: Curve, dty
 
 
 def check_against_float64(a: Tensor, u: Tensor, dy: Tensor, saving: Saving) -> None:
-    """Output, both gradients, and what is said of their shape, dtype and layout."""
+    """Check the output and both gradients, and their shapes, dtypes and layouts."""
     y, da, du = output_and_gradients(inverted_gate(SILU, saving), a, u, dy=dy)
     expected = native_gate(SILU)(a, u)
     assert (y.shape, y.dtype, y.stride()) == (expected.shape, expected.dtype, expected.stride())

@@ -75,7 +75,7 @@ def test_keeps_both_inputs_where_a_product_does_not_tell_the_output(
         assert storages(saved) == storages([a, u])
 
 
-INPUT, WIDE = 4 * 16 * 4, 4 * 16 * 40  # bytes of 16 rows in float32, of the MLP's input and of the tensors inside
+INPUT, WIDE = 4 * 16 * 4, 4 * 16 * 40  # bytes of 16 rows in float32: the MLP's input and a tensor inside it
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_inputs_that_are_not_kept_may_change_before_backward(curve: Curve, savin
         y = gate(hidden, up, curve, saving)
         if saving == "output":
             hidden.detach().fill_(torch.nan)
-            up.detach().fill_(torch.nan)  # of a view, a copy is kept
+            up.detach().fill_(torch.nan)  # a view is saved as a copy
         else:
             y.detach().fill_(torch.nan)
         return y

@@ -1,4 +1,4 @@
-"""Gates of large and small numbers: their gradients beside the unpatched code's, in and between all dtypes."""
+"""Gates of large and small numbers: their gradients compared with the unpatched ones, for all pairs of dtypes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.helpers import (
     output_and_gradients,
 )
 
-# Times the native error. Measured in bfloat16: up to 2.0, by the few numbers next to a turning point (with a thousand
-# numbers, by chance, more), and in float16 1.
+# Relative to the native error. Measured: in bfloat16 up to 2.0, because of the few numbers next to a turning point (by
+# chance more with only a thousand numbers), and in float16 1.
 ALLOWED = 2.3
 DRAWS = 4000
 LARGEST = 6e4
@@ -37,7 +37,7 @@ def operator(curve: Curve) -> Callable[[Tensor, Tensor], Tensor]:
 def assert_as_exact_as_native(
     function: Callable[[Tensor, Tensor], Tensor], curve: Curve, a: Tensor, u: Tensor, dy: Tensor
 ) -> None:
-    """Gradients that are finite where the native ones are, and next to float64's as near as `ALLOWED` says."""
+    """The gradients are finite where the native ones are, with at most `ALLOWED` times their error."""
     native = output_and_gradients(native_gate(curve), a, u, dy=dy)
     exact = output_and_gradients(native_gate(curve), a.double(), u.double(), dy=dy.double())
     results = output_and_gradients(function, a, u, dy=dy)
@@ -47,7 +47,7 @@ def assert_as_exact_as_native(
         assert result[told].isfinite().all()
         size = of_float64[told].norm()
         error, native_error = ((each.double() - of_float64)[told].norm() for each in (result, of_native))
-        # The derivative of a float32 output is known to that.
+        # The error of the derivative from a float32 output.
         rounding = 2e-6 if result.dtype == torch.float32 else torch.finfo(result.dtype).eps / 4
         assert error <= ALLOWED * torch.maximum(native_error, rounding * size), f"{error / size} {native_error / size}"
 

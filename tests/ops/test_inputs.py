@@ -1,4 +1,4 @@
-"""Tracers that write a model down, and tensors that are no array of numbers, get the native function."""
+"""The native function is called by tracers, and for tensors that are not an array of numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers import normal
 
 
 class GatedMLP(nn.Module):
-    """With parameters, so that gradients are wanted of what it computes in between."""
+    """Has parameters, so that its activations require gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,9 +43,9 @@ TRACERS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
 
 
 @pytest.mark.parametrize("trace", TRACERS.values(), ids=TRACERS)
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the check that gate and up are alike
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # from the check that gate and up have one shape
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_what_a_tracer_writes_down_is_native(trace: Callable[[nn.Module, Tensor], nn.Module], training: bool) -> None:
+def test_a_traced_graph_is_native(trace: Callable[[nn.Module, Tensor], nn.Module], training: bool) -> None:
     model, x = GatedMLP().train(training), normal(4, 8)
     traced = trace(model, x)
     assert not re.search(r"ops\.hf_invact|hf_invact::", str(traced.graph))

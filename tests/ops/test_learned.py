@@ -1,4 +1,4 @@
-"""What the activations with learned parameters have in common: what they keep, and how they fit into a graph."""
+"""What the activations with learned parameters have in common: what they save, and how they fit into a graph."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_pieces_do_not_change_the_gradient(
     whole = passes(module, inverted(module), x, dy)
     monkeypatch.setattr(buffers, "CPU_PIECE", SMALL_PIECE)
     in_pieces = passes(module, inverted(module), x, dy)
-    # The start of a piece decides which of two versions of a function PyTorch takes.
+    # PyTorch has two versions of a function, and the start of a piece decides which one it calls.
     torch.testing.assert_close(in_pieces.dx, whole.dx, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(in_pieces.parameters, whole.parameters, rtol=1e-5, atol=1e-5)
 

@@ -24,7 +24,7 @@ each_arrangement = pytest.mark.parametrize(("shape", "layout"), ARRANGEMENTS, id
 
 
 def assert_same_prelu(module: nn.PReLU, x: Tensor, dy: Tensor) -> None:
-    """Result and input's gradient to the bit; the weights' gradients within the rounding of the outputs."""
+    """Equal results and input gradients; weight gradients within the rounding of the outputs."""
     native, got = passes(module, module, x, dy), passes(module, inverted(module), x, dy)
     assert torch.equal(got.y, native.y)
     assert torch.equal(got.dx, native.dx)
@@ -67,7 +67,7 @@ def test_prelu_of_any_number(weight: float, x: list[float], dtype: torch.dtype) 
     dy = normal(len(x), dtype=dtype)
     native, got = passes(module, module, inputs, dy), passes(module, inverted(module), inputs, dy)
     assert torch.equal(got.dx, native.dx)
-    # What an output below the smallest normal number loses, divided by the slope, is lost too.
+    # Digits that an output loses below the smallest normal number are lost as well, divided by the slope.
     info = torch.finfo(dtype)
     lost = info.eps * inputs.double().abs() + info.smallest_normal * info.eps / weight
     tolerance = (dy.double().abs() * lost).sum() + info.eps * abs(native.parameters[0].item())

@@ -24,7 +24,7 @@ each_arrangement = pytest.mark.parametrize(("shape", "layout"), ARRANGEMENTS, id
 
 
 def away(module: XIELUActivation, x: Tensor, distance: float = 0.05) -> Tensor:
-    """Which inputs are neither next to the turning point nor where Transformers' slope is that of another branch."""
+    """Which inputs are neither next to the turning point nor where Transformers uses the slope of another branch."""
     alpha_n = (module.beta + F.softplus(module.alpha_n)).double()
     x_min = torch.log1p(-module.beta.double() / alpha_n)
     return ((x.double() - x_min).abs() > distance) & (x.abs() > 1e-5)
@@ -81,7 +81,7 @@ def test_xielu_gradients_are_as_exact_as_the_native_ones(alphas: tuple[float, fl
         )
 
     eps = torch.finfo(dtype).eps
-    # The last one is nearly constant on the left, where its rounded output tells less.
+    # The last one is nearly constant on the left, where its rounded output determines less.
     floors = (eps / 2 if alphas[1] < -10 else eps / 8, eps / 256, eps / 256)
     native, got = passes(module, module, x, dy), passes(module, inverted(module), x, dy)
     for reached, allowed, floor in zip(errors(got), errors(native), floors, strict=True):
@@ -105,7 +105,7 @@ def test_xielu_of_any_parameters(alphas: tuple[float, float], x: list[float]) ->
 
 @each_dtype
 def test_xielu_of_zero_has_the_native_slope(dtype: torch.dtype) -> None:
-    """Transformers' formula has there the slope of another branch, and zeros are common."""
+    """Transformers' formula uses the slope of another branch there, and zeros are common."""
     module = xielu(ALPHAS[0], dtype)
     x = torch.tensor([0.0, -0.0, 1.0] * 7, dtype=dtype)
     native, got = (passes(module, function, x, torch.ones_like(x)) for function in (module, inverted(module)))

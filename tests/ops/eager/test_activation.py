@@ -57,7 +57,7 @@ def is_left(side: Tensor, y: Tensor) -> Tensor:
 
 
 def derivative(y: Tensor, side: Tensor | None, curve: Curve) -> Tensor:
-    """``D(y, side)`` in float64, without a rounding to the dtype of `y`."""
+    """``D(y, side)`` in float64, not rounded to the dtype of `y`."""
     wide = torch.promote_types(y.dtype, torch.float32)
     return eager.backward(torch.ones_like(y, dtype=wide), y, side, curve).double()
 
@@ -213,11 +213,11 @@ def test_float32_arithmetic_on_a_dense_grid_of_outputs(curve: Curve, branch: str
     error = (derivative(y, side, curve) - exact_derivative(curve, middle)).abs()
     assert y.numel() > 5_000
     assert error[(middle - curve.x_min).abs() > 0.01].max() < 2e-6
-    # Next to the turning point the derivative is that of the middle of what a rounded output may have been.
+    # Next to the turning point it is the derivative at the midpoint of the outputs that round to y.
     assert error.max() < 4e-5
 
 
-@pytest.mark.parametrize("copies", [1, 50], ids=["one", "many"])  # vectorised code and the rest after it
+@pytest.mark.parametrize("copies", [1, 50], ids=["one", "many"])  # vectorized code, and the remainder after it
 @each_dtype
 @each_fitted
 def test_gradient_is_nan_where_the_native_one_is(curve: Curve, dtype: torch.dtype, copies: int) -> None:

@@ -1,4 +1,4 @@
-"""The gradients of gates: their error beside the unpatched code's own, and what holds at the edges."""
+"""The gradients of gates: their error compared with the unpatched code's, and edge cases."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from tests.helpers import (
 
 DRAWS = 300_000
 
-# In half precision, in relative errors of the unpatched code. The gate's gradient: largest is mish (1.34); the stated
-# error of a rebuilt output is worth 0.02 to 0.05, which is what this bar is tight enough to notice. The up's: at most
-# 1.2, where the activation is exact in itself (leaky_relu).
+# In half precision, relative to the errors of the unpatched code. For the gate's gradient mish is the largest (1.34).
+# The stated error of an unmultiplied output contributes 0.02 to 0.05, which this bar is tight enough to notice. For the
+# up's gradient it is at most 1.2, where the activation itself is exact (leaky_relu).
 RATIO, UP_RATIO = 1.35, 1.25
 WIDE_BARS = {torch.float32: 2e-6, torch.float64: 1e-6}
 
@@ -85,7 +85,7 @@ def test_with_both_inputs_kept_the_gradients_are_the_native_ones(
 
 
 def interesting(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """All numbers as gates and as ups, each against a few of the other, and gradients of all sizes."""
+    """All numbers as gates and as ups, each combined with a few of the other, and gradients of all sizes."""
     info = torch.finfo(dtype)
     smallest, tiny = info.smallest_normal * info.eps, TINY
     ups = [-0.0, smallest, -1.25 * tiny, 0.7, info.max, math.inf]
@@ -118,7 +118,7 @@ def test_gradients_are_finite_where_the_native_ones_are(curve: Curve, dtype: tor
 @each_half_dtype
 @each_curve
 def test_where_up_is_zero(curve: Curve, dtype: torch.dtype) -> None:
-    """Nothing of the activation's output is left in the native product, which is 0."""
+    """The native product is 0, from which the activation's output could not be computed."""
     a = all_numbers(dtype)
     f = curve.forward(a)
     a, f = a[f.isfinite() & a.isfinite()], f[f.isfinite() & a.isfinite()]
@@ -179,7 +179,7 @@ def test_pieces_do_not_change_a_bit(
     gradients = backward(dy, *kept)
     monkeypatch.setattr(buffers, "CPU_PIECE", SMALL_PIECE)
     assert all(map(torch.equal, forward(a, u), kept))
-    # The native kernels, which recompute from both inputs, round a last element that is alone in its piece differently.
+    # When recomputing from both inputs, the native kernels round a last element that is alone in its piece differently.
     tolerance = 0.0 if saving == "output" else 2 * torch.finfo(dy.dtype).eps
     torch.testing.assert_close(backward(dy, *kept), gradients, rtol=tolerance, atol=tolerance)
 

@@ -42,7 +42,7 @@ def test_lines_follow_the_formula(curve: Curve, monkeypatch: pytest.MonkeyPatch)
     distance = (looked_up - evaluated).abs()
     if curve.scale == 1:
         assert distance.max() < 5e-7
-    else:  # the formula of a scaled curve rounds once more, which shows next to its turning point
+    else:  # the formula of a scaled curve rounds once more, which matters next to its turning point
         assert distance.max() < 4e-5
         assert distance[(x - curve.x_min).abs() > 0.01].max() < 1.5e-6
 
@@ -106,7 +106,7 @@ def test_only_real_and_large_tensors_of_up_to_32_bits_are_looked_up() -> None:
     assert is_looked_up(large.float())
     assert not is_looked_up(large[1:])
     assert not is_looked_up(large.double())
-    assert not is_looked_up(large.float(), softplus())  # its formula costs less
+    assert not is_looked_up(large.float(), softplus())  # evaluating its formula costs less
     with FakeTensorMode():
         assert not is_looked_up(torch.empty(derivative.TABLE_FROM, dtype=torch.bfloat16))
 

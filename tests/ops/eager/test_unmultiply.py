@@ -16,7 +16,7 @@ SPECIAL = (0.0, -0.0, 1e-4, -1e-3, 100.3, -1000.0)
 
 
 def factors(dtype: torch.dtype) -> Tensor:
-    """Significands of all kinds, normal numbers, and those that are special or nearly so."""
+    """Significands of all kinds, normal numbers, and special numbers and numbers close to them."""
     significands = torch.linspace(1, 2, 35)
     beside_tiny = TINY * torch.tensor([0.3, 1.0, 1.4, 3.3, 77.0])
     return torch.cat([significands, normal(20), beside_tiny, torch.tensor(SPECIAL)]).to(dtype)
@@ -54,7 +54,7 @@ def test_every_output_is_within_the_error_it_states() -> None:
 
 
 def test_outputs_next_to_a_turning_point_are_known_with_every_factor() -> None:
-    """There an error is magnified; the products with the smallest factor have the digits for it too."""
+    """An error is magnified there. Products with the smallest factor have enough digits as well."""
     y, factor, product = pairs()
     near = (y <= -0.16) & (y >= -0.4)
     output = unmultiply(product[near], factor[near])
@@ -105,7 +105,7 @@ def test_changes_none_of_its_arguments(dtype: torch.dtype) -> None:
     product, factor = normal(1000, dtype=dtype), normal(1000, dtype=dtype, seed=1)
     before = product.clone(), factor.clone()
     output = unmultiply(product, factor)
-    output.zero_()  # the caller's own
+    output.zero_()  # belongs to the caller
     assert torch.equal(product, before[0])
     assert torch.equal(factor, before[1])
 

@@ -51,7 +51,7 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_close(result: Tensor, expected: Tensor, curve: Curve, dy: Tensor) -> None:
-    """Two roundings apart, and next to a turning point as far as both guesses of the root are."""
+    """They differ by two roundings, and next to a turning point by as much as both estimates of the root."""
     assert (result.dtype, result.shape, result.stride()) == (expected.dtype, expected.shape, expected.stride())
     tolerance = max(2 * torch.finfo(expected.dtype).eps, 1e-5)
     apart = 0.02 * curve.output_error(result.dtype) ** 0.5 if isinstance(curve.inverse, Fit) else 0.0
@@ -83,7 +83,7 @@ def test_as_the_eager_backend(curve: Curve, dtype: torch.dtype, size: int) -> No
     gradients = inductor.gate_backward(dy, product, up, side, curve)
     for result, of_eager in zip(gradients, eager.gate_backward(dy, product, up, expected_side, curve), strict=True):
         assert (result.dtype, result.shape) == (of_eager.dtype, of_eager.shape)
-        # Where a product is between two outputs of half precision, not both backends may take the same.
+        # Where a product may come from two outputs of half precision, the backends may choose different ones.
         bar = 4 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 1e-5
         assert ((result - of_eager).double().abs() <= bar * (1 + dy.double().abs() * (1 + up.double().abs()))).all()
     assert all(torch.equal(*pair) for pair in zip((dy, product, up), before, strict=True))
@@ -151,7 +151,7 @@ def test_another_number_of_threads_has_kernels_of_its_own() -> None:
     assert torch.equal(*results)
 
 
-def test_in_whatever_mode_a_kernel_was_compiled_it_serves_the_others() -> None:
+def test_a_kernel_works_in_other_modes_than_it_was_compiled_in() -> None:
     x, dy = normal(PIECE, dtype=torch.bfloat16), normal(PIECE, dtype=torch.bfloat16, seed=1)
     results = []
     for first in (torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu"), lambda: torch.device("meta")):
@@ -186,7 +186,7 @@ def test_a_kernel_for_any_size_as_other_devices_have_it() -> None:
         assert_close(dx, eager.backward(dy, y, side, GELU), GELU, dy)
 
 
-def test_what_is_kept_for_a_piece_is_bounded() -> None:
+def test_the_memory_for_a_piece_is_bounded() -> None:
     size = LARGE_PIECE + PIECE + 3
     whole, rest = (0, LARGE_PIECE, LARGE_PIECE), (LARGE_PIECE + PIECE, size, PIECE)
     assert list(compiler._pieces(size, True, is_bounded=False)) == [whole, (LARGE_PIECE, rest[0], PIECE), rest]
@@ -208,7 +208,7 @@ def test_a_gradient_of_another_dtype_is_rounded_once() -> None:
     gradients = inductor.gate_backward(dy, product, up, side, GELU)
     for result, expected in zip(gradients, eager.gate_backward(dy, product, up, side, GELU), strict=True):
         assert result.dtype == torch.float32
-        # Not both backends take the same output where a product is between two; elsewhere they agree in float32.
+        # Where a product may come from two outputs, the backends may choose different ones; elsewhere they agree.
         assert ((result - expected).abs() < 1e-5).float().mean() > 0.9
 
 
@@ -240,12 +240,12 @@ def test_unmultiplied_outputs_are_within_a_step_and_mostly_exact() -> None:
     is_usual = (y.abs() < 2.0**100) & (product.abs() < 2.0**110)  # larger ones are not multiplied back
     is_usual = is_usual[told]
     assert (distance <= torch.where(is_usual, step / 2, step)).all()
-    # Where two outputs can have been it, their middle is taken. Measured: 0.7800.
+    # Where two outputs are possible, the result is their midpoint. Measured: 0.7800.
     assert (distance == 0)[is_usual & (product.abs() < 2.0**100)[told]].double().mean() > 0.779
 
 
 @pytest.mark.parametrize("curve", [GELU, SILU], ids=lambda curve: curve.name)
-def test_next_to_the_turning_point_middles_have_derivatives_of_their_own(curve: Curve) -> None:
+def test_next_to_the_turning_point_midpoints_have_their_own_derivatives(curve: Curve) -> None:
     dtype = HALF
     assert isinstance(curve.inverse, Fit)
     numbers = all_numbers(dtype).float()

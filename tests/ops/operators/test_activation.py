@@ -30,7 +30,7 @@ each_kind = pytest.mark.parametrize("kind", ["activation", "gate", "exact_activa
 
 
 def arguments_of(kind: str, case: Case) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Those of the operator, and of its backward operator."""
+    """The arguments of an operator, and of its gradient operator."""
     inputs = [case.input(seed) for seed in range(2 if kind.endswith("gate") else 1)]
     names = (case.curve.key, "auto")
     kept: list[Tensor | None] = list(inputs)

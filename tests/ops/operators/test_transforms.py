@@ -1,4 +1,4 @@
-"""torch.func's transforms work as on the native function; what there is no formula for raises, and says so."""
+"""torch.func's transforms work as on the native function; derivatives without a formula raise an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Gate = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Operation:
-    """A function of one tensor, the native one, and how messages call it."""
+    """A function of one tensor, its native counterpart, and how messages call it."""
 
     ours: Function
     native: Function
@@ -33,7 +33,7 @@ def inverted(curve: Curve) -> Operation:
 
 
 def gated(curve: Curve, saving: Saving, name: str) -> Operation:
-    """With an up that depends on the same tensor."""
+    """A gate whose `up` depends on the same tensor."""
     return Operation(lambda x: gate(x, x + 1, curve, saving), lambda x: curve.forward(x) * (x + 1), name)
 
 
@@ -49,7 +49,7 @@ each_curve = pytest.mark.parametrize("curve", [GELU, softplus()], ids=["with-bit
 
 
 def of_squares(function: Function) -> Function:
-    """A scalar whose gradient depends on the output, so that an output of another sample would show."""
+    """A scalar whose gradient depends on the output, so that it differs for the output of another sample."""
     return lambda x: function(x).square().sum()
 
 
@@ -118,7 +118,7 @@ def test_transforms_of_two_inputs(
 @pytest.mark.parametrize("penalised", [True, False], ids=["of-the-output", "of-a-sum"])
 @each_operation
 def test_a_second_derivative_is_refused(operation: Operation, penalised: bool) -> None:
-    """A penalty on the gradient would otherwise add nothing to it, and nobody would know."""
+    """Otherwise a penalty on the gradient would silently have no effect."""
     x = normal(100).requires_grad_()
     y = operation.ours(x)
     (dx,) = torch.autograd.grad((y.square() if penalised else y).sum(), x, create_graph=True)

@@ -59,7 +59,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory() -> Iterator[None]:
-    """New tensors hold NaN (bytes: 255), so that what a kernel does not write shows."""
+    """New tensors are filled with NaN (bytes: 255), which shows elements that a kernel does not write."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -73,7 +73,7 @@ def kernels() -> ModuleType:
 
 
 def assert_same_forward(result: Tensor, expected: Tensor) -> None:
-    """The interpreter's exponential function is another one: what it gives may round to a neighbour."""
+    """The interpreter has another exponential function, whose result may round to a neighbour."""
     if DEVICE == "cuda" and expected.dtype in HALF_DTYPES:
         assert torch.equal(result.isnan(), expected.isnan())
         assert torch.equal(result.nan_to_num(), expected.nan_to_num())
@@ -111,7 +111,7 @@ def test_gate(case: Case) -> None:
     gradients = TRITON.gate_backward(dy, expected, up, side, case.curve)
     for result, of_eager in zip(gradients, eager.gate_backward(dy, expected, up, side, case.curve), strict=True):
         assert result.stride() == of_eager.stride()
-        # Where a product is between two outputs' one rounding decides which of them is taken.
+        # Where a product may come from two outputs, a single rounding decides which one is chosen.
         bar = 4 * torch.finfo(case.dtype).eps
         assert ((result - of_eager).double().abs() <= bar * (1 + dy.double().abs() * (1 + up.double().abs()))).all()
 
@@ -147,7 +147,7 @@ def test_derivative(curve: Curve, dtype: torch.dtype) -> None:
     y, side = eager.forward(x, curve)
     dx = TRITON.backward(dy, y, side, curve).cpu()
     bar = error_bar(GELU if curve.limits else curve, dtype)
-    bar = replace(bar, max=1.05 * bar.max)  # a few inputs next to the turning point are at the bar itself
+    bar = replace(bar, max=1.05 * bar.max)  # a few inputs next to the turning point reach the bar
     assert_gradient_within(bar, dx, dy.cpu(), exact_derivative(curve, x.cpu()))
 
 
