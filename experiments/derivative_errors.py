@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hf_invact.curves import Curve
-from hf_invact.memory.plots import DPI
+from hf_invact.display.figures import DPI
 from hf_invact.ops import accuracy
 
 from .common.colours import VARIANT_COLOURS

@@ -13,7 +13,8 @@ import torch
 
 from . import __version__
 from .curves import CURVES, ClosedForm, Curve
-from .memory.text import size, table
+from .display.sizes import size
+from .display.tables import table
 from .ops.backends import AUTO, ENVIRONMENT_VARIABLE, TRITON_DEVICES, choose_backend, why_not_triton
 from .sites.activations.blocks import registered_blocks
 from .sites.activations.recognize import learned_activations

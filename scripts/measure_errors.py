@@ -25,7 +25,7 @@ with missing_packages_named():
     from experiments.common.environment import describe_environment
     from experiments.derivative_errors import DRAWS, SEED, figure, measure_derivative
     from hf_invact.curves import CURVES, Curve, Fit
-    from hf_invact.memory.plots import png
+    from hf_invact.display.figures import png
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "results" / "derivative-errors.json"

@@ -82,7 +82,7 @@ def test_plan_as_json_has_what_python_gives(config: str, capsys: pytest.CaptureF
             ["{config}", *SIZE, "--lora", "targets=q_proj+kv"],
             "no linear layer with the name 'kv'; LoRA can go on q_proj",
         ),
-        (["{config}", *SIZE, "--fit", "80"], "argument --fit: '80' is no amount of memory"),
+        (["{config}", *SIZE, "--fit", "80"], "argument --fit: invalid amount of memory '80'"),
         (["{config}", *SIZE, "--fit", "many"], "80GiB"),
         (["{config}", *SIZE, "--fit", "0GiB"], "80GiB"),
         (["{config}", *SIZE, "--attn", "flash"], "attention must be one of sdpa, eager, flash_attention_2"),

@@ -18,9 +18,8 @@ from tests.imports import imported_names
 
 ROOT = Path(hf_invact.__file__).parent
 
-# Each part may import what stands before it. `memory` and `inputs` stand apart: they import none, and patching
-# and above use them.
-# Parts on one level do not import each other.
+# Each part may import the levels above it. Parts on one level do not import each other. `display`, `inputs` and `memory`
+# stand apart: they import no other part, and patching and everything below it may use them.
 ORDER = (
     ("curves",),
     ("ops",),
@@ -35,7 +34,7 @@ ORDER = (
 )
 USERS = ("patching", "trainer", "planning", "environment", "launch", "cli")
 ALLOWED = {part: {part, *sum(ORDER[:level], ())} for level, parts in enumerate(ORDER) for part in parts}
-APART = ("memory", "inputs")
+APART = ("display", "inputs", "memory")
 ALLOWED.update({part: {part} for part in APART})
 for _part in USERS:
     ALLOWED[_part].update(APART)

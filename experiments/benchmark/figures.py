@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hf_invact.memory.plots import DPI, GREY, WIDTH, png
+from hf_invact.display.figures import DPI, GREY, WIDTH, png
 
 from ..common.files import write_atomically
 from .operators.implementations import COMPILED, INVERTED, LIGER, NATIVE

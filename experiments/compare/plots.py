@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hf_invact.memory.plots import GREY, finish, in_unit, label_rows, new_figure, once
+from hf_invact.display.figures import GREY, finish, in_unit, label_rows, legend_label, new_figure
 
 from ..common.colours import VARIANT_COLOURS
 
@@ -53,8 +53,8 @@ def peak_memory_figure(peaks: Mapping[str, Mapping[str, int]]) -> Figure:
     figure = new_figure(height=1.25 + 0.5 * len(peaks))
     axes = figure.subplots()
     for row, peak in enumerate(peaks.values()):
-        axes.barh(row, peak["reserved"] / MIB, color="#D0D0D0", height=0.68, label=once("reserved", row))
-        axes.barh(row, peak["allocated"] / MIB, color="#0072B2", height=0.4, label=once("allocated", row))
+        axes.barh(row, peak["reserved"] / MIB, color="#D0D0D0", height=0.68, label=legend_label("reserved", row))
+        axes.barh(row, peak["allocated"] / MIB, color="#0072B2", height=0.4, label=legend_label("allocated", row))
     texts = [f"{mebibytes(peak['allocated'])} of {mebibytes(peak['reserved'])} MiB" for peak in peaks.values()]
     label_rows(axes, list(peaks), texts, [peak["reserved"] / MIB for peak in peaks.values()])
     axes.set_xlabel("peak CUDA memory, MiB")

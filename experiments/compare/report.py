@@ -14,7 +14,8 @@ import jinja2
 from rich.table import Table
 from rich.text import Text
 
-from hf_invact.memory.plots import ordered_parts, png, saved_bytes_figure
+from hf_invact.display.figures import png, saved_bytes_figure
+from hf_invact.display.parts import ordered_parts
 
 from ..common.files import write_atomically
 from . import plots

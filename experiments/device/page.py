@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from hf_invact.memory.text import change, size
+from hf_invact.display.sizes import change, size
 
 from ..common.markdown import table
 from .document import MEASURED, faults, gaps

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..memory.text import size, table
+from ..display.sizes import size
+from ..display.tables import table
 from ..sites import Plan, all_plans
 
 

@@ -1,5 +1,6 @@
 """Predicts what training keeps in memory, without weights and without a GPU."""
 
+from ..display.sizes import parse_size
 from .count import plan_memory, plan_of
 from .dry_run import DryRun, dry_run
 from .errors import PlanningError
@@ -9,7 +10,6 @@ from .peak import CATEGORIES, MOMENTS, OPTIMIZERS, Peak, predict_peak
 from .plot import check_plot, save_plot
 from .records import MemoryPlan, as_json
 from .setup import Setup
-from .sizes import parse_size
 from .text import render
 from .text_variants import render_comparison, render_fit
 from .variants import Comparison, VariantMemory, compare_memory, comparison_of

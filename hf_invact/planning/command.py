@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..display.sizes import parse_size
 from .count import plan_of
 from .dry_run import DryRun, dry_run
 from .fit import fit_of
@@ -15,7 +16,6 @@ from .lora import parse_lora
 from .plot import check_plot, save_plot
 from .records import as_json
 from .setup import Setup
-from .sizes import parse_size
 from .variants import comparison_of
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn, optim
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
-from ..memory.text import size, table
+from ..display.sizes import size
+from ..display.tables import table
 from .storages import LiveStorages
 
 MOMENTS = ("forward", "backward", "optimizer step")

@@ -35,9 +35,9 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         OSError: the file cannot be written after all.
     """
     check_plot(path)
-    from ..memory.plots import png, saved_bytes_figure
+    from ..display.figures import png, saved_bytes_figure
 
-    unit, _ = unit_of(comparison)
+    unit = unit_of(comparison)
     figure = saved_bytes_figure({variant.name: variant.saved for variant in comparison.variants}, unit)
     batch = f"batch of {batch_in_words(comparison.batch_size, comparison.seq_len)}"
     figure.suptitle(f"{comparison.model_class}, {batch}", x=0.01, ha="left", fontsize=11)

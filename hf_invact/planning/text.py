@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..memory.text import compared, kept_table, size, table
+from ..display.sizes import size
+from ..display.tables import saved_bytes_table, size_row, table
 from .batch import batch_in_words
 from .dry_run import BOTH, INVERTED, better_unpatched
 from .peak import CATEGORIES, Peak
@@ -14,7 +15,7 @@ NOTHING = 0.001
 
 def render(plan: MemoryPlan) -> str:
     """What is kept by part, what is patched, the peak of a step, and what else there is to know."""
-    blocks = [_head(plan), kept_table(plain=plan.plain, patched=plan.patched)]
+    blocks = [_head(plan), saved_bytes_table(plain=plan.plain, patched=plan.patched)]
     if plan.report.sites:
         blocks.append(_patching(plan))
     if plan.plain_peak is not None and plan.patched_peak is not None:
@@ -76,7 +77,7 @@ def _head(plan: MemoryPlan) -> str:
 
 
 def _peaks(plain: Peak, patched: Peak, optimizer: str) -> str:
-    rows = [compared(name, (plain.by_category[name], patched.by_category[name])) for name in CATEGORIES]
-    total = compared("all", (plain.total_bytes, patched.total_bytes))
+    rows = [size_row(name, (plain.by_category[name], patched.by_category[name])) for name in CATEGORIES]
+    total = size_row("all", (plain.total_bytes, patched.total_bytes))
     moments = ("in the", plain.moment, patched.moment, "")
     return table([(f"peak of a step ({optimizer})", "plain", "patched", ""), *rows, total, moments])

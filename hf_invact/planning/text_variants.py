@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-from ..memory import PARTS
-from ..memory.text import UNITS, size, table
+from ..display.parts import ordered_parts
+from ..display.sizes import common_unit, size
+from ..display.tables import cell_in_unit, table
 from .fit import POSITIONS, SEARCH, TOKENS_STEP, Largest, MemoryFit
 from .variants import Comparison, VariantMemory
 
 NOT_COUNTED = "What kernels and the allocator need beyond the tensors is not counted, so leave some room."
 
 
-def unit_of(comparison: Comparison) -> tuple[str, int]:
-    """The unit in which all of a comparison's parts are told, and its bytes."""
-    most = max(variant.saved_bytes for variant in comparison.variants)
-    return next((unit for unit in UNITS.items() if most >= unit[1]), ("KiB", UNITS["KiB"]))
+def unit_of(comparison: Comparison) -> str:
+    """The unit for all bytes of a comparison."""
+    return common_unit(max(variant.saved_bytes for variant in comparison.variants))
 
 
 def render_comparison(comparison: Comparison) -> str:
     """A row for each variant: what it keeps by part, its share of plain, and the peak of a step; and the notes."""
-    unit, scale = unit_of(comparison)
-    parts = [part for part in PARTS if any(part in variant.saved for variant in comparison.variants)]
-    rows = [_row(variant, parts, scale) for variant in comparison.variants]
+    unit = unit_of(comparison)
+    parts = ordered_parts(variant.saved for variant in comparison.variants)
+    rows = [_row(variant, parts, unit) for variant in comparison.variants]
     head = [f"kept, {unit}", *parts, "all", "of plain"]
     if comparison.optimizer is not None:
         head += ["peak of a step", "in the"]
     return "\n\n".join([table([head, *rows]), *comparison.notes])
 
 
-def _row(variant: VariantMemory, parts: list[str], scale: int) -> list[str]:
-    cells = [_in_unit(variant.saved.get(part, 0), scale) for part in parts]
-    row = [variant.name, *cells, f"{variant.saved_bytes / scale:,.2f}", f"{variant.share:.1%}"]
+def _row(variant: VariantMemory, parts: list[str], unit: str) -> list[str]:
+    cells = [cell_in_unit(variant.saved.get(part, 0), unit) for part in parts]
+    row = [variant.name, *cells, cell_in_unit(variant.saved_bytes, unit), f"{variant.share:.1%}"]
     return row if variant.peak is None else [*row, size(variant.peak.total_bytes), variant.peak.moment]
-
-
-def _in_unit(count: int, scale: int) -> str:
-    if not count:
-        return "-"
-    return "<0.01" if count < 0.005 * scale else f"{count / scale:,.2f}"
 
 
 def render_fit(fit: MemoryFit) -> str:

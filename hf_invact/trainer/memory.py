@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..display.tables import saved_bytes_table
 from ..memory import SavedActivations, by_part, peak_bytes, reset_peak
-from ..memory.text import kept_table
 from .metering import StepMeter, why_not_measured
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class MemoryCallback(TrainerCallback):
             return
         self.saved_by_part = by_part(self.saved, kwargs["model"])
         if state.is_local_process_zero:
-            logger.info("the first step was measured:\n%s", kept_table(measured=self.saved_by_part))
+            logger.info("the first step was measured:\n%s", saved_bytes_table(measured=self.saved_by_part))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..memory.text import size
+from ..display.sizes import size
 from ..patching import PatchReport
 
 FILE = "inverted_activations.json"

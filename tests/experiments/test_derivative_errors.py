@@ -14,7 +14,7 @@ from transformers.activations import ACT2FN
 
 from experiments.derivative_errors import DRAWS, SEED, figure, measure_derivative
 from hf_invact.curves import CURVES, GELU
-from hf_invact.memory.plots import png
+from hf_invact.display.figures import png
 from tests.helpers import FITTED, normal
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 from transformers import LlamaConfig, PretrainedConfig
 
 from hf_invact import plan_memory
-from hf_invact.planning import MOMENTS, MemoryFit, Peak, fit_memory, parse_size, render_fit
+from hf_invact.planning import MOMENTS, MemoryFit, Peak, fit_memory, render_fit
 from hf_invact.planning.dry_run import BOTH, CHECKPOINTED, INVERTED, PLAIN
 from hf_invact.planning.search import largest_that_fits
 from tests.planning.small import small_config
@@ -134,24 +134,3 @@ def test_the_search_is_right_and_short(name: str, start: int) -> None:
 @pytest.mark.parametrize(("memory", "expected"), [(900, 0), (10**9, 50)], ids=["none", "all"])
 def test_the_search_at_its_ends(memory: int, expected: int) -> None:
     assert largest_that_fits(CURVES["affine"], memory, start=7, last=50) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("80GiB", 80 << 30),
-        ("80 GB", 80 * 10**9),
-        ("24g", 24 << 30),
-        ("1.5T", 3 << 39),
-        ("512mib", 512 * MIB),
-        ("64k", 1 << 16),
-    ],
-)
-def test_sizes(text: str, expected: int) -> None:
-    assert parse_size(text) == expected
-
-
-@pytest.mark.parametrize("text", ["80", "GiB", "-1g", "0g", "80 gigs", ""])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="write"):
-        parse_size(text)

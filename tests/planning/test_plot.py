@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_invact import PlanningError
-from hf_invact.memory import plots
+from hf_invact.display import figures
 from hf_invact.planning import check_plot, compare_memory, save_plot
 from tests.planning.small import small_config
 
@@ -18,7 +18,7 @@ from tests.planning.small import small_config
 def test_draws_a_bar_for_each_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     comparison = compare_memory(small_config("gpt2"), 16, 64)
     drawn: list[Figure] = []
-    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"png")
+    monkeypatch.setattr(figures, "png", lambda figure: drawn.append(figure) or b"png")
     save_plot(comparison, tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes() == b"png"
     ((axes,),) = (figure.axes for figure in drawn)

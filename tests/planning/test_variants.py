@@ -6,6 +6,7 @@ import pytest
 from transformers import GPT2Config
 
 from hf_invact import InvActConfig, Lora, PatchingError, plan_memory
+from hf_invact.display.sizes import UNITS
 from hf_invact.planning import CATEGORIES, Comparison, Setup, as_json, compare_memory, dry_run, render_comparison
 from hf_invact.planning.dry_run import BOTH, CHECKPOINTED, EXACT_GATE, FUSED, INVERTED, PLAIN, Variant
 from hf_invact.planning.text_variants import unit_of
@@ -91,12 +92,12 @@ def test_a_part_of_the_layers_is_told() -> None:
 def test_the_table_has_what_the_record_has() -> None:
     comparison = compare_memory(GPT2Config(n_layer=2), 4, 128, optimizer="sgd")
     head, *rows = render_comparison(comparison).split("\n\n")[0].splitlines()
-    unit, scale = unit_of(comparison)
+    unit = unit_of(comparison)
     assert head.startswith(f"kept, {unit}")
     assert len(rows) == len(comparison.variants) == 5
     for row, variant in zip(rows, comparison.variants, strict=True):
         assert row.startswith(variant.name)
-        assert f"{variant.saved_bytes / scale:,.2f}  " in row
+        assert f"{variant.saved_bytes / UNITS[unit]:,.2f}  " in row
         assert f"{variant.share:.1%}" in row
         assert variant.peak is not None
         assert row.endswith(variant.peak.moment)

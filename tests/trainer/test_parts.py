@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerControl, TrainerState
 
 from hf_invact import InvertedActivationsCallback, Lora, MemoryCallback, plan_memory
-from hf_invact.memory.text import kept_table
+from hf_invact.display.tables import saved_bytes_table
 from hf_invact.planning import MemoryPlan, render
 from tests.helpers import normal
 from tests.models import each_model, tiny_model
@@ -92,7 +92,7 @@ def test_only_the_main_process_of_a_machine_logs(is_main: bool, caplog: pytest.L
         callback.on_step_end(*events, model=model)
         callback.on_step_end(*events, model=model)
     assert sum(callback.saved_by_part.values()) == 2 * 4 * 4 + 2 * 8 * 4
-    logged = f"the first step was measured:\n{kept_table(measured=callback.saved_by_part)}"
+    logged = f"the first step was measured:\n{saved_bytes_table(measured=callback.saved_by_part)}"
     assert caplog.messages == ([logged] if is_main else [])
 
 

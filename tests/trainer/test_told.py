@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from hf_invact import InvertedActivationsCallback, MemoryCallback, PatchingError, patch_model
-from hf_invact.memory.text import size
+from hf_invact.display.sizes import size
 from hf_invact.trainer.calls import Calls
 from hf_invact.trainer.outcome import Outcome
 from tests.models import each_model, tiny_model

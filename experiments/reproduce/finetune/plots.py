@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hf_invact.memory.plots import GREY, finish, new_figure
+from hf_invact.display.figures import GREY, finish, new_figure
 
 from ...common.colours import VARIANT_COLOURS
 from ...methods.catalogue import METHODS

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from hf_invact.memory.plots import png
+from hf_invact.display.figures import png
 
 from ...common.environment import describe_environment
 from ...common.errors import ConfigError

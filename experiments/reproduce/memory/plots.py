@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_invact.memory.plots import png, saved_bytes_figure
-from hf_invact.memory.text import UNITS
+from hf_invact.display.figures import png, saved_bytes_figure
+from hf_invact.display.sizes import UNITS
 
 from ...common.files import write_atomically
 

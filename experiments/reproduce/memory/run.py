@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from hf_invact.memory.text import size
+from hf_invact.display.sizes import size
 
 from ...common.environment import describe_environment
 from ...common.errors import first_line

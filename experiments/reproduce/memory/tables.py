@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hf_invact.display.sizes import UNITS
 from hf_invact.memory import PARTS
-from hf_invact.memory.text import UNITS
 
 from .cases import ACTIVATION, GELU_IN_PLACE_OF_SILU, OURS, PLAIN
 from .counting import NOT_TOLD_APART

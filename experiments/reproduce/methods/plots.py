@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_invact.memory.plots import GREY, new_figure
+from hf_invact.display.figures import GREY, new_figure
 
 # Of the Okabe-Ito palette.
 COLOURS = {"ours": "#D55E00", "exact": "#0072B2", "approximate": "#009E73"}

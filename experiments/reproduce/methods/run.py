@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_invact.curves import CURVES
+from hf_invact.display.figures import png
 from hf_invact.memory import SavedActivations, intermediate_units
-from hf_invact.memory.plots import png
 from hf_invact.patching import activation_sites
 
 from ...benchmark.operators.implementations import Unavailable

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_invact.memory.plots import GREY, finish, new_figure, png
+from hf_invact.display.figures import GREY, finish, new_figure, png
 
 Results = Mapping[str, Any]
 

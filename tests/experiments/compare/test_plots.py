@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.compare import plots
-from hf_invact.memory.plots import DPI, WIDTH, png
+from hf_invact.display.figures import DPI, WIDTH, png
 
 MIB = 2**20
 PLAIN = {1: 3.0, 2: 2.0, 3: 1.5}
