@@ -18,7 +18,7 @@ from tests.imports import imported_names
 
 ROOT = Path(hf_invact.__file__).parent
 
-# Each part may import the levels above it. Parts on one level do not import each other. `display`, `inputs` and `memory`
+# Each part may import the levels above it. Parts on one level do not import each other. `display`, `inputs`, `memory`
 # stand apart: they import no other part, and patching and everything below it may use them.
 ORDER = (
     ("curves",),

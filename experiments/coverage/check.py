@@ -20,7 +20,7 @@ from hf_invact.inputs import UnknownInputsError, small_inputs
 from hf_invact.memory import SavedActivations
 from hf_invact.patching import PatchingError, PatchReport, patch_model
 from hf_invact.planning.errors import PlanningError
-from hf_invact.planning.source import find_source
+from hf_invact.planning.model.source import find_source
 
 from .errors import UncoveredError, brief
 from .shrink import small_configs

@@ -1,18 +1,16 @@
 """Predicts what training keeps in memory, without weights and without a GPU."""
 
 from ..display.sizes import parse_size
-from .count import plan_memory, plan_of
+from .compare import Comparison, VariantMemory, compare_memory, comparison_of
 from .dry_run import DryRun, dry_run
 from .errors import PlanningError
 from .fit import Largest, MemoryFit, VariantFit, fit_memory, fit_of
-from .lora import Lora
+from .model.lora import Lora
+from .model.setup import Setup
 from .peak import CATEGORIES, MOMENTS, OPTIMIZERS, Peak, predict_peak
+from .plan import MemoryPlan, plan_memory, plan_of
 from .plot import check_plot, save_plot
-from .records import MemoryPlan, as_json
-from .setup import Setup
-from .text import render
-from .text_variants import render_comparison, render_fit
-from .variants import Comparison, VariantMemory, compare_memory, comparison_of
+from .text import as_json, render, render_comparison, render_fit
 
 __all__ = [
     "CATEGORIES",

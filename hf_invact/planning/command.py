@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..display.sizes import parse_size
-from .count import plan_of
+from .compare import comparison_of
 from .dry_run import DryRun, dry_run
 from .fit import fit_of
-from .lora import parse_lora
+from .model.lora import parse_lora
+from .model.setup import Setup
+from .plan import plan_of
 from .plot import check_plot, save_plot
-from .records import as_json
-from .setup import Setup
-from .variants import comparison_of
+from .text import as_json
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -14,52 +13,18 @@ from torch import optim
 from transformers import PreTrainedModel
 
 from ..memory import SavedActivations, by_part
-from ..patching import PatchReport, patch_model, unpatch_model
+from ..patching import InvActConfig, PatchingError, PatchReport, patch_model, unpatch_model
 from .batch import batch_in_words, length_of, make_batch
-from .build import build_model, set_checkpointing
 from .errors import PlanningError
-from .fake import fake_tensors
+from .fake.tensors import fake_tensors
+from .model.build import build_model, set_checkpointing
+from .model.setup import Setup, check_choice
+from .model.source import Source, find_source
 from .peak import OPTIMIZERS, Peak, make_optimizer, predict_peak
-from .setup import Setup, check_choice
-from .source import Source, find_source
+from .variants import PLAIN, Variant
 
 Progress = Callable[[str], None]
 """Takes what is about to be done, in a few words."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to train the same model.
-
-    Attributes:
-        name: as tables call it.
-        patched: whether its activations are inverted.
-        plan: the plan of `hf_invact.InvActConfig` to patch with; None for that of the user's config.
-        checkpointed: whether layers are computed again in the backward pass.
-    """
-
-    name: str
-    patched: bool = False
-    plan: str | None = None
-    checkpointed: bool = False
-
-
-PLAIN = Variant("plain")
-INVERTED = Variant("inverted", patched=True)
-FUSED = Variant("fused activation", patched=True, plan="input")
-EXACT_GATE = Variant("exact gate", patched=True, plan="gate-inputs")
-CHECKPOINTED = Variant("checkpointing", checkpointed=True)
-BOTH = Variant("checkpointing + inverted", patched=True, checkpointed=True)
-PAIRS = ((PLAIN, INVERTED), (CHECKPOINTED, BOTH))
-
-
-def better_unpatched(variant: Variant) -> str:
-    """What to do where the peak of a patched variant is above that of its plain one."""
-    mode = "with gradient checkpointing train" if variant.checkpointed else "train"
-    return (
-        f"Better {mode} this model unpatched: its peak falls where a layer is differentiated, and an inverted layer "
-        "holds more there (its side bits besides)."
-    )
 
 
 class DryRun:
@@ -168,6 +133,29 @@ class DryRun:
 
 def _say_nothing(doing: str) -> None:
     pass
+
+
+def patching_of(run: DryRun, variant: Variant) -> tuple[PatchReport, tuple[str, ...]]:
+    """What a variant patches, and a note where that is nothing.
+
+    Raises:
+        PatchingError: a pattern of the user's config matches nothing.
+    """
+    try:
+        report = run.report(variant)
+        return report, () if report.patched else (f"Nothing is patched: {reasons(report)}.",)
+    except PatchingError as error:
+        config = run.setup.config
+        if config.include != InvActConfig.include or config.exclude:
+            raise  # the user can mend the patterns
+        return PatchReport(()), (f"Nothing is patched: {str(error).splitlines()[0].removesuffix(':')}.",)
+
+
+def reasons(report: PatchReport) -> str:
+    """Each once, of the activations that are left alone."""
+    return "; ".join(
+        dict.fromkeys(site.reason.removeprefix("left alone: ") for site in report.sites if site.curve is None)
+    )
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from transformers import PretrainedConfig
 
 from ..inputs.sizes import longest_sequence, takes_text
-from .dry_run import BOTH, CHECKPOINTED, INVERTED, PAIRS, PLAIN, DryRun, Variant, better_unpatched, dry_run
+from .compare import applying_variants
+from .dry_run import DryRun, dry_run
+from .model.setup import Options, Setup
 from .peak import Peak
 from .search import largest_that_fits, static_bytes
-from .setup import Options, Setup
-from .variants import applying_variants
+from .variants import BOTH, CHECKPOINTED, INVERTED, PAIRS, PLAIN, Variant, better_unpatched
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -83,7 +84,7 @@ class MemoryFit:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        from .text_variants import render_fit  # which imports this module
+        from .text import render_fit  # which imports this module
 
         return render_fit(self)
 

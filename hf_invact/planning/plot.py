@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from .batch import batch_in_words
+from .compare import Comparison
 from .errors import PlanningError
-from .text_variants import unit_of
-from .variants import Comparison
+from .text import unit_of
 
 
 def check_plot(path: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_invact import InvActConfig, Lora, patch_model, plan_memory
 from hf_invact.memory import SavedActivations, by_part
 from hf_invact.planning.batch import make_batch
-from hf_invact.planning.source import find_source
+from hf_invact.planning.model.source import find_source
 from tests.models import MODEL_NAMES
 from tests.planning.small import each_type_that_runs, small_config
 

@@ -9,8 +9,8 @@ from transformers import LlamaConfig, PretrainedConfig
 
 from hf_invact import plan_memory
 from hf_invact.planning import MOMENTS, MemoryFit, Peak, fit_memory, render_fit
-from hf_invact.planning.dry_run import BOTH, CHECKPOINTED, INVERTED, PLAIN
 from hf_invact.planning.search import largest_that_fits
+from hf_invact.planning.variants import BOTH, CHECKPOINTED, INVERTED, PLAIN
 from tests.planning.small import small_config
 
 LLAMA = LlamaConfig(

@@ -16,11 +16,11 @@ from hf_invact.memory import SavedActivations, by_part
 from hf_invact.patching import InvActConfig, patch_model
 from hf_invact.planning import Lora
 from hf_invact.planning.batch import make_batch
-from hf_invact.planning.build import build_model, set_checkpointing
 from hf_invact.planning.dry_run import running_as_trained
-from hf_invact.planning.fake import fake_tensors
-from hf_invact.planning.flash import use_flash_attention
-from hf_invact.planning.source import Source
+from hf_invact.planning.fake.flash_attention import use_flash_attention
+from hf_invact.planning.fake.tensors import fake_tensors
+from hf_invact.planning.model.build import build_model, set_checkpointing
+from hf_invact.planning.model.source import Source
 
 from .cases import MemoryCase, MemoryVariant
 from .compiled import compiled_bytes

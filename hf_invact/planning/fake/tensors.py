@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import _get_current_function_mode_stack
 
-from ..inputs.integers import RealIntegers
-from .emulation import CudaFunctions, Kernels
-from .flash import flash_attention_registered
+from ...inputs.integers import RealIntegers
+from .flash_attention import flash_attention_registered
+from .kernels import CudaFunctions, Kernels
 
 DEVICES = ("cuda", "cpu")
 
@@ -22,7 +22,7 @@ DEVICES = ("cuda", "cpu")
 def fake_tensors(device: str) -> Iterator[None]:
     """Tensors that are made inside have shapes and no memory, and keep for the backward pass what a device's would.
 
-    All are CPU tensors: for "cuda", the operations that save something else there are replaced (see `emulation`).
+    All are CPU tensors: for "cuda", the operations that save something else there are replaced (see `kernels`).
     """
     with ExitStack() as stack:
         stack.enter_context(_cache_left_as_it_was())

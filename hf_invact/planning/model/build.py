@@ -7,9 +7,9 @@ import copy
 import torch
 from transformers import PreTrainedModel
 
-from .errors import PlanningError
-from .fake import make_fake, recomputation
-from .flash import FLASH_ATTENTION, use_flash_attention
+from ..errors import PlanningError
+from ..fake.flash_attention import FLASH_ATTENTION, use_flash_attention
+from ..fake.tensors import make_fake, recomputation
 from .lora import Lora, add_adapters
 from .source import Source
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hf_invact import PlanningError, plan_memory
-from hf_invact.planning.source import find_source
+from hf_invact.planning.model.source import find_source
 from tests.planning.small import small_config
 
 

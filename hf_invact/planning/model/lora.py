@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..memory.parts import part_classifier
-from .errors import PlanningError
+from ...memory.parts import part_classifier
+from ..errors import PlanningError
 
 ALL = "all"
 PARTS = ("attention", "mlp")

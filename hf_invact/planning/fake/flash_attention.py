@@ -24,8 +24,8 @@ from transformers.integrations.flash_attention import get_target_dtype
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..errors import PlanningError
 from .attention import FLASH_MAX_HEAD, flash
-from .errors import PlanningError
 
 FLASH_ATTENTION = "flash_attention_2"
 _OURS = f"hf_invact_{FLASH_ATTENTION}"  # models look for "flash" in the name

@@ -10,10 +10,10 @@ from typing import TypedDict
 import torch
 from transformers import PretrainedConfig
 
-from ..patching import InvActConfig
+from ...patching import InvActConfig
+from ..fake.flash_attention import FLASH_ATTENTION, check_flash_attention
+from ..fake.tensors import DEVICES
 from .build import ATTENTION, DTYPES
-from .fake import DEVICES
-from .flash import FLASH_ATTENTION, check_flash_attention
 from .lora import Lora
 
 SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hf_invact.inputs.integers import tokens
 from hf_invact.memory import SavedActivations
-from hf_invact.planning.emulation import FLOAT32_UNDER_AUTOCAST
-from hf_invact.planning.fake import fake_tensors
+from hf_invact.planning.fake.kernels import FLOAT32_UNDER_AUTOCAST
+from hf_invact.planning.fake.tensors import fake_tensors
 
 aten = torch.ops.aten
 HALF, FLOAT = torch.bfloat16, torch.float32

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from hf_invact.planning.storages import BLOCK_BYTES, LiveStorages
+from hf_invact.planning.peak.storages import BLOCK_BYTES, LiveStorages
 
 WIDTH = 128
 MATRIX = 4 * WIDTH * WIDTH

@@ -13,8 +13,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_invact import Lora, MemoryPlan, PlanningError, plan_memory
 from hf_invact.memory import SavedActivations
-from hf_invact.planning.fake import fake_tensors
-from hf_invact.planning.flash import _OURS, _attend
+from hf_invact.planning.fake.flash_attention import _OURS, _attend
+from hf_invact.planning.fake.tensors import fake_tensors
 from tests.planning.small import SINCE, small_config
 
 BATCH, HEADS, GROUPS, TOKENS = 2, 4, 2, 40

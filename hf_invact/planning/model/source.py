@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .errors import PlanningError
+from ..errors import PlanningError
 
 HUB_TIMEOUT = 5.0  # seconds
 LOSS_ARGUMENTS = ("labels", "return_loss", "start_positions")  # one of them has a model return a loss

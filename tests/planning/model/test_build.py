@@ -8,10 +8,10 @@ import torch
 from hf_invact import Lora, PlanningError
 from hf_invact.memory import SavedActivations
 from hf_invact.planning.batch import make_batch
-from hf_invact.planning.build import build_model
 from hf_invact.planning.dry_run import running_as_trained
-from hf_invact.planning.fake import fake_tensors
-from hf_invact.planning.source import find_source
+from hf_invact.planning.fake.tensors import fake_tensors
+from hf_invact.planning.model.build import build_model
+from hf_invact.planning.model.source import find_source
 from tests.planning.small import MODEL_TYPES, small_config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,13 +11,77 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..inputs.sizes import takes_text
-from ..patching import InvActConfig, PatchingError, PatchReport
-from .dry_run import BOTH, CHECKPOINTED, INVERTED, PLAIN, DryRun, Variant, dry_run
-from .flash import attention_of
-from .lora import Lora
+from ..patching import InvActConfig, PatchReport
+from .dry_run import DryRun, dry_run, patching_of
+from .fake.flash_attention import attention_of
+from .model.lora import Lora
+from .model.setup import Setup
 from .peak import Peak
-from .records import MemoryPlan
-from .setup import Setup
+from .variants import BOTH, CHECKPOINTED, INVERTED, PLAIN, Variant
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a model keeps for the backward pass of one training step, plain and patched.
+
+    Attributes:
+        model: what the user called it.
+        model_class: the class that was planned.
+        batch_size, seq_len, dtype, autocast, lora, gradient_checkpointing, device: as they were asked for (but seq_len
+            is None for models of images alone).
+        autocast_dtype: of autocast, "bfloat16" or "float16"; None for no autocast.
+        attention: the implementation that the model has.
+        parameter_bytes: all weights and buffers.
+        trainable_bytes: the weights that are trained.
+        plain: saved bytes by part (of `hf_invact.memory.PARTS`), not patched.
+        patched: saved bytes by part, patched.
+        report: what is patched, by site; without sites where nothing can be.
+        optimizer: what the step of the peaks is made by; None where they were not asked for.
+        plain_peak, patched_peak: the most that a training step holds, not patched and patched; None where they were
+            not asked for.
+        notes: what else the user should know, each a sentence.
+    """
+
+    model: str
+    model_class: str
+    batch_size: int
+    seq_len: int | None
+    dtype: str
+    autocast: bool
+    lora: Lora | None
+    attention: str
+    gradient_checkpointing: bool
+    device: str
+    parameter_bytes: int
+    trainable_bytes: int
+    plain: Mapping[str, int]
+    patched: Mapping[str, int]
+    report: PatchReport
+    optimizer: str | None = None
+    plain_peak: Peak | None = None
+    patched_peak: Peak | None = None
+    notes: tuple[str, ...] = ()
+    autocast_dtype: str | None = None
+
+    def __str__(self) -> str:
+        from .text import render  # which imports this module
+
+        return render(self)
+
+    @property
+    def plain_bytes(self) -> int:
+        """All that is saved, not patched."""
+        return sum(self.plain.values())
+
+    @property
+    def patched_bytes(self) -> int:
+        """All that is saved, patched."""
+        return sum(self.patched.values())
+
+    @property
+    def saving(self) -> float:
+        """What patching takes off, as a part of what is saved; 0 where nothing is."""
+        return 1 - self.patched_bytes / self.plain_bytes if self.plain_bytes else 0.0
 
 
 def plan_memory(
@@ -116,29 +181,6 @@ def _ask(
 ) -> tuple[Mapping[str, int], Peak | None]:
     saved = run.saved(variant, batch_size, seq_len)
     return saved, None if optimizer is None else run.peak(variant, batch_size, seq_len, optimizer)
-
-
-def patching_of(run: DryRun, variant: Variant) -> tuple[PatchReport, tuple[str, ...]]:
-    """What a variant patches, and a note where that is nothing.
-
-    Raises:
-        PatchingError: a pattern of the user's config matches nothing.
-    """
-    try:
-        report = run.report(variant)
-        return report, () if report.patched else (f"Nothing is patched: {reasons(report)}.",)
-    except PatchingError as error:
-        config = run.setup.config
-        if config.include != InvActConfig.include or config.exclude:
-            raise  # the user can mend the patterns
-        return PatchReport(()), (f"Nothing is patched: {str(error).splitlines()[0].removesuffix(':')}.",)
-
-
-def reasons(report: PatchReport) -> str:
-    """Each once, of the activations that are left alone."""
-    return "; ".join(
-        dict.fromkeys(site.reason.removeprefix("left alone: ") for site in report.sites if site.curve is None)
-    )
 
 
 def _notes(model: PreTrainedModel, seq_len: int | None, setup: Setup) -> Iterator[str]:

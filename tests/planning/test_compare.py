@@ -8,8 +8,8 @@ from transformers import GPT2Config
 from hf_invact import InvActConfig, Lora, PatchingError, plan_memory
 from hf_invact.display.sizes import UNITS
 from hf_invact.planning import CATEGORIES, Comparison, Setup, as_json, compare_memory, dry_run, render_comparison
-from hf_invact.planning.dry_run import BOTH, CHECKPOINTED, EXACT_GATE, FUSED, INVERTED, PLAIN, Variant
-from hf_invact.planning.text_variants import unit_of
+from hf_invact.planning.text import unit_of
+from hf_invact.planning.variants import BOTH, CHECKPOINTED, EXACT_GATE, FUSED, INVERTED, PLAIN, Variant
 from tests.planning.small import small_config
 
 SIZE = 2, 32

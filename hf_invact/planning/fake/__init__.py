@@ -1,0 +1,1 @@
+"""Tensors without memory, which keep for the backward pass what the tensors of a device would keep."""
