@@ -1,8 +1,8 @@
-"""The command ``hf-invact run``: starts an unmodified training script with the flag understood.
+"""The command ``hf-invact run``: starts an unmodified training script that then understands the flags.
 
-Alone in this package it changes classes of other libraries and environment variables, in this process and in those
-that the script starts, until it ends. It imports neither torch nor Transformers before the script does: they read
-environment variables that a script may set first.
+This is the only part of the package that changes classes of other libraries and environment variables: in this process
+and in those that the script starts, until the command ends. It does not import torch or Transformers before the script
+does, because they read environment variables that the script may set first.
 """
 
 from .script import main

@@ -1,7 +1,7 @@
-"""Has the flags survive in the processes that a script starts: other commands, launchers, spawned workers.
+"""Passes the flags to the processes that a script starts: other commands, launchers, spawned workers.
 
-They are in an environment variable, and a ``sitecustomize`` on PYTHONPATH reads them in each Python process. The
-folder in which the processes tell what they did belongs to the one that has made it.
+An environment variable holds the flags, and a ``sitecustomize`` on PYTHONPATH applies them in each Python process. The
+processes record events in a shared folder, which the process that made it removes.
 """
 
 from __future__ import annotations
@@ -20,96 +20,96 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from .events import TrainerEvents
 from .flags import Flags
 from .importing import replace_attribute
-from .seen import Seen
-from .trainers import flags_understood
+from .trainers import flags_applied
 
 VARIABLE = "HF_INVACT_RUN"
 _CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "child")
-_joined = ExitStack()
+_inherited_changes = ExitStack()
 
 
 @contextmanager
-def flags_understood_everywhere(flags: Flags) -> Iterator[Seen]:
-    """As `flags_understood`, and in the processes that are started inside the block, and in theirs."""
-    _joined.close()  # what the command said that has started this process
+def flags_applied_everywhere(flags: Flags) -> Iterator[TrainerEvents]:
+    """As `flags_applied`, and also in the processes that are started inside the block, and in their children."""
+    _inherited_changes.close()  # the flags of an outer `hf-invact run`
     outer = _inherited()
     folder = outer["folder"] if outer else tempfile.mkdtemp(prefix="hf-invact-run-")
     owner = outer["owner"] if outer else os.getpid()
-    told = json.dumps({"flags": dataclasses.asdict(flags), "folder": folder, "owner": owner})
+    message = json.dumps({"flags": dataclasses.asdict(flags), "folder": folder, "owner": owner})
     before = dict(os.environ)
     try:
         with ExitStack() as changes:
-            os.environ.update(_with_flags(told, os.environ))
-            _pass_on(told, changes)
-            yield changes.enter_context(flags_understood(flags, Seen(folder)))
+            os.environ.update(_variables(message, os.environ))
+            _pass_to_children(message, changes)
+            yield changes.enter_context(flags_applied(flags, TrainerEvents(folder)))
     finally:
         for name in (VARIABLE, "PYTHONPATH"):
             _restore(name, before)
         _remove(folder, owner)
 
 
-def join() -> None:
-    """Have the flags understood in this process, which a script under ``hf-invact run`` has started."""
-    told = _inherited()
-    if told is None:
+def apply_inherited_flags() -> None:
+    """Apply the flags in this process, if a script under ``hf-invact run`` has started it."""
+    inherited = _inherited()
+    if inherited is None:
         return
-    flags, seen = Flags(**told["flags"]), Seen(told["folder"])
-    _joined.enter_context(flags_understood(flags, seen))
-    _pass_on(os.environ[VARIABLE], _joined)
-    if told["owner"] == os.getpid():  # the script became another program (exec), and nothing else tells what it did
-        end = functools.partial(_end, flags, seen)
+    flags, events = Flags(**inherited["flags"]), TrainerEvents(inherited["folder"])
+    _inherited_changes.enter_context(flags_applied(flags, events))
+    _pass_to_children(os.environ[VARIABLE], _inherited_changes)
+    if inherited["owner"] == os.getpid():  # exec has replaced the command itself, so nothing else reports
+        end = functools.partial(_end, flags, events)
         atexit.register(end)
-        _joined.callback(atexit.unregister, end)
+        _inherited_changes.callback(atexit.unregister, end)
 
 
-def _end(flags: Flags, seen: Seen) -> None:
+def _end(flags: Flags, events: TrainerEvents) -> None:
     if getattr(sys, "last_value", None) is None:
-        seen.tell(flags)
-    shutil.rmtree(seen.folder or "", ignore_errors=True)
+        events.report(flags)
+    shutil.rmtree(events.folder or "", ignore_errors=True)
 
 
 def _remove(folder: str, owner: int) -> None:
-    if os.getpid() == owner:  # and not a fork of it
+    if os.getpid() == owner:  # not in a fork of it
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _pass_on(told: str, changes: ExitStack) -> None:
-    """Put the flags into environments that a script makes for its processes."""
+def _pass_to_children(message: str, changes: ExitStack) -> None:
+    """Have every way of starting a process pass the flags on, also with an environment of the script's own."""
 
-    def kept(environment: Mapping[str, str] | None) -> Mapping[str, str] | None:
-        present = os.environ if environment is None else environment
-        wanted = _with_flags(told, present)
-        is_there = all(present.get(name) == value for name, value in wanted.items())
-        return environment if is_there else {**present, **wanted}
+    def with_flags(environment: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        variables = os.environ if environment is None else environment
+        added = _variables(message, variables)
+        is_complete = all(variables.get(name) == value for name, value in added.items())
+        return environment if is_complete else {**variables, **added}
 
     original: Any = subprocess.Popen.__init__
     signature = inspect.signature(original)
 
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs).arguments
-        _tell_if_deaf(given["args"])
-        original(**{**given, "env": kept(given.get("env"))})
+        arguments = signature.bind(self, *args, **kwargs).arguments
+        _warn_if_isolated(arguments["args"])
+        original(**{**arguments, "env": with_flags(arguments.get("env"))})
 
     replace_attribute(changes, subprocess.Popen, "__init__", __init__)
-    for name in ("execve", "posix_spawn", "posix_spawnp"):  # which those that find a program on PATH call
+    for name in ("execve", "posix_spawn", "posix_spawnp"):  # the variants that search PATH call these
         if hasattr(os, name):
-            replace_attribute(changes, os, name, _with_environment(getattr(os, name), kept))
+            replace_attribute(changes, os, name, _with_environment(getattr(os, name), with_flags))
 
 
-def _with_environment(original: Any, kept: Any) -> Any:
+def _with_environment(original: Any, with_flags: Any) -> Any:
     @functools.wraps(original)
     def start(path: Any, argv: Sequence[Any], env: Mapping[str, str], **kwargs: Any) -> Any:
-        _tell_if_deaf(argv)
-        return original(path, argv, kept(env), **kwargs)
+        _warn_if_isolated(argv)
+        return original(path, argv, with_flags(env), **kwargs)
 
     return start
 
 
-def _tell_if_deaf(argv: Any) -> None:
-    """Say at once where a process cannot hear the flags: ``python -I``, ``-E`` and ``-S`` read no sitecustomize."""
+def _warn_if_isolated(argv: Any) -> None:
+    """Warn about a process that the flags cannot reach: ``python -I``, ``-E`` and ``-S`` read no sitecustomize."""
     words = argv if isinstance(argv, (list, tuple)) else []
     program, *rest = [str(word) for word in words] or [""]
     if not os.path.basename(program).startswith("python"):
@@ -119,25 +119,26 @@ def _tell_if_deaf(argv: Any) -> None:
             return
         if not option.startswith("--") and set(option) & set("IES"):
             print(
-                f"hf-invact run: warning: `{os.path.basename(program)} {option}` reads no environment, so nothing is "
-                "inverted in that process. Leave the option out, or start the process as: python -m hf_invact run ...",
+                f"hf-invact run: warning: `{os.path.basename(program)} {option}` ignores the environment, so nothing "
+                "is inverted there. Leave the option out, or start the process as: python -m hf_invact run ...",
                 file=sys.stderr,
             )
             return
 
 
 def _inherited() -> dict[str, Any] | None:
-    told = os.environ.get(VARIABLE)
-    if told is None:
+    message = os.environ.get(VARIABLE)
+    if message is None:
         return None
-    values: dict[str, Any] = json.loads(told)
+    values: dict[str, Any] = json.loads(message)
     return values if os.path.isdir(values["folder"]) else None
 
 
-def _with_flags(told: str, environment: Mapping[str, str]) -> dict[str, str]:
+def _variables(message: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a process needs to apply the flags, in place of those in its environment."""
     paths = environment.get("PYTHONPATH", "").split(os.pathsep)
     others = [path for path in paths if path and path != _CHILD]
-    return {VARIABLE: told, "PYTHONPATH": os.pathsep.join([_CHILD, *others])}
+    return {VARIABLE: message, "PYTHONPATH": os.pathsep.join([_CHILD, *others])}
 
 
 def _restore(name: str, before: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The flags, taken out of a command line before the script parses the rest of it."""
+"""Takes the flags out of a command line before the script parses the rest."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ BOOLEANS = {
 
 @dataclass(frozen=True)
 class Flags:
-    """What the command line said.
+    """The flags on the command line.
 
     Attributes:
-        use: whether to invert; None where the flag was not given.
-        config: the options, a mapping whose keys and values are not checked yet; None where not given.
-        written: the arguments of each flag that was given, for a script whose own parser knows it.
-        require: whether a model in which nothing would be inverted is refused.
+        use: whether to invert; None without the flag.
+        config: the options, a mapping whose keys and values are not checked yet; None without the flag.
+        written: the arguments of each flag on the command line, for a script whose own parser declares it.
+        require: whether to refuse a model in which nothing would be inverted.
     """
 
     use: bool | None = None
@@ -45,16 +45,17 @@ def refuse(message: str) -> NoReturn:
 
 
 def take_flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
-    """Split a command line into the flags and the rest, which keeps its order. Nothing behind ``--`` is a flag.
+    """Split a command line into the flags and the rest, which keeps its order. Nothing after ``--`` is a flag.
 
-    ``--require`` is one before the script's name; after it, if it has no value and the first flag is given.
+    ``--require`` counts as a flag before the script's name. After it, only without a value and together with
+    ``--use_inverted_activations``: the script may have an option of the same name.
 
     >>> flags, rest = take_flags(["train.py", "--use_inverted_activations", "--seed", "7"])
     >>> flags.use, rest
     (True, ['train.py', '--seed', '7'])
 
     Raises:
-        SystemExit: a flag is given twice, misspelt, or with a value that is not understood; code 2.
+        SystemExit: a repeated or misspelt flag, or an invalid value; code 2.
     """
     written: dict[str, tuple[str, ...]] = {}
     rest: list[str] = []
@@ -83,7 +84,7 @@ def take_flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
 
 
 def _name(option: str) -> str | None:
-    """The flag that this is, with underscores or with dashes; None where it is an argument of the script."""
+    """The flag that an option spells, with underscores or dashes; None for an option of the script."""
     if not option.startswith("--"):
         return None
     name = "--" + option[2:].replace("-", "_")

@@ -1,4 +1,4 @@
-"""Changes other modules for a while; and does something when one has been imported, without importing it."""
+"""Changes other modules temporarily, also those that are imported only later."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def replace_attribute(changes: ExitStack, owner: object, name: str, value: Any) 
 
 @contextmanager
 def after_import(name: str, then: Callable[[ModuleType], None]) -> Iterator[None]:
-    """Calls ``then(module)`` when the module is imported inside the block; at once where it has been already."""
+    """Call ``then(module)`` once the module is imported inside the block; at once if it already is."""
     if name in sys.modules:
         then(sys.modules[name])
         yield
@@ -33,7 +33,7 @@ def after_import(name: str, then: Callable[[ModuleType], None]) -> Iterator[None
 
 
 class _Finder(MetaPathFinder):
-    """Finds one module, where it is, and has its loader do more."""
+    """Finds one module as usual, and extends its loader to call a function afterwards."""
 
     def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
         self.name = name
@@ -53,5 +53,5 @@ class _Finder(MetaPathFinder):
             execute(module)
             self.then(module)
 
-        vars(spec.loader)["exec_module"] = execute_and_then  # of this one loader
+        vars(spec.loader)["exec_module"] = execute_and_then  # of this loader alone
         return spec

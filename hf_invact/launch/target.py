@@ -1,4 +1,4 @@
-"""Finds what to run, and runs it as the shell or ``python`` would."""
+"""Finds the script, module or command, and runs it as ``python`` or the shell would."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def run_module(name: str, arguments: Sequence[str]) -> None:
     sys.argv = [name, *arguments]
     _set_first_path(os.getcwd())
     if not _module_exists(name):
-        refuse(f"there is no module {name}")
+        refuse(f"no module named {name}")
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def run_script_or_command(name: str, arguments: Sequence[str]) -> None:
-    """A script as ``python NAME``; else a command that is installed, in this process if it is written in Python.
+    """Run a script as ``python NAME``, or an installed command; in this process if it is written in Python.
 
     Raises:
-        SystemExit: there is none; code 2.
+        SystemExit: no such script or command; code 2.
     """
     path = name if os.path.exists(name) else shutil.which(name)
     if path is None:
-        refuse(f"there is no script {name}, and no command of this name")
+        refuse(f"no script or command named {name}")
     if _is_python(path):
         sys.argv = [path, *arguments]
         _set_first_path(os.path.dirname(os.path.realpath(path)))
@@ -42,7 +42,7 @@ def run_script_or_command(name: str, arguments: Sequence[str]) -> None:
 
 
 def _is_python(path: str) -> bool:
-    """Whether Python can run a file: a folder, an archive, or text that names no other program in its first lines."""
+    """Whether Python can run a file: a folder, an archive, or text without the name of another interpreter."""
     if os.path.isdir(path) or zipfile.is_zipfile(path):
         return True
     with open(path, "rb") as file:
@@ -54,7 +54,7 @@ def _is_python(path: str) -> bool:
 
 
 def _run_program(path: str, arguments: Sequence[str]) -> int:
-    """Run another program, whose Python processes hear the flags. It gets the signals itself."""
+    """Run another program, to whose Python processes the flags apply. Signals are left to it."""
     try:
         process = subprocess.Popen([os.path.abspath(path), *arguments])
     except OSError as error:
@@ -79,4 +79,4 @@ def _module_exists(name: str) -> bool:
     except ModuleNotFoundError as error:
         if error.name and f"{name}.".startswith(f"{error.name}."):
             return False
-        raise  # a package around it needs something else
+        raise  # its parent package failed to import something else

@@ -1,4 +1,4 @@
-"""Gives the callback to every Trainer that a script makes."""
+"""Adds the callback to every Trainer that a script makes."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .events import TrainerEvents
 from .flags import CONFIG, USE, Flags, refuse
 from .importing import after_import, replace_attribute
-from .seen import Seen
 
 if TYPE_CHECKING:
     from ..patching import InvActConfig
 
 
 @contextmanager
-def flags_understood(flags: Flags, seen: Seen | None = None) -> Iterator[Seen]:
+def flags_applied(flags: Flags, events: TrainerEvents | None = None) -> Iterator[TrainerEvents]:
     """Inside the block every `transformers.Trainer`, subclasses included, follows the flags.
 
-    - Training arguments that have the two fields get the values, and the script's own callback is left to follow them.
+    - Training arguments with the two fields get the values, which the script's own callback then reads.
     - Any other Trainer gets an `InvertedActivationsCallback`, if the flag is on.
     - Memory figures reach every reporter.
-    - A parser of the script that declares a flag finds it on the command line.
+    - If a parser of the script declares a flag, it finds the flag on the command line.
 
-    Afterwards the classes are as they were. Transformers is not imported unless the script does it.
+    Afterwards the classes are as before. Transformers is not imported unless the script imports it.
     """
-    seen = seen or Seen()
+    events = events or TrainerEvents()
     with ExitStack() as changes:
 
         def change(module: ModuleType) -> None:
-            _change_trainer(module.Trainer, flags, seen, changes)
+            _change_trainer(module.Trainer, flags, events, changes)
 
         replace_attribute(changes, argparse.ArgumentParser, "parse_known_args", _parse_with(flags))
         changes.enter_context(after_import("transformers.trainer", change))
-        yield seen
+        yield events
 
 
 def _parse_with(flags: Flags) -> Any:
@@ -52,7 +52,7 @@ def _parse_with(flags: Flags) -> Any:
         if known:
             found = list(sys.argv[1:] if args is None else args)
             end = found.index("--") if "--" in found else len(found)
-            # Last, where a flag without a value cannot take the argument after it for one.
+            # At the end: a flag without a value would take the next argument for its value.
             found[end:end] = [argument for name, values in known.items() for argument in (name, *values)]
             args = found
         return original(self, args, namespace)
@@ -60,7 +60,7 @@ def _parse_with(flags: Flags) -> Any:
     return parse_known_args
 
 
-def _change_trainer(trainer_class: type, flags: Flags, seen: Seen, changes: ExitStack) -> None:
+def _change_trainer(trainer_class: type, flags: Flags, events: TrainerEvents, changes: ExitStack) -> None:
     from ..patching import InvActConfig
     from ..trainer.memory import add_memory_figures
 
@@ -74,11 +74,11 @@ def _change_trainer(trainer_class: type, flags: Flags, seen: Seen, changes: Exit
 
     @functools.wraps(original_init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs)
-        _hand_over(flags, given.arguments.get("args"))
+        call = signature.bind(self, *args, **kwargs)
+        _set_fields(flags, call.arguments.get("args"))
         if flags.use:
-            given.arguments["callbacks"] = _with_callback(given.arguments.get("callbacks"), config, flags, seen)
-        original_init(*given.args, **given.kwargs)
+            call.arguments["callbacks"] = _with_callback(call.arguments.get("callbacks"), config, flags, events)
+        original_init(*call.args, **call.kwargs)
 
     @functools.wraps(original_log)
     def log(self: Any, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -89,24 +89,26 @@ def _change_trainer(trainer_class: type, flags: Flags, seen: Seen, changes: Exit
     replace_attribute(changes, trainer_class, "log", log)
 
 
-def _hand_over(flags: Flags, arguments: Any) -> None:
-    """Training arguments that have the fields may come from a file or from code: the command line goes first."""
+def _set_fields(flags: Flags, arguments: Any) -> None:
+    """The command line overrides the fields of training arguments, which a file or code may have set."""
     if hasattr(arguments, USE.removeprefix("--")):
         arguments.use_inverted_activations = flags.use
         if flags.config is not None:
             arguments.inverted_activations_config = flags.config
 
 
-def _with_callback(callbacks: Sequence[Any] | None, config: InvActConfig | None, flags: Flags, seen: Seen) -> list[Any]:
+def _with_callback(
+    callbacks: Sequence[Any] | None, config: InvActConfig | None, flags: Flags, events: TrainerEvents
+) -> list[Any]:
     from ..trainer import InvertedActivationsCallback
-    from .witness import Witness
+    from .recorder import EventRecorder
 
     made = [callback() if isinstance(callback, type) else callback for callback in callbacks or ()]
     own = [callback for callback in made if isinstance(callback, InvertedActivationsCallback)]
     if not own:
         own = [InvertedActivationsCallback(config)]
-        made = [*own, *made]  # first, so that the script's callbacks see the end of the training unpatched
+        made = [*own, *made]  # first, so the model is unpatched when the script's callbacks see the end of training
     elif config is not None and own[0].config not in (None, config):
         print(f"hf-invact run: the script's own callback has a config, so {CONFIG} is not used", file=sys.stderr)
     own[0].require |= flags.require
-    return [*made, Witness(own[0], seen)]
+    return [*made, EventRecorder(own[0], events)]

@@ -1,4 +1,4 @@
-"""What training keeps in memory: saved activations, exactly, and the peak of the CUDA devices."""
+"""Measures the memory of training: activations saved for the backward pass, exactly, and the CUDA peak."""
 
 from .meter import SavedActivations, SavedStorage
 from .parts import PARTS, by_part, intermediate_units

@@ -1,4 +1,4 @@
-"""Which parts of a model `torch.compile` has compiled."""
+"""Finds the parts of a model that `torch.compile` has compiled."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 def compiled_modules(model: nn.Module) -> list[str]:
     """Qualified names of the outermost modules that run compiled code ("" is the model itself).
 
-    Seen is what `Module.compile` has compiled, what ``torch.compile(module)`` has wrapped, and compiled functions among
-    the attributes and methods of a module; not those that a forward pass finds anywhere else.
+    Finds modules compiled by `Module.compile`, wrapped by ``torch.compile(module)``, or with a compiled function among
+    their attributes and methods. Compiled functions that a forward pass gets from elsewhere are not found.
     """
     found: list[str] = []
-    classes: dict[type, bool] = {}  # of which a model has few
-    for name, module in model.named_modules():  # a module comes before what is inside of it
+    classes: dict[type, bool] = {}
+    for name, module in model.named_modules():  # outer modules come first
         cls = type(module)
         if cls not in classes:
             classes[cls] = any(map(_is_compiled, _methods(cls)))
@@ -28,7 +28,7 @@ def compiled_modules(model: nn.Module) -> list[str]:
 
 
 def is_within(name: str, outer: str) -> bool:
-    """Whether a qualified name is that of a module or of something inside of it."""
+    """Whether a qualified name is `outer` or inside of it."""
     return outer in ("", name) or name.startswith(f"{outer}.")
 
 
@@ -44,7 +44,7 @@ def _is_compiled(value: Any) -> bool:
 
 
 def _unwrapped(value: Any) -> Iterator[Any]:
-    """A function, and what it calls: Accelerate, for one, wraps a model's forward."""
+    """A function and those that it wraps: Accelerate, for one, wraps a model's forward."""
     while callable(value) and not isinstance(value, nn.Module):
         yield value
         value = value.func if isinstance(value, partial) else _attributes(value).get("__wrapped__")

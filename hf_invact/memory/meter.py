@@ -1,4 +1,4 @@
-"""Counts the bytes that a forward pass keeps for the backward pass."""
+"""Measures the bytes that a forward pass saves for the backward pass."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, UntypedStorage, nn
 
-from .calls import is_checkpoint_saving, running_modules, unseen, watch_outputs
 from .compiled import compiled_modules, is_within
+from .module_calls import is_checkpoint_saving, not_compiled, running_modules, watch_outputs
 from .storages import storages, tensor_bytes
 
 
 @dataclass(frozen=True)
 class SavedStorage:
-    """One distinct storage that is kept for the backward pass.
+    """One distinct storage that is saved for the backward pass.
 
     Attributes:
-        bytes: the whole storage's size (a view keeps all of its base alive).
+        bytes: size of the whole storage (a view keeps all of its base alive).
         saved_by: qualified name of the module that was running when it was first saved ("" is the model itself).
-        output_of: qualified name of the module that returned it just before, if any.
-        by_checkpoint: whether a checkpoint keeps it, to compute a layer again from (torch.utils.checkpoint).
+        output_of: qualified name of the module that had returned it, if any.
+        by_checkpoint: whether it is the input of a checkpoint (torch.utils.checkpoint), which recomputes a layer.
     """
 
     bytes: int
@@ -38,30 +38,29 @@ class SavedStorage:
 
 
 class SavedActivations:
-    """Measures what is kept for the backward pass of everything computed inside the context.
+    """Measures what is saved for the backward pass of everything computed inside the context.
 
-    Counts distinct storages that autograd saves, without the model's parameters and buffers. Where storages are
-    also released inside the context (by a backward pass), the figures are those of the moment at which most was kept.
-    Tensors that an operation hides from autograd's hooks, by keeping them as plain attributes, are not seen.
-    Parameters may be sharded (FSDP, ZeRO-3): what a running module has gathered of them does not count either, and is
-    kept alive no longer than without the meter.
+    Counts the distinct storages that autograd saves, except the model's parameters and buffers. If storages are also
+    released inside the context (by a backward pass), the figures are those of the peak. Tensors that an operation keeps
+    as plain attributes, hidden from autograd's hooks, are not counted. Parameters may be sharded (FSDP, ZeRO-3): their
+    gathered copies do not count either, and live no longer than without the meter.
 
-    Of sparse tensors the indices and values count, of subclasses that wrap others (DTensor, jagged tensors, quantized
-    weights) the local or inner tensors. What shows no storage (MKL-DNN) does not count.
+    Sparse tensors count with their indices and values; subclasses that wrap other tensors (DTensor, jagged tensors,
+    quantized weights) with the local or inner tensors. Tensors without an accessible storage (MKL-DNN) do not count.
 
-    The backward pass is the one without the meter, bit for bit. Copies and pickles of the model that are made
-    inside the context are unmetered, and other threads that run the model are neither counted nor disturbed. So is
-    what `torch.compile` has compiled: modules inside of it are not told apart.
+    The backward pass is bit for bit that of the model without the meter. Copies and pickles made inside the context are
+    not metered. Other threads that run the model are neither counted nor disturbed. Code compiled by `torch.compile`
+    runs undisturbed too; it is counted as a whole, not by the modules inside.
 
-    The figures may be read after the context is left. It may be entered again, one time after the other; what was
-    kept before and still is counts then as well.
+    The figures may be read after the context. The context may be entered again, one time after the other; what was
+    saved before and is still alive then counts too.
 
     Args:
-        model: whose modules the figures are told by.
+        model: the figures are by its modules.
         ignore: further tensors that do not count, such as the input.
 
     Raises:
-        RuntimeError: it is entered while it is active.
+        RuntimeError: it is already active when entered.
 
     >>> import torch
     >>> from hf_invact.memory import SavedActivations
@@ -77,36 +76,38 @@ class SavedActivations:
     def __init__(self, model: nn.Module, ignore: Iterable[Tensor] = ()) -> None:
         self._model = model
         self._ignored = list(ignore)
-        # Held: a forward pass may replace a buffer or a shard, whose key would pass to another storage.
-        self._own: dict[int, UntypedStorage] = {}
-        self._names: dict[nn.Module, str] = {}
+        # Referenced, since a forward pass may replace a buffer or a shard, and another storage could reuse the key.
+        self._excluded: dict[int, UntypedStorage] = {}
+        self._module_names: dict[nn.Module, str] = {}
         self._stack = ExitStack()
         self._lock = threading.RLock()
         self._threads: set[int] = set()
-        self._returned: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._outputs: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._kept: dict[int, SavedStorage] = {}
         self._holders: dict[weakref.ref[_Holder], list[int]] = {}
         self._holder_count: dict[int, int] = {}
-        self._released: deque[weakref.ref[_Holder]] = deque()
-        self._now = 0
-        self._most = 0
+        self._dead_holders: deque[weakref.ref[_Holder]] = deque()
+        self._current_bytes = 0
+        self._peak_bytes = 0
         self._records: tuple[SavedStorage, ...] = ()
         self._output_bytes: dict[str, int] = {}
 
     def __enter__(self) -> SavedActivations:
-        if self._names:
+        if self._module_names:
             raise RuntimeError("SavedActivations is active already: enter another one, or leave this one first")
-        self._own = storages(*self._model.parameters(), *self._model.buffers(), *self._ignored)
-        self._names = {module: name for name, module in self._model.named_modules()}
+        self._excluded = storages(*self._model.parameters(), *self._model.buffers(), *self._ignored)
+        self._module_names = {module: name for name, module in self._model.named_modules()}
         self._threads = {threading.get_ident()}
         compiled = compiled_modules(self._model)
         with ExitStack() as stack:
-            stack.callback(self._forget)
-            for module, name in self._names.items():
-                # What no other module accounts for is the model's own, and it may be running already.
+            stack.callback(self._end)
+            for module, name in self._module_names.items():
+                # Not the model itself: what no other module accounts for is its own. It may also be running already.
                 if name and not any(is_within(name, outer) and name != outer for outer in compiled):
                     stack.callback(watch_outputs(module, partial(self._note_output, name)))
-            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(unseen(self._save), unseen(_Holder.unwrap)))
+            stack.enter_context(
+                torch.autograd.graph.saved_tensors_hooks(not_compiled(self._save), not_compiled(_Holder.unwrap))
+            )
             self._stack = stack.pop_all()
         return self
 
@@ -119,12 +120,12 @@ class SavedActivations:
     def records(self) -> tuple[SavedStorage, ...]:
         """One record for each distinct storage."""
         with self._lock:
-            self._remember()
+            self._record_peak()
             return self._records
 
     @property
     def total_bytes(self) -> int:
-        """Bytes kept for the backward pass."""
+        """Bytes saved for the backward pass."""
         return sum(record.bytes for record in self.records)
 
     @property
@@ -137,95 +138,96 @@ class SavedActivations:
 
     @property
     def output_bytes(self) -> Mapping[str, int]:
-        """Size of each module's output, kept or not, summed over its calls (modules that return one tensor)."""
+        """Bytes of each module's output, saved or not, summed over its calls (of modules that return one tensor)."""
         return self._output_bytes
 
     @property
     def is_released(self) -> bool:
-        """Whether something was kept, and nothing of it is any more: a backward pass is over."""
+        """Whether something was saved, and all of it is released: a backward pass is over."""
         with self._lock:
-            self._settle()
-            return self._most > 0 and self._now == 0
+            self._process_releases()
+            return self._peak_bytes > 0 and self._current_bytes == 0
 
-    def _forget(self) -> None:
-        self._names, self._own, self._returned = {}, {}, {}
+    def _end(self) -> None:
+        self._module_names, self._excluded, self._outputs = {}, {}, {}
 
     def _note_output(self, name: str, output: Any) -> None:
-        # Saved-tensor hooks are of a thread, and these calls of all. (Autograd has threads of its own.)
+        # Saved-tensor hooks belong to one thread, module calls to all. (Autograd has threads of its own.)
         if isinstance(output, Tensor) and threading.get_ident() in self._threads:
             self._output_bytes[name] = self._output_bytes.get(name, 0) + tensor_bytes(output)
             for key in storages(output):
-                if self._producer(key) is None:  # else an inner module returned it already
-                    self._returned[key] = (weakref.ref(output), name)
+                if self._producer(key) is None:  # an inner module has not returned it already
+                    self._outputs[key] = (weakref.ref(output), name)
 
     def _save(self, tensor: Tensor) -> _Holder:
         running = list(running_modules())
         found = storages(tensor)
         with self._lock:
             self._threads.add(threading.get_ident())
-            self._settle()
-            counted = {key: storage for key, storage in found.items() if key not in self._own}
+            self._process_releases()
+            counted = {key: storage for key, storage in found.items() if key not in self._excluded}
             if not counted.keys() <= self._kept.keys():
                 gathered = storages(*_parameters(running or [self._model]))
                 counted = {key: storage for key, storage in counted.items() if key not in gathered}
             holder = _Holder(tensor, list(counted.values()))
             for key, storage in counted.items():
                 if key not in self._kept:
-                    saved_by = next((self._names[module] for module in running if module in self._names), "")
+                    saved_by = next(
+                        (self._module_names[module] for module in running if module in self._module_names), ""
+                    )
                     by_checkpoint = is_checkpoint_saving()
                     self._kept[key] = SavedStorage(storage.nbytes(), saved_by, self._producer(key), by_checkpoint)
-                    self._now += self._kept[key].bytes
+                    self._current_bytes += self._kept[key].bytes
                 self._holder_count[key] = self._holder_count.get(key, 0) + 1
             if counted:
-                # Only noted, for it may happen at any moment and in any thread; `_settle` sees to it.
-                self._holders[weakref.ref(holder, self._released.append)] = list(counted)
+                # A release can happen at any time and in any thread, so it is only queued for `_process_releases`.
+                self._holders[weakref.ref(holder, self._dead_holders.append)] = list(counted)
         return holder
 
     def _producer(self, key: int) -> str | None:
-        """The module that returned this storage. Its tensor must be alive, else the key may have passed to another."""
-        if key not in self._returned:
+        """The module that returned this storage. Its tensor must be alive, or another storage may reuse the key."""
+        if key not in self._outputs:
             return None
-        reference, name = self._returned[key]
+        reference, name = self._outputs[key]
         return name if reference() is not None else None
 
-    def _settle(self) -> None:
-        """Give up what has been released since something was saved last."""
-        if self._released:
-            self._remember()
-        while self._released:
-            for key in self._holders.pop(self._released.popleft()):
+    def _process_releases(self) -> None:
+        """Remove what was released since the last tensor was saved."""
+        if self._dead_holders:
+            self._record_peak()
+        while self._dead_holders:
+            for key in self._holders.pop(self._dead_holders.popleft()):
                 self._holder_count[key] -= 1
                 if self._holder_count[key] == 0:
                     del self._holder_count[key]
-                    self._now -= self._kept.pop(key).bytes
+                    self._current_bytes -= self._kept.pop(key).bytes
 
-    def _remember(self) -> None:
-        if self._now > self._most:
-            self._most = self._now
+    def _record_peak(self) -> None:
+        if self._current_bytes > self._peak_bytes:
+            self._peak_bytes = self._current_bytes
             self._records = tuple(self._kept.values())
 
 
 class _Holder:
-    """Stands for a saved tensor in the graph. It dies with the graph's node, which is how a release is noticed.
+    """Takes the place of a saved tensor in the graph. It dies with the graph's node, which shows the release.
 
-    It gives back what autograd would have kept. That is the very tensor where it has no history: the data of a
-    parameter may be freed and gathered again. Others are detached: an operation that saves its own output would else
-    be held by what it holds, and where no backward pass frees the graph, nothing would (Python's garbage collector
-    does not see it), weights included.
+    It returns what autograd would have kept: the same tensor where it has no history, because the data of a parameter
+    may be freed and gathered again. Other tensors are detached. Otherwise, an operation that saves its own output would
+    form a reference cycle, which only a backward pass would free: Python's garbage collector does not see it.
     """
 
     __slots__ = ("__weakref__", "storages", "tensor", "version")
 
     def __init__(self, tensor: Tensor, storages: list[UntypedStorage]) -> None:
-        with torch._C.DisableTorchFunctionSubclass():  # a subclass may refuse what it does not know
+        with torch._C.DisableTorchFunctionSubclass():  # a subclass may refuse unknown functions
             self.tensor = tensor if tensor.is_leaf else tensor.detach()
             self.version = tensor._version
-        self.storages = storages  # which a detached fake tensor does not share
+        self.storages = storages  # a detached fake tensor does not share its storage
 
     def unwrap(self) -> Tensor:
         with torch._C.DisableTorchFunctionSubclass():
             version = self.tensor._version
-        if version != self.version:  # autograd itself checks this only where there are no hooks
+        if version != self.version:  # with hooks, autograd does not check this
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: a "
                 f"{self.tensor.dtype} tensor is at version {version}; expected version {self.version} instead"
@@ -234,8 +236,8 @@ class _Holder:
 
 
 def _parameters(running: list[nn.Module]) -> Iterable[Tensor]:
-    """Those that the running modules (the innermost first) may have gathered by now."""
+    """The parameters that the running modules (the innermost first) may have gathered."""
     for module in running[:1]:
         yield from module.parameters()
     for module in running[1:]:
-        yield from module.parameters(recurse=False)  # such as FSDP1's, of which modules inside have views
+        yield from module.parameters(recurse=False)  # FSDP1: inner modules have views of them

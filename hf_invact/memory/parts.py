@@ -1,4 +1,4 @@
-"""Sorts saved bytes into the parts of a Transformer."""
+"""Sorts saved bytes by part of a Transformer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .meter import SavedActivations, SavedStorage
 
 PARTS = ("activation", "mlp", "attention", "norm", "dropout", "embedding", "checkpoints", "head and loss", "other")
 
-_ACTIVATION_SLOTS = ("act", "act_fn", "activation", "activation_fn", "intermediate_act_fn", "transform_act_fn")
+_ACTIVATION_NAMES = ("act", "act_fn", "activation", "activation_fn", "intermediate_act_fn", "transform_act_fn")
 # In this order: the first word found in a module's name decides.
 _WORDS = (
     ("attention", ("attn", "attention")),
@@ -21,12 +21,12 @@ _WORDS = (
 
 
 def by_part(saved: SavedActivations, model: nn.Module) -> dict[str, int]:
-    """Saved bytes of each of `PARTS` that has any.
+    """Saved bytes of each of `PARTS` that saves any.
 
-    The activation's part holds what MLPs keep between their projections: that is what inverting the activation, or
-    the gate, changes. What checkpoints keep to compute layers again from has a part of its own.
+    The part "activation" is what MLPs save between their projections: what inverting the activation or the gate
+    changes. The inputs of checkpoints are a part of their own.
     """
-    sites = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in _ACTIVATION_SLOTS]
+    sites = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in _ACTIVATION_NAMES]
     part_of = part_classifier(model)
     totals = dict.fromkeys(PARTS, 0)
     for record in saved.records:
@@ -36,7 +36,7 @@ def by_part(saved: SavedActivations, model: nn.Module) -> dict[str, int]:
 
 
 def intermediate_units(saved: SavedActivations, model: nn.Module, sites: Sequence[str]) -> float | None:
-    """What MLPs keep between their projections, in tensors of the intermediate size; None where nothing was measured.
+    """What MLPs save between their projections, in tensors of the intermediate size; None if nothing was measured.
 
     Args:
         sites: qualified names of their activations.
@@ -50,10 +50,10 @@ def intermediate_units(saved: SavedActivations, model: nn.Module, sites: Sequenc
 
 
 def _is_intermediate(record: SavedStorage, part: str, sites: Sequence[str]) -> bool:
-    """Whether an MLP keeps it between its projections.
+    """Whether an MLP saves it between its projections.
 
-    That is: the activation saved or returned it, or the block that holds the activation saved what it made itself (but
-    for the masks of dropout and the statistics of norms).
+    That is: the activation saved or returned it, or the block around the activation both made and saved it (except
+    the masks of dropout and the statistics of norms).
 
     Args:
         part: of the module that saved it.
@@ -79,24 +79,25 @@ def _is_within(name: str, block: str) -> bool:
 
 
 def _own_names(model: nn.Module) -> set[str]:
-    """The names of the model itself: within wrappers that hold nothing else (PEFT's, DDP's) it has a longer one."""
+    """The names of the model itself: "", and longer ones inside wrappers (PEFT's, DDP's)."""
     name, names = "", {""}
     while len(children := dict(model.named_children())) == 1:
         ((attribute, model),) = children.items()
         name = f"{name}.{attribute}" if name else attribute
-        if any(model.children()):  # else it is a layer
+        if any(model.children()):  # otherwise it is a layer
             names.add(name)
     return names
 
 
 def part_classifier(model: nn.Module) -> Callable[[str], str]:
+    """A function from a module's qualified name to one of `PARTS`."""
     modules = dict(model.named_modules())
     own = _own_names(model)
 
     def part_of(name: str) -> str:
         module = modules[name]
         kind = type(module).__name__.lower()
-        if name.rpartition(".")[2] in _ACTIVATION_SLOTS:
+        if name.rpartition(".")[2] in _ACTIVATION_NAMES:
             return "activation"
         if isinstance(module, nn.Dropout):
             return "dropout"

@@ -6,13 +6,13 @@ import torch
 
 
 def reset_peak() -> None:
-    """Start a new measurement. Does nothing where there is no CUDA."""
+    """Start a new measurement. Does nothing without CUDA."""
     for device in range(_device_count()):
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes() -> dict[str, int]:
-    """Peak bytes since `reset_peak`, the largest over the devices; empty where there is no CUDA.
+    """Peak bytes since `reset_peak`, the largest over the devices; empty without CUDA.
 
     Keys: ``peak_cuda_allocated_bytes`` (tensors) and ``peak_cuda_reserved_bytes`` (held by the caching allocator).
     """
@@ -26,5 +26,5 @@ def peak_bytes() -> dict[str, int]:
 
 
 def _device_count() -> int:
-    # Asking for a device's statistics would initialise CUDA where nobody has used it.
+    # Reading a device's statistics would initialise CUDA.
     return torch.cuda.device_count() if torch.cuda.is_available() and torch.cuda.is_initialized() else 0

@@ -10,19 +10,20 @@ _COMPRESSED_COLUMNS = (torch.sparse_csc, torch.sparse_bsc)
 
 
 def storages(*tensors: Tensor) -> dict[int, UntypedStorage]:
-    """Where the tensors' data lies, by what identifies each storage while it lives.
+    """The distinct storages of tensors, by a key that identifies each storage while it is alive.
 
-    For a sparse tensor those are the storages of its indices and its values; for a subclass that wraps others (DTensor,
-    jagged tensors, quantized weights) those of the local or inner tensors. None for what shows no storage (MKL-DNN).
+    A sparse tensor has the storages of its indices and values; a subclass that wraps other tensors (DTensor, jagged
+    tensors, quantized weights) those of the local or inner tensors. Tensors without an accessible storage (MKL-DNN)
+    have none.
     """
-    with torch._C.DisableTorchFunctionSubclass():  # a subclass may refuse what it does not know
+    with torch._C.DisableTorchFunctionSubclass():  # a subclass may refuse unknown functions
         found = [plain.untyped_storage() for tensor in tensors for plain in _plain_tensors(tensor)]
-    # (`data_ptr` would not identify them: it is 0 for fake and empty tensors.)
+    # (`data_ptr` does not identify them: it is 0 for fake and empty tensors.)
     return {storage._cdata: storage for storage in found}
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes of the elements (of a view, not of all its storage), of whatever `storages` sees."""
+    """Bytes of the elements (of a view: not of its whole storage), by the rules of `storages`."""
     with torch._C.DisableTorchFunctionSubclass():
         return sum(plain.numel() * plain.element_size() for plain in _plain_tensors(tensor))
 
@@ -34,14 +35,14 @@ def _plain_tensors(tensor: Tensor) -> list[Tensor]:
         if inner is None:
             tensor.untyped_storage()
             return [tensor]
-    except Exception:  # of whatever library the tensor is from: a figure is not worth a training
+    except Exception:  # any library may define the tensor, and a measurement must not end the training
         return []
     return [plain for part in inner for plain in _plain_tensors(part)]
 
 
 def _inner(tensor: Tensor) -> list[Tensor] | None:
-    """What the tensor consists of; None where it has a storage of its own, if any."""
-    if hasattr(type(tensor), "__tensor_flatten__"):  # PyTorch's protocol of tensors that wrap others
+    """The tensors that it consists of; None for a tensor with a storage of its own."""
+    if hasattr(type(tensor), "__tensor_flatten__"):  # PyTorch's protocol for tensors that wrap others
         names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
         return [getattr(tensor, name) for name in names]
     if tensor.layout is torch.sparse_coo:

@@ -16,6 +16,7 @@ from ..sites import Plan, SiteKind
 
 AUTO_PLAN = "auto"
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from torch import nn
 from .errors import PatchingError
 
 _PARALLEL = ("transformers.distributed.", "transformers.integrations.tensor_parallel")
+WITHOUT_LIGER_MLP = "liger_kernel_config={'swiglu': False, 'geglu': False}"
 WAYS_OUT = (
-    "Make the model again and apply only one of the two (without Liger's MLP: liger_kernel_config={'swiglu': False, "
-    "'geglu': False}; without hub kernels: use_kernels=False)"
+    f"Make the model again and apply only one of the two (without Liger's MLP: {WITHOUT_LIGER_MLP}; without hub "
+    "kernels: use_kernels=False)"
 )
 
 

@@ -1,4 +1,4 @@
-"""The flag: two fields for any training arguments."""
+"""The flag and its options: two fields for training arguments."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..patching import InvActConfig
 
 @dataclass
 class InvActArgumentsMixin:
-    """Adds the fields to training arguments of your own: ``class Arguments(InvActArgumentsMixin, SFTConfig)``.
+    """Adds the two fields to other training arguments: ``class Arguments(InvActArgumentsMixin, SFTConfig)``.
 
-    The class that uses it must be decorated with `dataclasses.dataclass`, as training arguments are.
+    Decorate the subclass with `dataclasses.dataclass`, like all training arguments.
 
     Raises:
-        ValueError: `inverted_activations_config` is no JSON mapping, or holds an unknown key or value.
+        ValueError: `inverted_activations_config` is not a JSON mapping, or has an unknown key or an invalid value.
     """
 
     use_inverted_activations: bool = field(
@@ -39,15 +39,15 @@ class InvActArgumentsMixin:
                     f"inverted_activations_config is not valid JSON ({error}); got {self.inverted_activations_config!r}"
                 ) from error
         self.inverted_activations()
-        after = getattr(super(), "__post_init__", None)
-        if after is not None:
-            after()
+        next_post_init = getattr(super(), "__post_init__", None)
+        if next_post_init is not None:
+            next_post_init()
 
     def inverted_activations(self) -> InvActConfig:
         """The options as a config.
 
         Raises:
-            ValueError: an unknown key or value.
+            ValueError: an unknown key or an invalid value.
         """
         options = {} if self.inverted_activations_config is None else self.inverted_activations_config
         if not isinstance(options, dict):

@@ -19,18 +19,17 @@ logger = logging.getLogger(__name__)
 class MemoryCallback(TrainerCallback):
     """Measures what the forward passes of the first step save, and the peak CUDA memory of the run.
 
-    Each training log then carries ``saved_activation_bytes`` and, where there is CUDA, ``peak_cuda_allocated_bytes``
-    and ``peak_cuda_reserved_bytes``. From a callback they reach the console and ``state.log_history``; every reporter
-    (TensorBoard, W&B, ...) sees them with `InvActTrainerMixin`. After the first step the parts of what is saved are
-    logged once (at level INFO, by this module's logger), as ``hf-invact plan`` prints them.
+    Each training log then contains ``saved_activation_bytes`` and, with CUDA, ``peak_cuda_allocated_bytes`` and
+    ``peak_cuda_reserved_bytes``. From a callback, these reach the console and ``state.log_history``; with
+    `InvActTrainerMixin` they reach every reporter (TensorBoard, W&B, ...). After the first step, the saved bytes are
+    logged once by part (at level INFO, by this module's logger), in the format of ``hf-invact plan``.
 
-    Where a step runs the model several times before a backward pass (a loss of pairs, say), what all of these forward
-    passes keep is counted; with accumulated gradients, what the first backward pass needs. Nothing is measured where
-    parts of the model are compiled, where what is saved is offloaded, or under nn.DataParallel: a line at level WARNING
-    then says why.
+    If a step runs the model several times before a backward pass (for a pairwise loss, say), all of these forward
+    passes count; with gradient accumulation, those before the first backward pass. Nothing is measured if parts of the
+    model are compiled, if saved tensors are offloaded, or under nn.DataParallel: a line at level WARNING then says why.
 
     Attributes:
-        saved: the measurement; None before the first forward pass that trains, or where it cannot be taken.
+        saved: the measurement; None before the first training forward pass, or if it cannot be measured.
         saved_by_part: its bytes, by part (see `hf_invact.memory.PARTS`); empty before the first step has ended.
     """
 
@@ -45,14 +44,14 @@ class MemoryCallback(TrainerCallback):
         return self._meter.saved if self._meter else None
 
     def figures(self) -> dict[str, int]:
-        """The memory figures that are known by now, in bytes."""
+        """The memory figures known so far, in bytes."""
         saved = {"saved_activation_bytes": self.saved.total_bytes} if self.saved else {}
         return {**saved, **peak_bytes()}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._end_measuring()  # of a training that was interrupted
+        self._end_measuring()  # an earlier training may have been interrupted
         self._meter, self.saved_by_part = None, {}
         self._is_due = True
         reset_peak()
@@ -60,12 +59,12 @@ class MemoryCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Not earlier: until now other callbacks may compile the model, or replace parts of it.
+        # Not earlier: other callbacks may compile the model, or replace parts of it, when training begins.
         if not self._is_due:
             return
         self._is_due = False
         if reason := why_not_measured(args, kwargs["model"]):
-            _say_not_measured(state, reason)
+            _warn_not_measured(state, reason)
         else:
             self._measure_next_forward(kwargs["model"])
 
@@ -74,7 +73,7 @@ class MemoryCallback(TrainerCallback):
             return
         self._end_measuring()
         if self.saved is None:
-            _say_not_measured(state, self._meter.why_not)
+            _warn_not_measured(state, self._meter.why_not)
             return
         self.saved_by_part = by_part(self.saved, kwargs["model"])
         if state.is_local_process_zero:
@@ -93,12 +92,12 @@ class MemoryCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs and _is_of_training(logs):
+        if logs and _is_training_log(logs):
             logs.update(self.figures())
             state.log_history[-1].update(self.figures())
 
     def _measure_next_forward(self, model: nn.Module) -> StepMeter:
-        """Meter the forward passes of this step. What that takes is gone after it."""
+        """Meter the forward passes of this step, and leave nothing behind afterwards."""
         self._meter, self._is_first_step = StepMeter.of(model), True
         return self._meter
 
@@ -108,19 +107,19 @@ class MemoryCallback(TrainerCallback):
             self._meter.end()
 
 
-def _say_not_measured(state: TrainerState, reason: str) -> None:
+def _warn_not_measured(state: TrainerState, reason: str) -> None:
     if state.is_local_process_zero:
         logger.warning("saved activation bytes are not measured: %s", reason)
 
 
-def _is_of_training(logs: dict[str, Any]) -> bool:
-    """Whether it is one of every few steps (of a loss by whatever name), or the last one, all that short runs have."""
+def _is_training_log(logs: dict[str, Any]) -> bool:
+    """Whether it is a log of training steps (a loss may have another name), or the final log of the training."""
     return not logs.keys().isdisjoint(("loss", "learning_rate", "train_runtime"))
 
 
 def add_memory_figures(logs: dict[str, Any], callbacks: Iterable[TrainerCallback]) -> None:
-    """Put the figures of every `MemoryCallback` into a training log, before any reporter sees it."""
-    if _is_of_training(logs):
+    """Add the figures of every `MemoryCallback` to a training log, before any reporter sees it."""
+    if _is_training_log(logs):
         for callback in callbacks:
             if isinstance(callback, MemoryCallback):
                 logs.update(callback.figures())

@@ -1,4 +1,4 @@
-"""Meters the forward passes of a training's first step, or says why not."""
+"""Meters the forward passes of the first training step, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from ..memory import SavedActivations
-from ..memory.calls import Call, watch, watchers
 from ..memory.compiled import compiled_modules
+from ..memory.module_calls import Call, watch, watchers
 
 _NOT_CALLED = (
-    "no forward pass that trains went through the model itself (it is compiled as part of something larger, or its "
+    "no training forward pass went through the model itself (it is compiled as part of a larger function, or its "
     "parts are called one by one)"
 )
 _TRANSFORMED = (
-    "the model uses torch.func.grad or a relative, which PyTorch refuses together with the meter's hooks (the first "
-    "forward pass was begun again without them, with the same random numbers)"
+    "the model uses torch.func.grad or a similar transform, which PyTorch does not allow together with the meter's "
+    "hooks (the first forward pass was repeated without them, with the same random numbers)"
 )
-_REFUSAL = "saved tensor hooks"  # in the message of that refusal
-_OFFLOADED = "what is saved is handled by other hooks (they are not measured where they are offloaded)"
+_REFUSAL = "saved tensor hooks"  # part of PyTorch's message
+_OFFLOADED = "other hooks handle the saved tensors (such as activation offloading)"
 
 
 def why_not_measured(args: TrainingArguments, model: Any) -> str:
-    """What keeps the meter away before training starts; empty where nothing does."""
+    """Why the first step cannot be measured, as far as it is known before; empty if nothing prevents it."""
     if not isinstance(model, nn.Module):
-        return f"the model is a {type(model).__name__} and no nn.Module"
+        return f"the model is a {type(model).__name__}, not an nn.Module"
     if args.torch_compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         return "torch.compile is on"
     if compiled := compiled_modules(model):
         more = f" and {len(compiled) - 1} more of its modules are" if len(compiled) > 1 else " is"
         return f"torch.compile is used: {compiled[0] or 'the model'}{more} compiled"
     if args.n_gpu > 1:
-        return "nn.DataParallel replicates the model (launch it with torchrun, and each process is measured)"
+        return "nn.DataParallel replicates the model (launch with torchrun instead, and each process is measured)"
     return ""
 
 
 class StepMeter:
-    """Meters all forward passes of a model that train, until a backward pass has released what they kept.
+    """Meters the training forward passes of a model until a backward pass has released what they saved.
 
-    After that it ends by itself, and at the first forward pass that raises. All who measure one model share one.
+    It then ends by itself, as it does when a forward pass raises. All callbacks that measure a model share one meter.
 
     Attributes:
         saved: the measurement; None before the first forward pass.
-        why_not: why there is none.
+        why_not: why there is no measurement.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -66,7 +66,7 @@ class StepMeter:
         return next((watcher for watcher in watchers(model) if isinstance(watcher, cls)), None) or cls(model)
 
     def until_end(self, undo: Callable[[], None]) -> None:
-        """Have something undone when the meter ends."""
+        """Register a function to call when the meter ends."""
         self._until_end.callback(undo)
 
     def end(self) -> None:
@@ -79,7 +79,7 @@ class StepMeter:
         if self.saved is not None and self.saved.is_released:
             self.end()
             return call()
-        if hooks_are_active():  # of these only the innermost run, so the step would keep all on the device
+        if hooks_are_active():  # only the innermost hooks run: the meter would disable the offloading
             self.end()
             self.why_not = _OFFLOADED
             return call()
@@ -116,9 +116,9 @@ def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
 
 
 def hooks_are_active() -> bool:
-    """Whether something (activation offloading, say) handles here what autograd saves."""
+    """Whether saved-tensor hooks (of activation offloading, say) are active."""
     try:
-        with torch.autograd.graph.disable_saved_tensors_hooks("only asked whether there are any"):
+        with torch.autograd.graph.disable_saved_tensors_hooks("checks whether hooks are active"):
             return False
     except RuntimeError:
         return True

@@ -1,4 +1,4 @@
-"""A Trainer that takes the flag by itself and shows the memory figures to every reporter."""
+"""A mixin that makes a Trainer follow the flag and send the memory figures to every reporter."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .memory import add_memory_figures
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
 else:
-    _Trainer = object  # so that importing this package does not import the Trainer and all that it brings
+    _Trainer = object  # importing the Trainer is slow, and this package has to import fast
 
 
 class InvActTrainerMixin(_Trainer):
     """Mix into any Trainer: ``class MyTrainer(InvActTrainerMixin, Trainer): ...``.
 
-    Adds `InvertedActivationsCallback` where no such callback was passed, and puts the memory figures into the training
-    logs before any reporter sees them. (A callback alone comes after the reporters.)
+    Adds an `InvertedActivationsCallback` unless one is passed, and adds the memory figures to training logs before any
+    reporter sees them. (A callback alone runs after the reporters.)
     """
 
     def __init__(self, *args: Any, callbacks: list[Any] | None = None, **kwargs: Any) -> None:

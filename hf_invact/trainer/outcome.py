@@ -1,4 +1,4 @@
-"""What inverted activations did to a training, in a line and as a file."""
+"""The outcome of a training with inverted activations, as one line and as a file."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from ..display.sizes import size
 from ..patching import PatchReport
 
 FILE = "inverted_activations.json"
-_COMPUTED = "computed from what was measured in the first step, and what each site keeps less per token"
+_COMPUTED = "computed from the measurement of the first step and the saving per token of each site"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one training.
+    """The outcome of one training.
 
     Attributes:
         report: what was patched.
-        checkpointed: names of the modules that were recomputed, which keep nothing until then.
-        kept: bytes that the model kept for the backward pass, as measured in the first step; None where they were not.
-        tokens: by site, what its block has seen meanwhile (see `Calls`).
-        peaks: peak memory of CUDA devices in bytes, if any.
+        checkpointed: names of the recomputed modules, which save nothing in the forward pass.
+        saved_bytes: bytes saved for the backward pass, measured in the first step; None if not measured.
+        tokens: by site, the tokens that its block processed in that step (see `SiteCalls`).
+        peaks: peak memory of the CUDA devices in bytes, if any.
     """
 
     report: PatchReport
     checkpointed: tuple[str, ...] = ()
-    kept: int | None = None
+    saved_bytes: int | None = None
     tokens: Mapping[str, int | None] = field(default_factory=dict)
     peaks: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def kept_plain(self) -> int | None:
-        """What the model would have kept without: computed. None where a site or its tokens were not measured."""
-        if self.kept is None:
+    def plain_saved_bytes(self) -> int | None:
+        """What the unpatched model would have saved, computed; None if a site or its tokens were not measured."""
+        if self.saved_bytes is None:
             return None
-        total = self.kept
+        total = self.saved_bytes
         for site in self.report.sites:
             tokens = self.tokens.get(site.name, 0)
             if site.curve is None or tokens == 0 or any(site.name.startswith(f"{name}.") for name in self.checkpointed):
@@ -54,14 +54,14 @@ class Outcome:
         """One line.
 
         Args:
-            path: where it was written; None if it was not.
+            path: of the file; None if it was not written.
         """
         parts = [f"inverted activations at the end: {self.report.patched} of {len(self.report.sites)} sites"]
-        if self.kept is None:
-            parts.append("what was kept for the backward pass was not measured")
+        if self.saved_bytes is None:
+            parts.append("what is kept for the backward pass was not measured")
         else:
-            plain = "not known" if self.kept_plain is None else f"{size(self.kept_plain)}, computed"
-            parts.append(f"kept for the backward pass in the first step: {size(self.kept)} (without: {plain})")
+            plain = "unknown" if self.plain_saved_bytes is None else f"{size(self.plain_saved_bytes)}, computed"
+            parts.append(f"kept for the backward pass in the first step: {size(self.saved_bytes)} (without: {plain})")
         if "peak_cuda_allocated_bytes" in self.peaks:
             parts.append(f"peak CUDA memory: {size(self.peaks['peak_cuda_allocated_bytes'])}")
         if path is not None:
@@ -69,16 +69,16 @@ class Outcome:
         return "; ".join(parts)
 
     def as_json(self) -> dict[str, Any]:
-        """The same for programs, all in bytes."""
+        """The outcome for a JSON file; sizes in bytes."""
         return {
             "summary": self.report.summary(self.checkpointed),
             "sites_patched": self.report.patched,
             "sites_found": len(self.report.sites),
             "saved_bytes_per_token": self.report.saved_bytes_per_token,
             "gradient_checkpointing": bool(self.checkpointed),
-            "saved_activation_bytes": self.kept,
-            "saved_activation_bytes_plain": self.kept_plain,
-            "saved_activation_bytes_plain_is": None if self.kept_plain is None else _COMPUTED,
+            "saved_activation_bytes": self.saved_bytes,
+            "saved_activation_bytes_plain": self.plain_saved_bytes,
+            "saved_activation_bytes_plain_is": None if self.plain_saved_bytes is None else _COMPUTED,
             **self.peaks,
             "sites": [
                 {**dataclasses.asdict(site), "tokens_in_first_step": self.tokens.get(site.name)}
@@ -87,7 +87,7 @@ class Outcome:
         }
 
     def write(self, folder: str) -> Path:
-        """Write the file into a folder, whole or not at all.
+        """Write the file into a folder atomically.
 
         Raises:
             OSError: it cannot be written.

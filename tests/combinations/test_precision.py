@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_invact import InvActConfig, patch_model
-from hf_invact.memory.calls import watch_outputs
+from hf_invact.memory.module_calls import watch_outputs
 from tests.combinations.loops import loop
 from tests.combinations.table import PRECISION
 from tests.combinations.training import (

@@ -120,7 +120,7 @@ def test_a_process_that_cannot_hear_the_flag_is_told_at_once() -> None:
     ended = command(write(RUNS + "subprocess.run([sys.executable, '-I', 'child.py'], stdout=2)"), USE)
     warning, child, _ = ended.stderr.splitlines()
     assert warning.startswith("hf-invact run: warning: `python")
-    assert "-I` reads no environment, so nothing is inverted in that process" in warning
+    assert "-I` ignores the environment, so nothing is inverted there" in warning
     assert warning.endswith("start the process as: python -m hf_invact run ...")
     assert child == "the child"
 

@@ -155,16 +155,16 @@ def test_of_several_processes_one_tells_it(monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.py"], "there is no script missing.py"),
-        (["-m", "no_such_module"], "there is no module no_such_module"),
-        (["-m", "json.no_such_module"], "there is no module json.no_such_module"),
+        (["missing.py"], "no script or command named missing.py"),
+        (["-m", "no_such_module"], "no module named no_such_module"),
+        (["-m", "json.no_such_module"], "no module named json.no_such_module"),
         ([], "which script? See hf-invact run --help"),
         ([USE], "which script?"),
         (["-m"], "which module?"),
         (["--bf16", "train.py"], "unknown option --bf16 before the script"),
         (["train.py", USE, USE], f"{USE} is given twice"),
         (["--require", "train.py"], f"--require needs {USE} as well"),
-        (["no_such_command"], "there is no script no_such_command, and no command of this name"),
+        (["no_such_command"], "no script or command named no_such_command"),
     ],
     ids=" ".join,
 )

@@ -30,7 +30,7 @@ from hf_invact import (
     PatchingError,
 )
 from hf_invact.launch.flags import CONFIG, USE, Flags, take_flags
-from hf_invact.launch.trainers import flags_understood
+from hf_invact.launch.trainers import flags_applied
 from hf_invact.patching import activation_sites
 from tests.models import tiny_model
 from tests.trainer.helpers import SAVED, Witness, arguments, is_patched, losses, make_trainer, training_logs
@@ -75,11 +75,11 @@ def test_patches_for_the_training(
 ) -> None:
     model, witness = tiny_model("llama"), Witness()
     originals = [model.get_submodule(site) for site in activation_sites(model)]
-    with flags_understood(ON) as seen:
+    with flags_applied(ON) as events:
         trainer = make_trainer(model, arguments(tmp_path, arguments_class), witness, cls=trainer_class)
-        assert seen.counts == {"made": 1, "trained": 0, "inverted": 0}
+        assert events.counts == {"made": 1, "trained": 0, "inverted": 0}
         trainer.train()
-    assert seen.counts == {"made": 1, "trained": 1, "inverted": 1}
+    assert events.counts == {"made": 1, "trained": 1, "inverted": 1}
     assert witness.patched["step"] == [True] * 3
     assert len(patchers(trainer)) == 1
     assert [model.get_submodule(site) for site in activation_sites(model)] == originals
@@ -93,7 +93,7 @@ def test_losses_are_those_of_a_training_without_it(tmp_path: Path) -> None:
 
     for name in ("bert", "llama"):
         plain = train(name)
-        with flags_understood(ON):
+        with flags_applied(ON):
             patched = train(name)
         assert losses(patched)[0] == losses(plain)[0]
         assert losses(patched) == pytest.approx(losses(plain), rel=1e-5)
@@ -106,7 +106,7 @@ def test_the_classes_are_put_back_also_when_a_script_fails(tmp_path: Path) -> No
         return [Trainer.__init__, Trainer.log, argparse.ArgumentParser.parse_known_args, *sys.meta_path]
 
     def fail() -> None:
-        with flags_understood(ON):
+        with flags_applied(ON):
             assert [now != then for now, then in zip(methods(), before, strict=True)][:3] == [True] * 3
             raise RuntimeError("the script")
 
@@ -129,7 +129,7 @@ def test_the_classes_are_put_back_also_when_a_script_fails(tmp_path: Path) -> No
 )
 def test_a_callback_of_the_script_is_the_only_one(callback: Any, tmp_path: Path) -> None:
     callbacks = [callback]
-    with flags_understood(ON):
+    with flags_applied(ON):
         trainer = Trainer(tiny_model("llama"), arguments(tmp_path, TrainingArguments), callbacks=callbacks)
     (found,) = patchers(trainer)
     assert isinstance(callback, type) or found is callback
@@ -139,7 +139,7 @@ def test_a_callback_of_the_script_is_the_only_one(callback: Any, tmp_path: Path)
 
 def test_a_config_that_is_not_used_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = InvertedActivationsCallback(InvActConfig(exclude=("*.0.mlp",)))
-    with flags_understood(Flags(True, {"exclude": ["*.1.mlp"]})):
+    with flags_applied(Flags(True, {"exclude": ["*.1.mlp"]})):
         make_trainer(tiny_model("llama"), arguments(tmp_path, TrainingArguments), own)
     assert own.report is not None
     assert [site.curve is not None for site in own.report.sites] == [False, True]
@@ -148,7 +148,7 @@ def test_a_config_that_is_not_used_is_told(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("arguments_class", [TrainingArguments, InvActTrainingArguments])
 def test_the_config_reaches_the_model(arguments_class: type[TrainingArguments], tmp_path: Path) -> None:
-    with flags_understood(Flags(True, {"exclude": ["*.0.mlp"], "backend": "eager"})):
+    with flags_applied(Flags(True, {"exclude": ["*.0.mlp"], "backend": "eager"})):
         trainer = make_trainer(tiny_model("llama"), arguments(tmp_path, arguments_class))
     (callback,) = patchers(trainer)
     assert [site.curve is not None for site in callback.report.sites] == [False, True]
@@ -156,7 +156,7 @@ def test_the_config_reaches_the_model(arguments_class: type[TrainingArguments], 
 
 def test_a_flag_that_is_off_turns_off_what_a_script_turned_on(tmp_path: Path) -> None:
     witness = Witness()
-    with flags_understood(OFF):
+    with flags_applied(OFF):
         args = arguments(tmp_path, use_inverted_activations=True)
         make_trainer(tiny_model("llama"), args, witness, InvertedActivationsCallback()).train()
         other = make_trainer(tiny_model("llama"), arguments(tmp_path, TrainingArguments))
@@ -169,7 +169,7 @@ def test_the_arguments_go_by_position_or_by_name_or_are_left_out(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     args = arguments(tmp_path)
-    with flags_understood(ON):
+    with flags_applied(ON):
         assert is_patched(Trainer(tiny_model("llama")).model)
         assert is_patched(Trainer(args=args, callbacks=None, model=tiny_model("llama")).model)
         with pytest.raises(TypeError, match="nonsense"):
@@ -183,7 +183,7 @@ def test_the_fresh_model_of_model_init_is_patched(tmp_path: Path) -> None:
         return tiny_model("llama")
 
     witness = Witness()
-    with flags_understood(ON):
+    with flags_applied(ON):
         make_trainer(None, arguments(tmp_path, TrainingArguments), witness, model_init=model_init).train()
     assert witness.patched == DURING
 
@@ -195,7 +195,7 @@ def test_reporters_and_the_console_show_the_memory_figures(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
-    with flags_understood(ON):
+    with flags_applied(ON):
         args = arguments(tmp_path, TrainingArguments, report_to="tensorboard")
         trainer = make_trainer(tiny_model("llama"), args)
         trainer.train()
@@ -207,19 +207,19 @@ def test_reporters_and_the_console_show_the_memory_figures(
 
 
 def test_what_the_callback_refuses_is_refused(tmp_path: Path) -> None:
-    with flags_understood(ON), pytest.raises(PatchingError, match="nothing to invert"):
+    with flags_applied(ON), pytest.raises(PatchingError, match="nothing to invert"):
         make_trainer(tiny_model("llama", activation="relu"), arguments(tmp_path, TrainingArguments))
 
 
 @pytest.mark.usefixtures("liger")
 def test_the_flag_of_liger_is_refused(tmp_path: Path) -> None:
     args = arguments(tmp_path, TrainingArguments, use_liger_kernel=True)
-    with flags_understood(ON), pytest.raises(ValueError, match="use_liger_kernel and use_inverted_activations"):
+    with flags_applied(ON), pytest.raises(ValueError, match="use_liger_kernel and use_inverted_activations"):
         make_trainer(tiny_model("llama"), args)
 
 
 def test_a_wrong_option_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped, flags_understood(Flags(True, {"includ": []})):
+    with pytest.raises(SystemExit) as stopped, flags_applied(Flags(True, {"includ": []})):
         raise AssertionError("nothing runs")
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -285,7 +285,7 @@ def test_a_parser_that_knows_the_flag_finds_it(
     flags, rest = take_flags(["train.py", "--output_dir", str(tmp_path), *written])
     assert USE not in rest
     monkeypatch.setattr(sys, "argv", rest)
-    with flags_understood(flags):
+    with flags_applied(flags):
         args = parse(rest[1:] if is_given else None)
     assert args.use_inverted_activations is True
     assert args.output_dir == str(tmp_path)
@@ -293,7 +293,7 @@ def test_a_parser_that_knows_the_flag_finds_it(
 
 
 def test_a_parser_that_does_not_know_the_flag_does_not_find_it(tmp_path: Path) -> None:
-    with flags_understood(Flags(True, {}, {USE: (), CONFIG: ("{}",)})):
+    with flags_applied(Flags(True, {}, {USE: (), CONFIG: ("{}",)})):
         (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(["--output_dir", str(tmp_path)])
     assert not hasattr(args, "use_inverted_activations")
 
@@ -301,9 +301,9 @@ def test_a_parser_that_does_not_know_the_flag_does_not_find_it(tmp_path: Path) -
 LATE = """
 import sys
 from hf_invact.launch.flags import Flags
-from hf_invact.launch.trainers import flags_understood
+from hf_invact.launch.trainers import flags_applied
 
-with flags_understood(Flags(use=True, config={config})):
+with flags_applied(Flags(use=True, config={config})):
     assert not {{"torch", "transformers"}} & set(sys.modules)
     import transformers
     assert "hf_invact.patching" not in sys.modules

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_invact import InvertedActivationsCallback, inverted_activations, patch_model, unpatch_model
-from hf_invact.memory.calls import watch
+from hf_invact.memory.module_calls import watch
 from hf_invact.patching import activation_sites
 from tests.helpers import threads
 from tests.models import batch, each_model, tiny_model

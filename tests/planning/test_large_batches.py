@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from hf_invact import MemoryPlan, PlanningError, plan_memory
+from hf_invact.inputs import integers
 from hf_invact.planning.fake.tensors import fake_tensors
 from tests.planning.small import each_type_that_runs, small_config
 

@@ -80,7 +80,7 @@ def test_layers_that_the_user_compiled_are_compiled_as_without_a_callback(
         ({"torch_compile": True}, mlp(), "torch.compile is on"),
         ({"n_gpu": 2}, mlp(), "nn.DataParallel replicates the model"),
         ({}, torch.compile(mlp()), "torch.compile is used: the model is compiled"),
-        ({}, SimpleNamespace(model_body=mlp()), "the model is a SimpleNamespace and no nn.Module"),
+        ({}, SimpleNamespace(model_body=mlp()), "the model is a SimpleNamespace, not an nn.Module"),
     ],
     ids=["torch_compile", "n_gpu", "compiled", "no module"],
 )
@@ -104,7 +104,7 @@ def test_a_model_that_is_not_called_itself_is_not_measured(caplog: pytest.LogCap
     model[1](model[0](normal(2, 4))).sum().backward()
     callback.on_step_end(*events, model=model)
     (warning,) = warnings_of(caplog)
-    assert "no forward pass that trains went through the model itself" in warning
+    assert "no training forward pass went through the model itself" in warning
     assert attributes(model) == before
 
 

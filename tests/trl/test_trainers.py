@@ -22,7 +22,7 @@ from trl.trainer import sft_trainer
 from hf_invact import InvActArgumentsMixin, InvActConfig, InvertedActivationsCallback, MemoryCallback
 from hf_invact.launch import main
 from hf_invact.launch.flags import Flags
-from hf_invact.launch.trainers import flags_understood
+from hf_invact.launch.trainers import flags_applied
 from tests.compatibility import Matrix
 from tests.trainer.helpers import SAVED, Witness, is_patched, losses, training_logs
 from tests.trl.small import dpo, sft
@@ -83,7 +83,7 @@ def test_keeps_less_and_learns_the_same(name: str, tmp_path: Path, matrix: Matri
     assert witness.patched["step"] == [True] * 3
     assert_learned_the_same(inverted, plain, tolerance)
     assert kept(inverted) < 0.9 * kept(plain)
-    with flags_understood(Flags(use=True)):
+    with flags_applied(Flags(use=True)):
         launched = trained(make(tmp_path, **options))
     assert losses(launched) == losses(inverted)
     assert kept(launched) == kept(inverted)
@@ -140,7 +140,7 @@ def test_the_flag_in_trls_own_parser(tmp_path: Path) -> None:
     assert args.use_inverted_activations is True
     assert args.inverted_activations() == InvActConfig(backend="eager")
     assert isinstance(args, SFTConfig)
-    with flags_understood(Flags(use=False, written={"--use_inverted_activations": ("false",)})):
+    with flags_applied(Flags(use=False, written={"--use_inverted_activations": ("false",)})):
         (args,) = TrlParser(Arguments).parse_args_and_config(command)
     assert args.use_inverted_activations is False
 

@@ -1,6 +1,6 @@
-"""Imported by each Python process that a script under ``hf-invact run`` starts, before anything else.
+"""Imported first by each Python process that a script under ``hf-invact run`` starts.
 
-Has the flags understood there, and imports the sitecustomize that would have been imported without this one.
+It applies the flags there, then imports the sitecustomize that Python would have imported otherwise.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 
 
-def _join() -> None:
+def _apply_flags() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
     root = os.path.dirname(os.path.dirname(os.path.dirname(here)))
-    sys.path.insert(0, root)  # which a child need not have, but must take this copy of the package
+    sys.path.insert(0, root)  # a child may lack it, and has to import this copy of the package
     try:
-        from hf_invact.launch.children import join
+        from hf_invact.launch.children import apply_inherited_flags
     finally:
         sys.path.remove(root)
-    join()
+    apply_inherited_flags()
 
 
-def _import_the_other_one() -> None:
+def _import_shadowed_sitecustomize() -> None:
     spec = PathFinder.find_spec("sitecustomize")
     if spec is not None and spec.loader is not None:
         module = module_from_spec(spec)
@@ -33,6 +33,6 @@ def _import_the_other_one() -> None:
 
 if __name__ == "sitecustomize":
     try:
-        _join()
+        _apply_flags()
     finally:
-        _import_the_other_one()
+        _import_shadowed_sitecustomize()

@@ -1,4 +1,4 @@
-"""Tells what became of the flag."""
+"""A callback that records what a Trainer does. (It imports Transformers, which `events` must not.)"""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..trainer import InvertedActivationsCallback
-from .seen import INVERTED, MADE, TRAINED, Seen
+from .events import INVERTED, MADE, TRAINED, TrainerEvents
 
 
-class Witness(TrainerCallback):
-    """Notes what a Trainer does."""
+class EventRecorder(TrainerCallback):
+    """Records that a Trainer was made, that it trained, and whether anything was inverted."""
 
-    def __init__(self, inverted: InvertedActivationsCallback, seen: Seen) -> None:
+    def __init__(self, inverted: InvertedActivationsCallback, events: TrainerEvents) -> None:
         self.inverted = inverted
-        self.seen = seen
+        self.events = events
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.seen.note(MADE)
+        self.events.record(MADE)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.seen.note(TRAINED)
+        self.events.record(TRAINED)
         if self.inverted.report is not None and self.inverted.report.patched:
-            self.seen.note(INVERTED)
+            self.events.record(INVERTED)

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from hf_invact import InvertedActivationsCallback, MemoryCallback, PatchingError, patch_model
 from hf_invact.display.sizes import size
-from hf_invact.trainer.calls import Calls
 from hf_invact.trainer.outcome import Outcome
+from hf_invact.trainer.site_calls import SiteCalls
 from tests.models import each_model, tiny_model
 from tests.trainer.helpers import SAVED, arguments, make_trainer, training_logs
 
@@ -181,14 +181,17 @@ def test_a_run_shorter_than_its_logging_steps_shows_its_figures_at_the_end(tmp_p
 @pytest.mark.parametrize("shape", [(2, 3, 4, 8), (8,)], ids=str)
 def test_where_tokens_cannot_be_counted_no_bytes_are_claimed(shape: tuple[int, ...]) -> None:
     model = nn.ModuleDict({"block": nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))})
-    report, calls = patch_model(model), Calls()
+    report, calls = patch_model(model), SiteCalls()
     with ExitStack() as until:
         calls.watch(model, until.callback)
         model["block"](torch.randn(2, 3, 8))
-        assert Outcome(report, kept=1000, tokens=calls.tokens).kept_plain == 1000 + 6 * report.saved_bytes_per_token
+        assert (
+            Outcome(report, saved_bytes=1000, tokens=calls.tokens).plain_saved_bytes
+            == 1000 + 6 * report.saved_bytes_per_token
+        )
         model["block"](torch.randn(shape))
-    outcome = Outcome(report, kept=1000, tokens=calls.tokens)
-    assert outcome.kept_plain is None
-    assert "1000 B (without: not known)" in outcome.text(None)
-    assert Outcome(report).kept_plain is None
+    outcome = Outcome(report, saved_bytes=1000, tokens=calls.tokens)
+    assert outcome.plain_saved_bytes is None
+    assert "1000 B (without: unknown)" in outcome.text(None)
+    assert Outcome(report).plain_saved_bytes is None
     assert "was not measured" in Outcome(report).text(None)

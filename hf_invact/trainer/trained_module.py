@@ -1,4 +1,4 @@
-"""What a Trainer hands to its callbacks, where that is another object than the Trainer of Transformers hands over."""
+"""Finds the module and the arguments in what other Trainers (SetFit's, for one) pass to their callbacks."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ..patching import PatchingError
 
 
 def arguments_of(args: Any, others: Mapping[str, Any]) -> Any:
-    """The training arguments: what is called so, or (SetFit) what it has beside it."""
+    """The training arguments: `args`, or (SetFit) another of the callback's arguments."""
     if isinstance(args, TrainingArguments):
         return args
     return next((value for value in others.values() if isinstance(value, TrainingArguments)), args)
 
 
 def module_of(model: Any) -> nn.Module | None:
-    """What can be patched of a model.
+    """The module to patch.
 
     Args:
-        model: a module; or an object that holds some (as SetFit's model holds its body) and is no module itself.
+        model: a module, or an object with modules as attributes (such as SetFit's model).
 
     Returns:
-        The module; of an object the one that it holds, or one that holds all, each under the name of its attribute;
-        None where there is none.
+        The module; of an object, its only module, or one module that holds all of them under the names of the
+        attributes; None if it has none.
     """
     if isinstance(model, nn.Module):
         return model
@@ -35,30 +35,30 @@ def module_of(model: Any) -> nn.Module | None:
 
 
 def patchable_module(model: Any) -> nn.Module:
-    """The same, where something has to be patched.
+    """As `module_of`, where a module is required.
 
     Raises:
-        PatchingError: there is none.
+        PatchingError: the object is not a module and has none.
     """
     module = module_of(model)
     if module is None:
         raise PatchingError(
-            f"the model that is trained is a {type(model).__name__}, which is no torch.nn.Module and has none among "
-            "its attributes. Patch the module that it trains with hf_invact.patch_model"
+            f"the trained model is a {type(model).__name__}, which is not a torch.nn.Module and has none among its "
+            "attributes. Patch the module that it trains with hf_invact.patch_model"
         )
     return module
 
 
 class _Parts(nn.Module):
-    """Holds the modules of an object that is none."""
+    """Holds the modules of an object that is not a module itself."""
 
     def __init__(self, parts: dict[str, nn.Module]) -> None:
         super().__init__()
-        self._modules.update(parts)  # whatever the attributes are called
+        self._modules.update(parts)  # `add_module` would refuse some names
 
 
 def measured_part(module: nn.Module | None) -> nn.Module | None:
-    """The module whose forward pass is measured: of several that an object holds, the largest."""
+    """The module whose forward pass is measured: the largest, if an object holds several."""
     if not isinstance(module, _Parts):
         return module
     return max(module.children(), key=lambda part: sum(weight.numel() for weight in part.parameters()))

@@ -1,4 +1,4 @@
-"""Modules that run, seen from outside: who copies, pickles or compiles the model meanwhile does not see that it is."""
+"""Watches calls of modules without leaving a trace in copies, pickles and compiled code of the model."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Call = Callable[[], Any]
 Watcher = Callable[[Call], Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Where `nn.Module.compile` puts the compiled call. Copies and pickles leave it out, and TorchDynamo traces a module's
-# forward without it. Hooks and a bound forward would be in both.
-_SLOT = "_compiled_call_impl"
+# Where `nn.Module.compile` puts the compiled call. Copies and pickles leave the attribute out, and TorchDynamo traces a
+# module's forward without it. Hooks or a bound forward would be copied and traced.
+_ATTRIBUTE = "_compiled_call_impl"
 _CALL = nn.Module._wrapped_call_impl.__code__
 _lock = threading.RLock()
 
 
 def watch(module: nn.Module, watcher: Watcher) -> Callable[[], None]:
-    """Have each call of a module made by the watcher, which gets the call and returns its result.
+    """Route each call of a module through the watcher, which gets the call and returns its result.
 
     Returns:
-        What ends it. (It may be called more than once.)
+        A function that ends the watching. It may be called more than once.
     """
     for function in (_WatchedCall.__call__, getattr(watcher, "func", watcher)):
         _skip_frame(function)
     with _lock:
-        watched = vars(module).get(_SLOT)
+        watched = vars(module).get(_ATTRIBUTE)
         if not isinstance(watched, _WatchedCall):
             watched = _WatchedCall(module)
         watched.watchers.append(watcher)
@@ -40,37 +40,37 @@ def watch(module: nn.Module, watcher: Watcher) -> Callable[[], None]:
 
 
 def watchers(module: nn.Module) -> tuple[Watcher, ...]:
-    """Those who watch the module."""
-    watched = vars(module).get(_SLOT)
+    """The watchers of a module, in the order in which they were added."""
+    watched = vars(module).get(_ATTRIBUTE)
     return tuple(watched.watchers) if isinstance(watched, _WatchedCall) else ()
 
 
 def watch_outputs(module: nn.Module, note: Callable[[Any], None]) -> Callable[[], None]:
-    """As `watch`, for what only wants to see what each call returns."""
-    return watch(module, partial(_then, unseen(note)))
+    """As `watch`, for a function that only needs the output of each call."""
+    return watch(module, partial(_call_and_note, not_compiled(note)))
 
 
-def _then(note: Callable[[Any], None], call: Call) -> Any:
+def _call_and_note(note: Callable[[Any], None], call: Call) -> Any:
     output = call()
     note(output)
     return output
 
 
-def unseen(function: Function) -> Function:
-    """The function, which TorchDynamo does not compile where a model calls it outside of a graph."""
-    # Where it is not loaded, nothing is compiled; to load it takes a second.
+def not_compiled(function: Function) -> Function:
+    """The function, excluded from compilation by TorchDynamo."""
+    # Loading TorchDynamo takes a second; as long as it is not loaded, nothing is compiled.
     return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 def _skip_frame(function: Callable[..., Any]) -> None:
-    """Have TorchDynamo compile what the function calls, but not the function itself."""
+    """Have TorchDynamo compile the calls inside a function, but not the function itself."""
     if dynamo := sys.modules.get("torch._dynamo"):
         function = function if hasattr(function, "__code__") else type(function).__call__
-        dynamo.decorators.skip_code(function.__code__)  # (`disable(recursive=False)` would be in the way of tracing)
+        dynamo.decorators.skip_code(function.__code__)  # (`disable(recursive=False)` would break tracing)
 
 
 def running_modules() -> Iterator[nn.Module]:
-    """The modules that run in this thread just now, the innermost first."""
+    """The modules that are running in this thread, the innermost first."""
     frame = sys._getframe(1)
     while frame := frame.f_back:  # type: ignore[assignment]
         if frame.f_code is _CALL:
@@ -78,7 +78,7 @@ def running_modules() -> Iterator[nn.Module]:
 
 
 def is_checkpoint_saving() -> bool:
-    """Whether it is a checkpoint that saves a tensor just now, and no operation of the model."""
+    """Whether the tensor being saved is saved by a checkpoint, not by an operation of the model."""
     frame = sys._getframe(1)
     while (name := frame.f_globals.get("__name__", "")).startswith((__package__, "torch._dynamo", "torch.autograd")):
         if frame.f_back is None:
@@ -88,20 +88,20 @@ def is_checkpoint_saving() -> bool:
 
 
 class _WatchedCall:
-    """Stands in the slot of one module while anyone watches it."""
+    """Replaces the compiled call of one module while it has watchers."""
 
     def __init__(self, module: nn.Module) -> None:
         self.watchers: list[Watcher] = []
-        self._module, self._had = module, {name: value for name, value in vars(module).items() if name == _SLOT}
-        vars(module)[_SLOT] = self  # setattr would reach through the wrapper that `torch.compile` makes
+        self._module, self._had = module, {name: value for name, value in vars(module).items() if name == _ATTRIBUTE}
+        vars(module)[_ATTRIBUTE] = self  # setattr would pass through the wrapper of `torch.compile`
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # traced, as part of a module that has hooks
+        if torch.compiler.is_compiling():  # traced as part of a module with hooks
             return self._module._call_impl(*args, **kwargs)
         caller = sys._getframe(1)
-        # Replicas of nn.DataParallel share what is in the slot: each of them runs itself.
+        # Replicas of nn.DataParallel share this object, but each has to run itself.
         module = caller.f_locals["self"] if caller.f_code is _CALL else self._module
-        call: Call = partial(self._had.get(_SLOT) or module._call_impl, *args, **kwargs)
+        call: Call = partial(self._had.get(_ATTRIBUTE) or module._call_impl, *args, **kwargs)
         for watcher in tuple(self.watchers):
             call = partial(watcher, call)
         return call()
@@ -110,12 +110,12 @@ class _WatchedCall:
         with _lock:
             if watcher in self.watchers:
                 self.watchers.remove(watcher)
-            if not self.watchers and vars(self._module).get(_SLOT) is self:
-                del vars(self._module)[_SLOT]
+            if not self.watchers and vars(self._module).get(_ATTRIBUTE) is self:
+                del vars(self._module)[_ATTRIBUTE]
                 vars(self._module).update(self._had)
 
     def __deepcopy__(self, memo: Any) -> None:
-        """A class that copies its modules in its own way gets what stands there for a module that is not compiled."""
+        """Classes that copy modules in their own way get None, as of a module that is not compiled."""
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()

@@ -70,7 +70,7 @@ def test_without_the_flag_an_object_that_holds_no_module_is_left_alone(tmp_path:
 
 def test_an_object_that_holds_no_module_is_refused_in_a_sentence(tmp_path: Path) -> None:
     args = arguments(tmp_path, TrainingArguments)
-    with pytest.raises(PatchingError, match=r"is a SimpleNamespace, which is no torch.nn.Module and has none among"):
+    with pytest.raises(PatchingError, match=r"is a SimpleNamespace, which is not a torch.nn.Module and has none among"):
         make_trainer(
             tiny_model("llama"), args, InvertedActivationsCallback(), cls=HoldingTrainer, holder=SimpleNamespace(a=1)
         )

@@ -1,4 +1,4 @@
-"""Watches which inverted activations a forward pass calls, and how many tokens their blocks see."""
+"""Records which inverted activations a forward pass calls, and how many tokens their blocks process."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..memory.calls import watch_outputs
+from ..memory.module_calls import watch_outputs
 from ..patching.weights.sharding import plain_name
 from ..sites import patched_sites
 
 
-class Calls:
-    """Of one or several forward passes.
+class SiteCalls:
+    """Calls of the inverted activations during one or several forward passes.
 
     Attributes:
-        uncalled: names of the inverted activations that were not called, as reports call them.
-        tokens: by the names of those that were, the tokens for which their blocks have kept something; None where
-            the shape of the hidden states does not tell.
+        uncalled: names of the inverted activations that were not called, as in reports.
+        tokens: by name, the number of tokens for which the block saved something; None where the shape of the hidden
+            states does not give it.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class Calls:
         self.tokens: dict[str, int | None] = {}
 
     def watch(self, model: nn.Module, until_end: Callable[[Callable[[], None]], object]) -> None:
-        """Count from now on.
+        """Start to record the inverted activations of a model and the blocks that hold them.
 
         Args:
-            model: its inverted activations, and the blocks that hold them.
-            until_end: takes what ends the counting, and calls it when the measurement ends.
+            model: a patched model.
+            until_end: registers a function to call when the measurement ends.
         """
         for site in patched_sites(model):
             name = plain_name(site.name)
@@ -49,12 +49,12 @@ class Calls:
         while isinstance(output, (tuple, list)) and output:
             output = output[0]
         if isinstance(output, Tensor) and not output.requires_grad:
-            return  # nothing is kept
-        seen, count = self.tokens[name], _tokens(output)
-        self.tokens[name] = None if seen is None or count is None else seen + count
+            return  # nothing is saved for the backward pass
+        total, count = self.tokens[name], _tokens(output)
+        self.tokens[name] = None if total is None or count is None else total + count
 
 
 def _tokens(states: Any) -> int | None:
-    """Rows of hidden states; of more than three dimensions it is not known which one is the width."""
+    """Rows of hidden states; None for more than three dimensions, where the width may be any of them."""
     is_known = isinstance(states, Tensor) and states.dim() in (2, 3)
     return states.shape[:-1].numel() if is_known else None
