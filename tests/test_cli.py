@@ -71,16 +71,16 @@ def test_plan_as_json_has_what_python_gives(config: str, capsys: pytest.CaptureF
         (["{config}", *SIZE, "--dtype", "int8"], "dtype must be one of"),
         (["{config}", "--batch-size", str(10**12), "--seq-len", "8"], "more than any device"),
         (["{config}", "--batch-size", "1"], "--seq-len"),
-        (["{config}", *SIZE, "--lora", "rank=8"], "argument --lora: 'rank=8' is none of"),
-        (["{config}", *SIZE, "--lora", "r=many"], "'many' is no value for r"),
+        (["{config}", *SIZE, "--lora", "rank=8"], "argument --lora: unknown 'rank=8'; expected r=INT"),
+        (["{config}", *SIZE, "--lora", "r=many"], "invalid value 'many' for r"),
         (["{config}", *SIZE, "--lora", "r=0"], "at least 1"),
         (["{config}", *SIZE, "--lora", "r=1,r=2"], "r is given twice"),
-        (["{config}", *SIZE, "--lora", "r=1" + 17 * "0"], "LoRA cannot be put into LlamaForCausalLM"),
+        (["{config}", *SIZE, "--lora", "r=1" + 17 * "0"], "LoRA cannot be added to LlamaForCausalLM"),
         (["{config}", *SIZE, "--lora", "dropout=2"], "less than 1"),
         (["{config}", *SIZE, "--lora", "targets=q_proj+"], "names of layers such as q_proj"),
         (
             ["{config}", *SIZE, "--lora", "targets=q_proj+kv"],
-            "no linear layer with the name 'kv'; LoRA can go on q_proj",
+            "no linear layer with the name 'kv'; LoRA can adapt q_proj",
         ),
         (["{config}", *SIZE, "--fit", "80"], "argument --fit: invalid amount of memory '80'"),
         (["{config}", *SIZE, "--fit", "many"], "80GiB"),
@@ -109,7 +109,7 @@ def test_further_questions_in_words(config: str, tmp_path: Path, capsys: pytest.
     )
     assert plan < comparison < fit
     assert "checkpointing + inverted" in printed.out[comparison:fit]
-    assert f"Drawn in {picture}." in printed.out
+    assert f"The figure is in {picture}." in printed.out
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert max(map(len, printed.out.splitlines())) < 160
     assert printed.err == ""  # progress is for terminals
@@ -143,7 +143,7 @@ def test_a_picture_that_cannot_be_drawn_is_known_before_any_work(
     monkeypatch.setattr("hf_invact.planning.command.dry_run", None)
     assert main(["plan", config, *SIZE, "--plot", "nowhere/plan.png"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "hf-invact: 'nowhere/plan.png' cannot be written; give a file in a folder that exists and is yours"
+        "hf-invact: 'nowhere/plan.png' cannot be written; choose a file in a folder that exists and is writable"
     ]
 
 
@@ -247,7 +247,7 @@ def test_numbers_by_the_names_that_the_trainer_has(
     assert main(["plan", config, *SIZE, *options]) == 0
     printed = capsys.readouterr().out
     assert head in printed
-    assert ("takes trained weights in float32" in printed) == (options[:2] == ["--dtype", "fp16"])
+    assert ("requires trained weights in float32" in printed) == (options[:2] == ["--dtype", "fp16"])
 
 
 def test_adapters_by_the_names_of_layers(config: str, capsys: pytest.CaptureFixture[str]) -> None:

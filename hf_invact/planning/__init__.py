@@ -1,14 +1,14 @@
-"""Predicts what training keeps in memory, without weights and without a GPU."""
+"""Predicts the memory of training, without weights and without a GPU."""
 
 from ..display.sizes import parse_size
-from .compare import Comparison, VariantMemory, compare_memory, comparison_of
+from .compare import Comparison, VariantMemory, compare_memory, comparison_from_run
 from .dry_run import DryRun, dry_run
 from .errors import PlanningError
-from .fit import Largest, MemoryFit, VariantFit, fit_memory, fit_of
+from .fit import Largest, MemoryFit, VariantFit, fit_from_run, fit_memory
 from .model.lora import Lora
 from .model.setup import Setup
-from .peak import CATEGORIES, MOMENTS, OPTIMIZERS, Peak, predict_peak
-from .plan import MemoryPlan, plan_memory, plan_of
+from .peak import CATEGORIES, MOMENTS, OPTIMIZERS, Peak, make_optimizer, predict_peak
+from .plan import MemoryPlan, plan_from_run, plan_memory
 from .plot import check_plot, save_plot
 from .text import as_json, render, render_comparison, render_fit
 
@@ -30,13 +30,14 @@ __all__ = [
     "as_json",
     "check_plot",
     "compare_memory",
-    "comparison_of",
+    "comparison_from_run",
     "dry_run",
+    "fit_from_run",
     "fit_memory",
-    "fit_of",
+    "make_optimizer",
     "parse_size",
+    "plan_from_run",
     "plan_memory",
-    "plan_of",
     "predict_peak",
     "render",
     "render_comparison",

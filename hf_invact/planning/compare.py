@@ -1,4 +1,4 @@
-"""What the choices that a user has keep in memory, side by side."""
+"""Compares the memory of the ways to train a model."""
 
 from __future__ import annotations
 
@@ -11,33 +11,43 @@ from typing import TYPE_CHECKING
 from transformers import PretrainedConfig
 
 from ..patching import PatchReport
-from .dry_run import DryRun, dry_run, patching_of, reasons
+from .dry_run import DryRun, dry_run, patch_report, reasons_left_alone
 from .errors import PlanningError
 from .model.setup import Options, Setup
 from .peak import Peak
-from .variants import BOTH, CHECKPOINTED, EXACT_GATE, FUSED, INVERTED, PAIRS, PLAIN, Variant, better_unpatched
+from .variants import (
+    BOTH,
+    CHECKPOINTED,
+    EXACT_GATE,
+    FUSED,
+    INVERTED,
+    PAIRS,
+    PLAIN,
+    TrainingVariant,
+    advice_to_leave_unpatched,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 COMPARED = (PLAIN, INVERTED, FUSED, EXACT_GATE, CHECKPOINTED, BOTH)
-# Left out where they keep no less than plain: the model does that by itself.
+# Left out if they save no memory: the model already does the same.
 _ONLY_IF_LESS = {
     FUSED: "PyTorch's fused activation",
-    EXACT_GATE: "An exact gate that computes its activation again, such as Liger's,",
+    EXACT_GATE: "An exact gate that recomputes its activation, such as Liger's,",
 }
 
 
 @dataclass(frozen=True)
 class VariantMemory:
-    """What one variant needs.
+    """The memory of one variant.
 
     Attributes:
         name: of the variant.
-        saved: bytes that are kept for the backward pass, by part (of `hf_invact.memory.PARTS`).
-        saved_bytes: all of them.
-        share: of what the plain model keeps.
-        peak: the most that a training step holds; None where it was not asked for.
+        saved: bytes saved for the backward pass, by part (of `hf_invact.memory.PARTS`).
+        saved_bytes: their sum.
+        share: of the bytes that the plain model saves.
+        peak: peak memory of a training step; None if not asked for.
     """
 
     name: str
@@ -49,14 +59,14 @@ class VariantMemory:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the variants of a model need for the same batch.
+    """The memory of the variants of a model, for the same batch.
 
     Attributes:
-        model: what the user called it.
+        model: its name, as given.
         model_class: the class that was planned.
-        batch_size, seq_len, optimizer: as they were asked for (but seq_len is None for models of images alone).
+        batch_size, seq_len, optimizer: as given (but seq_len is None for models of images alone).
         variants: those that apply, the plain one first.
-        notes: why the others do not apply, and where one applies to some layers alone; each a sentence.
+        notes: why the others do not apply, and which apply to some layers only; each a sentence.
     """
 
     model: str
@@ -81,15 +91,15 @@ def compare_memory(
     optimizer: str | None = None,
     **options: Unpack[Options],
 ) -> Comparison:
-    """Predict what a model keeps for its backward pass: plain, inverted, and with what else there is.
+    """Predict what a model saves for its backward pass: plain, inverted, and with the alternatives.
 
-    The variants are: inverted activations; the fused activation of PyTorch, where the model spells its own out; an
-    exact gate that keeps its two factors, as Liger's does, where MLPs are gated; activation checkpointing; and
-    checkpointing with inverted activations.
+    The variants are: inverted activations; PyTorch's fused activation, if the model has an unfused one; an exact gate
+    that saves its two factors, as Liger's does, if MLPs are gated; activation checkpointing; and checkpointing with
+    inverted activations.
 
     Args:
         model, batch_size, seq_len, options: as for `hf_invact.plan_memory` (but for gradient_checkpointing).
-        optimizer: predict the peak of a training step with it too.
+        optimizer: also predict the peak memory of a training step with this optimizer.
 
     Raises:
         PlanningError, PatchingError, ValueError: as `hf_invact.plan_memory`.
@@ -105,13 +115,13 @@ def compare_memory(
     checkpointing + inverted 0
     """
     with dry_run(Setup(model, **options)) as run:
-        return comparison_of(run, batch_size, seq_len, optimizer=optimizer)
+        return comparison_from_run(run, batch_size, seq_len, optimizer=optimizer)
 
 
-def comparison_of(
+def comparison_from_run(
     run: DryRun, batch_size: int, seq_len: int | None = None, *, optimizer: str | None = None
 ) -> Comparison:
-    """As `compare_memory`, of a model that is built already."""
+    """As `compare_memory`, for a model that is already built."""
     seq_len = run.length(seq_len)
     plain_bytes = sum(run.saved(PLAIN, batch_size, seq_len).values())
     applying, notes = applying_variants(run, COMPARED)
@@ -120,7 +130,7 @@ def comparison_of(
         saved = run.saved(variant, batch_size, seq_len)
         total = sum(saved.values())
         if variant in _ONLY_IF_LESS and total >= plain_bytes:
-            notes.append(f"Left out: {variant.name}. {_ONLY_IF_LESS[variant]} keeps no less than this model does.")
+            notes.append(f"Left out: {variant.name}. {_ONLY_IF_LESS[variant]} keeps no less than this model.")
             continue
         notes += _notes_of(variant, run.report(variant))
         peak = None if optimizer is None else run.peak(variant, batch_size, seq_len, optimizer)
@@ -128,7 +138,7 @@ def comparison_of(
         variants.append(VariantMemory(variant.name, saved, total, share, peak))
     peaks = {variant.name: variant.peak.total_bytes for variant in variants if variant.peak is not None}
     notes += [
-        better_unpatched(patched)
+        advice_to_leave_unpatched(patched)
         for plain, patched in PAIRS
         if peaks.get(patched.name, 0) > peaks.get(plain.name, math.inf)
     ]
@@ -136,13 +146,13 @@ def comparison_of(
     return Comparison(name, model_class, batch_size, seq_len, optimizer, tuple(variants), tuple(notes))
 
 
-def applying_variants(run: DryRun, variants: Iterable[Variant]) -> tuple[list[Variant], list[str]]:
-    """Those that a model can have, and notes that say why it cannot have the others.
+def applying_variants(run: DryRun, variants: Iterable[TrainingVariant]) -> tuple[list[TrainingVariant], list[str]]:
+    """The variants that apply to a model, and notes on why the others do not.
 
     Raises:
         PatchingError: a pattern of the user's config matches nothing.
     """
-    applying: list[Variant] = []
+    applying: list[TrainingVariant] = []
     left_out: dict[str, list[str]] = {}
     for variant in variants:
         if why := _why_not(run, variant):
@@ -152,19 +162,19 @@ def applying_variants(run: DryRun, variants: Iterable[Variant]) -> tuple[list[Va
     return applying, [f"Left out: {', '.join(names)}. {why}" for why, names in left_out.items()]
 
 
-def _why_not(run: DryRun, variant: Variant) -> str:
+def _why_not(run: DryRun, variant: TrainingVariant) -> str:
     try:
-        report, notes = patching_of(run, variant)
-    except PlanningError as error:  # it cannot checkpoint
+        report, notes = patch_report(run, variant)
+    except PlanningError as error:  # it has no gradient checkpointing
         return str(error)
     if not variant.patched or report.patched:
         return ""
     if report.sites:
-        return f"No layer can have it: {reasons(report)}."
-    return notes[0].partition(" Supported: ")[0]  # the plan's own note lists, besides, what is supported
+        return f"It applies to no layer: {reasons_left_alone(report)}."
+    return notes[0].partition(" Supported: ")[0]  # without the list of what is supported, which the plan's own note has
 
 
-def _notes_of(variant: Variant, report: PatchReport) -> Iterator[str]:
+def _notes_of(variant: TrainingVariant, report: PatchReport) -> Iterator[str]:
     if report.patched < len(report.sites):
         count = f"{report.patched} of {len(report.sites)}"
-        yield f"{variant.name} is had by {count} activations; the others: {reasons(report)}."
+        yield f"{variant.name} applies to {count} activations; the others: {reasons_left_alone(report)}."

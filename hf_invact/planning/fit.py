@@ -1,4 +1,4 @@
-"""The largest batch, and the longest sequence, that fit into a memory."""
+"""Finds the largest batch and the longest sequence that fit into memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .dry_run import DryRun, dry_run
 from .model.setup import Options, Setup
 from .peak import Peak
 from .search import largest_that_fits, static_bytes
-from .variants import BOTH, CHECKPOINTED, INVERTED, PAIRS, PLAIN, Variant, better_unpatched
+from .variants import BOTH, CHECKPOINTED, INVERTED, PAIRS, PLAIN, TrainingVariant, advice_to_leave_unpatched
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FITTED = (PLAIN, INVERTED, CHECKPOINTED, BOTH)
 TOKENS_STEP = 64
 MOST_TOKENS = 1 << 22
-"""In a batch, images counting as tokens: the end of a search."""
+"""Tokens (or images) in a batch at which a search ends."""
 
 MEMORY, POSITIONS, SEARCH = "memory", "positions", "search"
 
@@ -33,9 +33,9 @@ class Largest:
     """The largest size that fits.
 
     Attributes:
-        size: sequences, images or tokens; 0 where not even the smallest fits.
-        peak_bytes: the predicted peak at this size; at the smallest, where not even that fits.
-        end: why it is not larger: "memory", "positions" (the model has no more), or "search" (which ended there).
+        size: sequences, images or tokens; 0 if not even the smallest fits.
+        peak_bytes: the predicted peak at this size; at the smallest, if not even that fits.
+        end: why it is not larger: "memory", "positions" (the model has no more), or "search" (it ended there).
     """
 
     size: int
@@ -45,13 +45,13 @@ class Largest:
 
 @dataclass(frozen=True)
 class VariantFit:
-    """What fits of one variant.
+    """What fits with one variant.
 
     Attributes:
         name: of the variant.
-        batch_size: the largest batch, of sequences as long as was asked for.
-        seq_len: the longest sequence, in batches as large as was asked for, in steps of `TOKENS_STEP` tokens; None for
-            models of images alone.
+        batch_size: the largest batch, at the given sequence length.
+        seq_len: the longest sequence, at the given batch size, in steps of `TOKENS_STEP` tokens; None for models of
+            images alone.
     """
 
     name: str
@@ -61,14 +61,13 @@ class VariantFit:
 
 @dataclass(frozen=True)
 class MemoryFit:
-    """What fits into a memory.
+    """What fits into memory.
 
     Attributes:
-        model: what the user called it.
+        model: its name, as given.
         model_class: the class that was planned.
-        memory_bytes, batch_size, seq_len, optimizer: as they were asked for (but seq_len is None for models of images
-            alone).
-        static_bytes: weights, gradients and the optimizer's state, which every batch needs.
+        memory_bytes, batch_size, seq_len, optimizer: as given (but seq_len is None for models of images alone).
+        static_bytes: weights, gradients and optimizer state, whatever the batch.
         variants: those that apply, the plain one first.
         notes: what else the user should know, each a sentence.
     """
@@ -98,14 +97,14 @@ def fit_memory(
     optimizer: str = "adamw_fused",
     **options: Unpack[Options],
 ) -> MemoryFit:
-    """Find the largest batch, and the longest sequence, whose predicted peak fits: plain, inverted, checkpointed, both.
+    """Find the largest batch and the longest sequence whose predicted peak fits: plain, inverted, checkpointed, both.
 
     Args:
         model, batch_size, seq_len, options: as for `hf_invact.plan_memory` (but for gradient_checkpointing). Batches
-            are searched with sequences of `seq_len`, and sequences in batches of `batch_size`.
-        memory_bytes: what the peak of a training step must fit into. Leave room in it for what is not counted: what
+            are searched at the length `seq_len`, sequences at the size `batch_size`.
+        memory_bytes: the limit for the peak of a training step. Leave room for what is not counted: the memory that
             kernels and the allocator need beyond the tensors.
-        optimizer: makes the step (see `OPTIMIZERS`).
+        optimizer: of the training step (see `OPTIMIZERS`).
 
     Raises:
         PlanningError, PatchingError, ValueError: as `hf_invact.plan_memory`.
@@ -118,13 +117,13 @@ def fit_memory(
     [('plain', 47), ('inverted', 58)]
     """
     with dry_run(Setup(model, **options)) as run:
-        return fit_of(run, batch_size, seq_len, memory_bytes, optimizer=optimizer)
+        return fit_from_run(run, batch_size, seq_len, memory_bytes, optimizer=optimizer)
 
 
-def fit_of(
+def fit_from_run(
     run: DryRun, batch_size: int, seq_len: int | None, memory_bytes: int, *, optimizer: str = "adamw_fused"
 ) -> MemoryFit:
-    """As `fit_memory`, of a model that is built already."""
+    """As `fit_memory`, for a model that is already built."""
     if memory_bytes < 1:
         raise ValueError(f"memory_bytes must be at least 1, got {memory_bytes}")
     seq_len = run.length(seq_len)
@@ -152,7 +151,7 @@ def fit_of(
 
 
 def _largest_batch(
-    run: DryRun, variant: Variant, batch_size: int, seq_len: int | None, memory_bytes: int, optimizer: str
+    run: DryRun, variant: TrainingVariant, batch_size: int, seq_len: int | None, memory_bytes: int, optimizer: str
 ) -> Largest:
     last = max(MOST_TOKENS // (seq_len or 1), 1)
 
@@ -164,7 +163,7 @@ def _largest_batch(
 
 
 def _longest(
-    run: DryRun, variant: Variant, batch_size: int, seq_len: int | None, memory_bytes: int, optimizer: str
+    run: DryRun, variant: TrainingVariant, batch_size: int, seq_len: int | None, memory_bytes: int, optimizer: str
 ) -> Largest | None:
     if seq_len is None:
         return None
@@ -184,19 +183,19 @@ def _longest(
 
 
 def _notes_of_less(variants: tuple[VariantFit, ...]) -> list[str]:
-    """Where a smaller batch fits of a patched variant than of its plain one."""
+    """Advice where a smaller batch fits with a patched variant than with its plain counterpart."""
     batches = {variant.name: variant.batch_size.size for variant in variants}
     return [
-        better_unpatched(patched)
+        advice_to_leave_unpatched(patched)
         for plain, patched in PAIRS
         if batches.get(patched.name, math.inf) < batches.get(plain.name, 0)
     ]
 
 
 def _length_notes(run: DryRun, variants: tuple[VariantFit, ...]) -> list[str]:
-    """Rotary positions have no end, but beyond some length a model has not been trained."""
+    """Rotary positions have no limit, but models are trained up to some length."""
     if not takes_text(run.model):
-        return ["The length of sequences is left out: this model takes images alone."]
+        return ["There is no sequence length: this model takes images alone."]
     known = getattr(run.model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(variant.seq_len.size for variant in variants if variant.seq_len is not None)
     if longest_sequence(run.model) is not None or not isinstance(known, int) or longest <= known:

@@ -1,4 +1,4 @@
-"""Predicts the bytes that a model keeps for its backward pass."""
+"""Predicts the bytes that a model saves for its backward pass."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..inputs.sizes import takes_text
 from ..patching import InvActConfig, PatchReport
-from .dry_run import DryRun, dry_run, patching_of
+from .dry_run import DryRun, dry_run, patch_report
 from .fake.flash_attention import attention_of
 from .model.lora import Lora
 from .model.setup import Setup
 from .peak import Peak
-from .variants import BOTH, CHECKPOINTED, INVERTED, PLAIN, Variant
+from .variants import BOTH, CHECKPOINTED, INVERTED, PLAIN, TrainingVariant
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a model keeps for the backward pass of one training step, plain and patched.
+    """What a model saves for the backward pass of one training step, plain and patched.
 
     Attributes:
-        model: what the user called it.
+        model: its name, as given.
         model_class: the class that was planned.
-        batch_size, seq_len, dtype, autocast, lora, gradient_checkpointing, device: as they were asked for (but seq_len
-            is None for models of images alone).
-        autocast_dtype: of autocast, "bfloat16" or "float16"; None for no autocast.
-        attention: the implementation that the model has.
+        batch_size, seq_len, dtype, autocast, lora, gradient_checkpointing, device: as given (but seq_len is None for
+            models of images alone).
+        autocast_dtype: "bfloat16" or "float16"; None for no autocast.
+        attention: the implementation that was planned.
         parameter_bytes: all weights and buffers.
-        trainable_bytes: the weights that are trained.
-        plain: saved bytes by part (of `hf_invact.memory.PARTS`), not patched.
+        trainable_bytes: the trained weights.
+        plain: saved bytes by part (of `hf_invact.memory.PARTS`), unpatched.
         patched: saved bytes by part, patched.
-        report: what is patched, by site; without sites where nothing can be.
-        optimizer: what the step of the peaks is made by; None where they were not asked for.
-        plain_peak, patched_peak: the most that a training step holds, not patched and patched; None where they were
-            not asked for.
+        report: what is patched, by site; without sites if nothing can be patched.
+        optimizer: of the training step whose peaks are predicted; None without peaks.
+        plain_peak, patched_peak: peak memory of a training step, unpatched and patched; None if not asked for.
         notes: what else the user should know, each a sentence.
     """
 
@@ -70,17 +69,17 @@ class MemoryPlan:
 
     @property
     def plain_bytes(self) -> int:
-        """All that is saved, not patched."""
+        """All saved bytes, unpatched."""
         return sum(self.plain.values())
 
     @property
     def patched_bytes(self) -> int:
-        """All that is saved, patched."""
+        """All saved bytes, patched."""
         return sum(self.patched.values())
 
     @property
     def saving(self) -> float:
-        """What patching takes off, as a part of what is saved; 0 where nothing is."""
+        """The fraction of the saved bytes that patching removes; 0 if nothing is saved."""
         return 1 - self.patched_bytes / self.plain_bytes if self.plain_bytes else 0.0
 
 
@@ -97,28 +96,28 @@ def plan_memory(
     device: str = "cuda",
     optimizer: str | None = None,
 ) -> MemoryPlan:
-    """Predict what a model keeps for its backward pass, plain and patched, without its weights and without a GPU.
+    """Predict what a model saves for its backward pass, plain and patched, without its weights and without a GPU.
 
-    The model is built, patched and run on tensors that have no memory. It takes seconds, and needs of the hub the
-    model's config alone.
+    The model is built, patched and run on tensors without memory. This takes seconds, and downloads only the model's
+    config.
 
     Args:
         model: a name on the hub, a local folder, a ``config.json``, or a config of Transformers.
         batch_size: sequences or images.
-        seq_len: tokens in each; not used, and not needed, for models of images alone.
+        seq_len: tokens in each sequence; ignored for models of images alone.
         dtype: of the weights: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16").
-        autocast: whether it runs under autocast: "bfloat16" as under the Trainer's ``bf16=True``, "float16" as under
-            ``fp16=True``; True for bfloat16, or float16 where that is the weights' dtype. The weights stay in `dtype`.
+        autocast: whether to run under autocast: "bfloat16" as with the Trainer's ``bf16=True``, "float16" as with
+            ``fp16=True``; True for bfloat16, or float16 if that is the dtype of the weights. The weights keep `dtype`.
         lora: adapters; None trains all weights.
-        attention: "sdpa", "eager" or "flash_attention_2" (which need not be installed; what it keeps is taken from its
-            source, and was not compared with a run).
-        gradient_checkpointing: whether layers are computed again in the backward pass.
+        attention: "sdpa", "eager" or "flash_attention_2" (which need not be installed; its memory follows its source
+            code, and was not compared with a measurement).
+        gradient_checkpointing: whether layers are recomputed in the backward pass.
         config: what to patch, and how.
-        device: "cuda", or "cpu" for what a run on a CPU keeps.
-        optimizer: predict the peak of a training step with it too (see `OPTIMIZERS`).
+        device: "cuda", or "cpu" to predict a run on a CPU.
+        optimizer: also predict the peak memory of a training step with this optimizer (see `OPTIMIZERS`).
 
     Raises:
-        PlanningError: the model is not found, cannot be built, or takes no such batch.
+        PlanningError: the model is not found, cannot be built, or does not take such a batch.
         PatchingError: a pattern of `config` matches nothing.
         ValueError: an unknown option.
 
@@ -133,10 +132,12 @@ def plan_memory(
     """
     setup = Setup(model, dtype, autocast, lora, attention, config or InvActConfig(), device)
     with dry_run(setup) as run:
-        return plan_of(run, batch_size, seq_len, gradient_checkpointing=gradient_checkpointing, optimizer=optimizer)
+        return plan_from_run(
+            run, batch_size, seq_len, gradient_checkpointing=gradient_checkpointing, optimizer=optimizer
+        )
 
 
-def plan_of(
+def plan_from_run(
     run: DryRun,
     batch_size: int,
     seq_len: int | None,
@@ -144,13 +145,13 @@ def plan_of(
     gradient_checkpointing: bool = False,
     optimizer: str | None = None,
 ) -> MemoryPlan:
-    """As `plan_memory`, of a model that is built already."""
+    """As `plan_memory`, for a model that is already built."""
     length = run.length(seq_len)
     plain, patched = (CHECKPOINTED, BOTH) if gradient_checkpointing else (PLAIN, INVERTED)
-    saved, peak = _ask(run, plain, batch_size, length, optimizer)
-    report, notes = patching_of(run, patched)
+    saved, peak = _predict(run, plain, batch_size, length, optimizer)
+    report, notes = patch_report(run, patched)
     is_patched = report.patched > 0
-    patched_saved, patched_peak = _ask(run, patched, batch_size, length, optimizer) if is_patched else (saved, peak)
+    patched_saved, patched_peak = _predict(run, patched, batch_size, length, optimizer) if is_patched else (saved, peak)
     weights = list(run.model.parameters())
     return MemoryPlan(
         model=run.source.name,
@@ -176,8 +177,8 @@ def plan_of(
     )
 
 
-def _ask(
-    run: DryRun, variant: Variant, batch_size: int, seq_len: int | None, optimizer: str | None
+def _predict(
+    run: DryRun, variant: TrainingVariant, batch_size: int, seq_len: int | None, optimizer: str | None
 ) -> tuple[Mapping[str, int], Peak | None]:
     saved = run.saved(variant, batch_size, seq_len)
     return saved, None if optimizer is None else run.peak(variant, batch_size, seq_len, optimizer)
@@ -187,11 +188,11 @@ def _notes(model: PreTrainedModel, seq_len: int | None, setup: Setup) -> Iterato
     trained = {weight.dtype for weight in model.parameters() if weight.requires_grad}
     if setup.autocast_dtype == torch.float16 and trained != {torch.float32}:
         yield (
-            "Under autocast to float16 the Trainer scales gradients, which takes trained weights in float32: load the "
-            "model in float32, or train under autocast to bfloat16."
+            "Under autocast to float16 the Trainer scales gradients, which requires trained weights in float32: load "
+            "the model in float32, or train under autocast to bfloat16."
         )
     if seq_len is not None and not takes_text(model):
-        yield f"{type(model).__name__} takes images alone, so the length of sequences is not used."
+        yield f"{type(model).__name__} takes images alone, so the sequence length is ignored."
     implementation = attention_of(model)
     if implementation != setup.attention:
         yield f"{type(model).__name__} has no {setup.attention} attention, so {implementation} is planned."
@@ -201,8 +202,8 @@ def _notes(model: PreTrainedModel, seq_len: int | None, setup: Setup) -> Iterato
     has_window = layer_types is None or "sliding_attention" in layer_types
     if implementation == "sdpa" and seq_len and isinstance(window, int) and window <= seq_len and has_window:
         yield (
-            f"Sequences of {seq_len} tokens reach the sliding window of {window}, so sdpa attention is given a mask, "
-            "which layers keep; flash_attention_2 needs none."
+            f"Sequences of {seq_len} tokens reach the sliding window of {window}, so sdpa attention gets a mask, which "
+            "layers save; flash_attention_2 needs none."
         )
 
 

@@ -1,4 +1,4 @@
-"""A picture of what the variants of a model keep."""
+"""A figure of what the variants of a model save for the backward pass."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .text import unit_of
 
 
 def check_plot(path: Path) -> None:
-    """Find out before any work whether a picture can be drawn and written.
+    """Check, before any work, that the figure can be drawn and written.
 
     Raises:
-        PlanningError: matplotlib is missing, or a PNG file cannot be written there.
+        PlanningError: matplotlib is not installed, or a PNG file cannot be written there.
     """
     try:
         import matplotlib.figure  # noqa: F401
@@ -24,15 +24,15 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise PlanningError(f"plots are PNG files, so the name must end in .png, got {str(path)!r}")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PlanningError(f"{str(path)!r} cannot be written; give a file in a folder that exists and is yours")
+        raise PlanningError(f"{str(path)!r} cannot be written; choose a file in a folder that exists and is writable")
 
 
 def save_plot(comparison: Comparison, path: Path) -> None:
-    """Draw a stacked bar for each variant, of what it keeps by part, as a PNG file.
+    """Draw the saved bytes of each variant as a stacked bar, by part, in a PNG file.
 
     Raises:
         PlanningError: as `check_plot`.
-        OSError: the file cannot be written after all.
+        OSError: writing the file fails.
     """
     check_plot(path)
     from ..display.figures import png, saved_bytes_figure

@@ -1,4 +1,4 @@
-"""Finds the largest size whose peak fits, in few runs."""
+"""Finds the largest size whose peak fits, with few predictions."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ PATIENCE = 8
 
 
 def largest_that_fits(peak_at: Callable[[int], Peak], memory_bytes: int, *, start: int, last: int) -> int:
-    """The largest size of 1 to `last` whose peak fits; 0 where none does.
+    """The largest size from 1 to `last` whose peak fits; 0 if none fits.
 
-    That it fits, and that the next one does not, are run and not guessed. Guesses take each moment's peak for a
-    polynomial of the size, which it is where what holds most does not change. So a few runs suffice.
+    The peaks of the result and of the next size are both computed, not extrapolated. In between, sizes are guessed by
+    extrapolating the peak of each moment as a polynomial of the size, so few computations suffice.
 
     Args:
-        peak_at: the peak of a size. Larger ones must not need less.
-        memory_bytes: what it must fit into.
+        peak_at: computes the peak of a size. It must not fall with the size.
+        memory_bytes: the limit for the peak.
         start: the first guess.
         last: the end of the search.
     """
-    seen: dict[int, Peak] = {}
-    low, high = 0, last + 1  # fits (or is 0), and does not fit (or is not to be asked for)
+    peaks: dict[int, Peak] = {}
+    low, high = 0, last + 1  # low fits or is 0; high does not fit or is beyond the end
     guess = min(max(start, 1), last)
     while high - low > 1:
-        seen[guess] = peak_at(guess)
-        if seen[guess].total_bytes <= memory_bytes:
+        peaks[guess] = peak_at(guess)
+        if peaks[guess].total_bytes <= memory_bytes:
             low = guess
         else:
             high = guess
-        is_slow = len(seen) >= PATIENCE and len(seen) % 2 == 0
+        is_slow = len(peaks) >= PATIENCE and len(peaks) % 2 == 0
         middle = min(max(math.isqrt(low * high), low + 1), high - 1)
-        guess = middle if is_slow else _predicted(seen, memory_bytes, low, high)
+        guess = middle if is_slow else _predicted(peaks, memory_bytes, low, high)
     return low
 
 
-def _predicted(seen: Mapping[int, Peak], memory_bytes: int, low: int, high: int) -> int:
-    """The largest size between two that should fit, or the first above the lower, if none should."""
-    curves = [_curve(seen, moment, memory_bytes) for moment in MOMENTS]
+def _predicted(peaks: Mapping[int, Peak], memory_bytes: int, low: int, high: int) -> int:
+    """The largest size between two that is expected to fit; if none is, the smallest above `low`."""
+    curves = [_curve(peaks, moment, memory_bytes) for moment in MOMENTS]
     most, too_much = low + 1, high
     while too_much - most > 1:
         middle = (most + too_much) // 2
@@ -52,15 +52,15 @@ def _predicted(seen: Mapping[int, Peak], memory_bytes: int, low: int, high: int)
     return most
 
 
-def _curve(seen: Mapping[int, Peak], moment: str, memory_bytes: int) -> list[tuple[int, int]]:
-    """Sizes and bytes of a moment's peak, where they are closest to what they must fit into.
+def _curve(peaks: Mapping[int, Peak], moment: str, memory_bytes: int) -> list[tuple[int, int]]:
+    """The points (size, bytes) of a moment's peak that are closest to the limit.
 
-    What a batch of nothing would hold is known without a run: what does not depend on the size.
+    The peak at size 0 is known without a prediction: what does not depend on the size.
     """
-    points = {size: peak.bytes_in(moment) for size, peak in seen.items()}
-    points[0] = static_bytes(next(iter(seen.values())), moment)
+    points = {size: peak.bytes_in(moment) for size, peak in peaks.items()}
+    points[0] = static_bytes(next(iter(peaks.values())), moment)
     nearest = sorted(points.items(), key=lambda point: abs(point[1] - memory_bytes))[:POINTS]
-    # A parabola that opens downwards would have everything fit, far away.
+    # A parabola that opens downwards would make any large size fit.
     return nearest if _is_convex(sorted(nearest)) else nearest[:2]
 
 
@@ -70,12 +70,12 @@ def _is_convex(points: Sequence[tuple[int, int]]) -> bool:
 
 
 def static_bytes(peak: Peak, moment: str) -> int:
-    """Weights, gradients and the optimizer's state at a moment."""
+    """Weights, gradients and optimizer state at a moment."""
     return sum(peak.by_moment[moment][category] for category in ("parameters", "gradients", "optimizer"))
 
 
 def _interpolated(points: Iterable[tuple[int, int]], size: int) -> float:
-    """The polynomial through points, by Lagrange."""
+    """The value of the Lagrange polynomial through the points."""
     points = list(points)
     total = 0.0
     for at, value in points:

@@ -1,4 +1,4 @@
-"""A memory plan as text, for a terminal."""
+"""Plans, comparisons and fits as text for a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .compare import Comparison, VariantMemory
 from .fit import POSITIONS, SEARCH, TOKENS_STEP, Largest, MemoryFit
 from .peak import CATEGORIES, Peak
 from .plan import MemoryPlan
-from .variants import BOTH, INVERTED, better_unpatched
+from .variants import BOTH, INVERTED, advice_to_leave_unpatched
 
-# A peak that moves by less is called the same: the allocator's own losses are larger.
-NOTHING = 0.001
-NOT_COUNTED = "What kernels and the allocator need beyond the tensors is not counted, so leave some room."
+# A relative change of the peak below this is reported as none: fragmentation in the allocator is larger.
+NEGLIGIBLE = 0.001
+NOT_COUNTED = "Memory that kernels and the allocator need beyond the tensors is not counted, so leave some room."
 
 
 def render(plan: MemoryPlan) -> str:
-    """What is kept by part, what is patched, the peak of a step, and what else there is to know."""
+    """The saved bytes by part, what is patched, the peak of a step, and the notes."""
     blocks = [_head(plan), saved_bytes_table(plain=plan.plain, patched=plan.patched)]
     if plan.report.sites:
         blocks.append(_patching(plan))
@@ -33,38 +33,38 @@ def render(plan: MemoryPlan) -> str:
 
 
 def verdict(plan: MemoryPlan) -> str:
-    """Whether the peak moves, and if not, why, in a sentence or two."""
+    """Whether patching changes the peak, and if not, why: one or two sentences."""
     plain, patched = plan.plain_peak, plan.patched_peak
     assert plain is not None
     assert patched is not None
     if not plan.report.patched:
         return "Nothing is patched, so the peak is the same."
     less = plain.total_bytes - patched.total_bytes
-    if less > NOTHING * plain.total_bytes:
-        moved = f", and it falls in the {patched.moment} then" if patched.moment != plain.moment else ""
+    if less > NEGLIGIBLE * plain.total_bytes:
+        moved = f", which then falls in the {patched.moment}" if patched.moment != plain.moment else ""
         return f"Patching lowers the peak by {size(less)} ({less / plain.total_bytes:.1%}){moved}."
     if less < 0:
-        advice = better_unpatched(BOTH if plan.gradient_checkpointing else INVERTED)
+        advice = advice_to_leave_unpatched(BOTH if plan.gradient_checkpointing else INVERTED)
         return f"Patching raises the peak, which falls in the {patched.moment}, by {size(-less)}. {advice}"
     if plain.moment == "optimizer step":
         return (
-            "Patching does not lower the peak: it falls in the optimizer step, when no activation is kept. What is "
-            "saved makes room for a larger batch or longer sequences."
+            "Patching does not lower the peak: it falls in the optimizer step, when no activation is kept. The memory "
+            "saved leaves room for a larger batch or longer sequences."
         )
     return f"Patching does not lower the peak, which falls in the {plain.moment}."
 
 
 def _patching(plan: MemoryPlan) -> str:
-    """The report, but for its first line: what all sites keep less is told of this batch, not of a token.
+    """The report with another first line, which gives the saving for the whole batch, not per token.
 
-    (Sites of an encoder and of a decoder see other tokens, and checkpointed layers keep nothing of either.)
+    (Sites of an encoder and of a decoder process different tokens, and checkpointed layers save nothing of either.)
     """
     _, _, sites = str(plan.report).partition("\n")
     head = f"inverted activations: {plan.report.patched} of {len(plan.report.sites)} sites patched"
     if less := plan.plain_bytes - plan.patched_bytes:
         head += f", {size(less)} less for the backward pass"
     if plan.gradient_checkpointing and plan.report.patched:
-        head += "; in checkpointed layers this counts only while one is computed again"
+        head += "; in checkpointed layers this applies only while a layer is recomputed"
     return f"{head}\n{sites}"
 
 
@@ -97,7 +97,7 @@ def unit_of(comparison: Comparison) -> str:
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """A row for each variant: what it keeps by part, its share of plain, and the peak of a step; and the notes."""
+    """A row for each variant: its saved bytes by part, their share of plain, the peak of a step; then the notes."""
     unit = unit_of(comparison)
     parts = ordered_parts(variant.saved for variant in comparison.variants)
     rows = [_row(variant, parts, unit) for variant in comparison.variants]
@@ -114,7 +114,7 @@ def _row(variant: VariantMemory, parts: list[str], unit: str) -> list[str]:
 
 
 def render_fit(fit: MemoryFit) -> str:
-    """A row for each variant: the largest batch and the longest sequence, with their peaks; and what else to know."""
+    """A row for each variant: the largest batch and the longest sequence with their peaks; then the notes."""
     has_text = fit.seq_len is not None
     batch = f"batch of {fit.seq_len:,} tokens" if has_text else "batch of images"
     head = [f"fits {size(fit.memory_bytes)}, {fit.optimizer}", batch, "its peak"]
@@ -132,7 +132,7 @@ def render_fit(fit: MemoryFit) -> str:
     if fit.static_bytes > fit.memory_bytes:
         blocks.append(
             f"Nothing fits: the weights, gradients and optimizer state alone need {size(fit.static_bytes)}. Train "
-            "adapters (--lora), or take an optimizer with less state."
+            "adapters (--lora), or choose an optimizer with less state."
         )
     if has_text:
         blocks.append(f"Sequences are searched in steps of {TOKENS_STEP} tokens.")
@@ -152,7 +152,7 @@ def _size_of(largest: Largest, smallest: int) -> str:
 
 
 def as_json(record: Any) -> dict[str, Any]:
-    """A plan, a comparison or a fit in what JSON knows: bytes as numbers, and the sites of a report one by one."""
+    """A plan, a comparison or a fit as values for JSON: sizes in bytes, and the sites of the report one by one."""
     values: dict[str, Any] = _plain(record)
     report = values.pop("report", {})
     values.update(report)

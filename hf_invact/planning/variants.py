@@ -1,4 +1,4 @@
-"""The ways to train a model that plans tell apart."""
+"""The ways to train a model that are compared: plain, inverted, checkpointed, ..."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A way to train the same model.
+class TrainingVariant:
+    """A way to train a model.
 
     Attributes:
-        name: as tables call it.
+        name: in tables and JSON.
         patched: whether its activations are inverted.
-        plan: the plan of `hf_invact.InvActConfig` to patch with; None for that of the user's config.
-        checkpointed: whether layers are computed again in the backward pass.
+        plan: patches with this plan of `hf_invact.InvActConfig`; None for the plan of the user's config.
+        checkpointed: whether layers are recomputed in the backward pass.
     """
 
     name: str
@@ -22,19 +22,19 @@ class Variant:
     checkpointed: bool = False
 
 
-PLAIN = Variant("plain")
-INVERTED = Variant("inverted", patched=True)
-FUSED = Variant("fused activation", patched=True, plan="input")
-EXACT_GATE = Variant("exact gate", patched=True, plan="gate-inputs")
-CHECKPOINTED = Variant("checkpointing", checkpointed=True)
-BOTH = Variant("checkpointing + inverted", patched=True, checkpointed=True)
+PLAIN = TrainingVariant("plain")
+INVERTED = TrainingVariant("inverted", patched=True)
+FUSED = TrainingVariant("fused activation", patched=True, plan="input")
+EXACT_GATE = TrainingVariant("exact gate", patched=True, plan="gate-inputs")
+CHECKPOINTED = TrainingVariant("checkpointing", checkpointed=True)
+BOTH = TrainingVariant("checkpointing + inverted", patched=True, checkpointed=True)
 PAIRS = ((PLAIN, INVERTED), (CHECKPOINTED, BOTH))
 
 
-def better_unpatched(variant: Variant) -> str:
-    """What to do where the peak of a patched variant is above that of its plain one."""
+def advice_to_leave_unpatched(variant: TrainingVariant) -> str:
+    """What to do if the peak of a patched variant is above that of its plain counterpart."""
     mode = "with gradient checkpointing train" if variant.checkpointed else "train"
     return (
-        f"Better {mode} this model unpatched: its peak falls where a layer is differentiated, and an inverted layer "
-        "holds more there (its side bits besides)."
+        f"Better {mode} this model unpatched: its peak falls in the backward pass of a layer, where an inverted layer "
+        "holds more (its side bits, too)."
     )

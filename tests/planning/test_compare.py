@@ -9,7 +9,7 @@ from hf_invact import InvActConfig, Lora, PatchingError, plan_memory
 from hf_invact.display.sizes import UNITS
 from hf_invact.planning import CATEGORIES, Comparison, Setup, as_json, compare_memory, dry_run, render_comparison
 from hf_invact.planning.text import unit_of
-from hf_invact.planning.variants import BOTH, CHECKPOINTED, EXACT_GATE, FUSED, INVERTED, PLAIN, Variant
+from hf_invact.planning.variants import BOTH, CHECKPOINTED, EXACT_GATE, FUSED, INVERTED, PLAIN, TrainingVariant
 from tests.planning.small import small_config
 
 SIZE = 2, 32
@@ -23,7 +23,7 @@ def names(comparison: Comparison) -> list[str]:
     ("model_type", "left_out"),
     [("gpt2", {EXACT_GATE}), ("llama", {FUSED}), ("bert", {FUSED, EXACT_GATE}), ("t5", set())],
 )
-def test_what_applies_is_compared_and_the_rest_has_a_note(model_type: str, left_out: set[Variant]) -> None:
+def test_what_applies_is_compared_and_the_rest_has_a_note(model_type: str, left_out: set[TrainingVariant]) -> None:
     comparison = compare_memory(small_config(model_type), *SIZE)
     applying = [v.name for v in (PLAIN, INVERTED, FUSED, EXACT_GATE, CHECKPOINTED, BOTH) if v not in left_out]
     assert names(comparison) == applying
@@ -50,7 +50,7 @@ def test_says_what_plans_say() -> None:
 def test_a_variant_leaves_no_trace_in_the_next(lora: Lora | None) -> None:
     setup = Setup(small_config("llama"), lora=lora)
 
-    def alone(variant: Variant) -> tuple[object, object]:
+    def alone(variant: TrainingVariant) -> tuple[object, object]:
         with dry_run(setup) as run:
             return run.saved(variant, *SIZE), run.peak(variant, *SIZE, "adamw_fused")
 
@@ -86,7 +86,7 @@ def test_a_pattern_that_matches_nothing_is_an_error() -> None:
 
 def test_a_part_of_the_layers_is_told() -> None:
     comparison = compare_memory(small_config("llama"), *SIZE, config=InvActConfig(exclude=("*.1.mlp",)))
-    assert any(note.startswith("inverted is had by 1 of 2 activations") for note in comparison.notes)
+    assert any(note.startswith("inverted applies to 1 of 2 activations") for note in comparison.notes)
 
 
 def test_the_table_has_what_the_record_has() -> None:

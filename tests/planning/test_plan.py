@@ -104,7 +104,7 @@ def test_the_config_decides_what_is_patched() -> None:
 def test_a_sliding_window_is_noted_where_it_is_reached() -> None:
     config = small_config("mistral", sliding_window=32)
     reached, free = plan_memory(config, 1, 32), plan_memory(config, 1, 31)
-    assert "reach the sliding window of 32, so sdpa attention is given a mask" in reached.notes[0]
+    assert "reach the sliding window of 32, so sdpa attention gets a mask" in reached.notes[0]
     assert free.notes == ()
     assert reached.plain["attention"] > 1.3 * free.plain["attention"]
 
@@ -133,9 +133,7 @@ def test_images_have_no_length() -> None:
     plan, with_length = plan_memory(small_config("vit"), 8), plan_memory(small_config("vit"), 8, 4096)
     assert (plan.seq_len, plan.notes) == (None, ())
     assert (with_length.seq_len, with_length.plain) == (None, plan.plain)
-    assert with_length.notes == (
-        "ViTForImageClassification takes images alone, so the length of sequences is not used.",
-    )
+    assert with_length.notes == ("ViTForImageClassification takes images alone, so the sequence length is ignored.",)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "clip", "whisper"])

@@ -81,7 +81,7 @@ def test_what_patching_saves_is_told_of_the_batch(model_type: str, checkpointed:
     text = render(hf_invact.plan_memory(small_config(model_type), 2, 16, gradient_checkpointing=checkpointed))
     (head,) = [line for line in text.splitlines() if line.startswith("inverted activations:")]
     assert ("less for the backward pass" in head) != checkpointed
-    assert ("counts only while one is computed again" in head) == checkpointed
+    assert ("applies only while a layer is recomputed" in head) == checkpointed
     assert "per token less" not in text
 
 

@@ -16,7 +16,7 @@ from hf_invact.memory import SavedActivations, by_part
 from hf_invact.patching import InvActConfig, patch_model
 from hf_invact.planning import Lora
 from hf_invact.planning.batch import make_batch
-from hf_invact.planning.dry_run import running_as_trained
+from hf_invact.planning.dry_run import optional_autocast
 from hf_invact.planning.fake.flash_attention import use_flash_attention
 from hf_invact.planning.fake.tensors import fake_tensors
 from hf_invact.planning.model.build import build_model, set_checkpointing
@@ -82,7 +82,7 @@ def count(case: MemoryCase, variant: MemoryVariant, device: str = "cuda") -> Cou
 
 
 def _parts(case: MemoryCase, model: PreTrainedModel) -> dict[str, int]:
-    with SavedActivations(model) as saved, running_as_trained(autocast_dtype(case)):
+    with SavedActivations(model) as saved, optional_autocast(autocast_dtype(case)):
         output = model(**batch_of(case, model))
     assert output is not None  # must live until everything is counted
     return by_part(saved, model)
@@ -90,7 +90,7 @@ def _parts(case: MemoryCase, model: PreTrainedModel) -> dict[str, int]:
 
 def _compiled(case: MemoryCase, variant: MemoryVariant, device: str, layers: int) -> int:
     fewer = replace(case, config={**case.config, "num_hidden_layers": layers})
-    with built(fewer, variant, device) as (model, _), running_as_trained(autocast_dtype(case)):
+    with built(fewer, variant, device) as (model, _), optional_autocast(autocast_dtype(case)):
         batch = batch_of(case, model)
         del batch["attention_mask"]
         return compiled_bytes(model, batch)

@@ -1,7 +1,7 @@
-"""Scaled dot-product attention as CUDA tensors have it: which kernel, called how.
+"""Scaled dot-product attention with the kernels that PyTorch chooses for CUDA tensors.
 
-The choice is that of PyTorch on GPUs of compute capability 8.0 and above. Where it takes cuDNN's kernel (on some newer
-ones), what is kept is of the same sizes as flash attention's.
+The choice is that for GPUs of compute capability 8.0 and above. On some newer GPUs PyTorch chooses cuDNN's kernel,
+which saves tensors of the same sizes as flash attention.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def scaled_dot_product_attention(
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         attn_mask = attn_mask.to(dtype) if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
-    if _flash_can(query, key, value, attn_mask, is_causal):
+    if _can_use_flash(query, key, value, attn_mask, is_causal):
         return flash(query, key, value, dropout_p, is_causal, scale)
-    if _efficient_can(query, key, value):
+    if _can_use_efficient(query, key, value):
         return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
     attended: Tensor = aten._scaled_dot_product_attention_math(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -43,7 +43,7 @@ def scaled_dot_product_attention(
     return attended
 
 
-def _flash_can(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
+def _can_use_flash(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
     return (
         query.dim() == 4
         and query.dtype in HALF
@@ -55,7 +55,7 @@ def _flash_can(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, i
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool, scale: float | None) -> Tensor:
-    """Keeps query, key, value (padded to a head size that it has a kernel for), its output and a float32 per row."""
+    """Saves query, key and value (padded to the next head size with a kernel), the output and a float32 per row."""
     width = query.shape[-1]
     if missing := -width % FLASH_HEAD_STEP:
         query, key, value = (F.pad(tensor, (0, missing)) for tensor in (query, key, value))
@@ -64,7 +64,7 @@ def flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal
     return output[..., :width] if missing else output
 
 
-def _efficient_can(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def _can_use_efficient(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return (
         query.dim() == 4
         and query.shape[1] == key.shape[1] == value.shape[1]
@@ -81,9 +81,9 @@ def _efficient(
     is_causal: bool,
     scale: float | None,
 ) -> Tensor:
-    """Keeps query, key, value, the mask as numbers of their dtype, its output and a float32 per row.
+    """Saves query, key, value, the mask in their dtype, the output and a float32 per row.
 
-    Each call makes its own numbers of a mask of booleans, and pads rows that are not aligned.
+    Each call converts a boolean mask anew, and pads rows that are not aligned.
     """
     if mask is not None:
         if mask.dtype == torch.bool:

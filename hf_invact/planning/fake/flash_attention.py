@@ -1,13 +1,13 @@
-"""The kernels of the package flash-attn, on fake tensors.
+"""The attention of the package flash-attn, on fake tensors.
 
-Transformers refuses them where the package is not installed, and they run on GPUs alone. So a model is built with
-another attention and then told to use a function of ours, which is registered while tensors are fake, under a name of
-its own: no other model sees it.
+Transformers refuses it if the package is not installed, and it runs on GPUs only. So a model is built with another
+attention and then switched to a function of this module, which is registered under a name of its own while tensors are
+fake. Other models never use it.
 
-What is kept follows flash-attn's source, and was not compared with a run: query, key and value as the model hands them
-over (padded to a head size that is a multiple of 8), the output, a float32 for each row of each head, and the state of
-the random numbers (for which 24 bytes are counted, as the kernel of sdpa keeps them, and not 16). No mask: windows are
-an argument of the kernel, and no sequence is padded.
+What it saves follows the source of flash-attn, and was not compared with a measurement: query, key and value as the
+model passes them (padded to a head size that is a multiple of 8), the output, a float32 per row and head, and the
+random state (counted with the 24 bytes of sdpa's kernel, not 16). There is no mask: windows are an argument of the
+kernel, and no sequence is padded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _INSTEAD = "choose the attention 'sdpa' or 'eager'"
 
 @contextmanager
 def flash_attention_registered() -> Iterator[None]:
-    """Models that `use_flash_attention` can be run inside."""
+    """Models after `use_flash_attention` can be run inside."""
     ALL_ATTENTION_FUNCTIONS[_OURS] = _attend
     ALL_MASK_ATTENTION_FUNCTIONS[_OURS] = ALL_MASK_ATTENTION_FUNCTIONS[FLASH_ATTENTION]
     try:
@@ -44,10 +44,10 @@ def flash_attention_registered() -> Iterator[None]:
 
 
 def check_flash_attention(dtype: str, autocast: bool, device: str) -> None:
-    """Check that flash attention has a kernel.
+    """Check that flash attention has a kernel for a dtype and a device.
 
     Raises:
-        PlanningError: it has none for this dtype or device.
+        PlanningError: it has none.
     """
     if dtype == "float32" and not autocast:
         raise PlanningError(
@@ -58,10 +58,10 @@ def check_flash_attention(dtype: str, autocast: bool, device: str) -> None:
 
 
 def use_flash_attention(model: PreTrainedModel) -> None:
-    """Have all layers of a model attend by it.
+    """Switch all layers of a model to it.
 
     Raises:
-        PlanningError: a part of the model cannot.
+        PlanningError: a part of the model does not support it.
     """
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and not _can_use(part):
@@ -79,10 +79,10 @@ def attention_of(model: PreTrainedModel) -> str:
 
 
 def _can_use(model: PreTrainedModel) -> bool:
-    # The second is the name of old.
+    # The second name is the older one.
     has_kernel = getattr(model, "_supports_flash_attn", False) or getattr(model, "_supports_flash_attn_2", False)
     compatible = getattr(model, "_compatible_flash_implementations", None)
-    # Where layers are of another class for each attention, they have been made already.
+    # A model with a class of layers per attention already has the wrong layers, and cannot be switched.
     return has_kernel and FLASH_ATTENTION in (compatible or [FLASH_ATTENTION]) and model._can_set_attn_implementation()
 
 
@@ -98,7 +98,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """An attention function of Transformers: tensors of shape (batch, heads, tokens, size), keys with fewer heads."""
     if attention_mask is not None:
-        raise ValueError(f"its layers are given a mask, which flash attention has no argument for; {_INSTEAD}")
+        raise ValueError(f"its layers are given a mask, which flash attention does not support; {_INSTEAD}")
     width, value_width = query.shape[-1], value.shape[-1]
     if max(width, value_width) > FLASH_MAX_HEAD:
         raise ValueError(f"flash attention has no kernel for heads of {width}, above {FLASH_MAX_HEAD}; {_INSTEAD}")
@@ -106,13 +106,13 @@ def _attend(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if value_width < width:
         value = F.pad(value, (0, width - value_width))
-    # The sizes that are kept do not depend on which rows attend to which.
+    # The saved sizes do not depend on causality.
     attended = flash(query, key, value, dropout, is_causal=False, scale=scaling).transpose(1, 2)
     return attended[..., :value_width], None
 
 
 def _kernel_dtype(query: Tensor, module: nn.Module) -> torch.dtype | None:
-    """What float32 numbers are cast to, as Transformers does; before 5.10 it knows the autocast of CUDA alone."""
+    """The dtype to cast float32 tensors to, as Transformers does; before 5.10 it ignores autocast on the CPU."""
     if query.dtype == torch.float32 and torch.is_autocast_enabled(query.device.type):
         return torch.get_autocast_dtype(query.device.type)
     dtype: torch.dtype | None = get_target_dtype(query, module)

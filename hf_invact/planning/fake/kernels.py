@@ -1,7 +1,7 @@
-"""Has fake CPU tensors keep for the backward pass what a device's kernels would keep.
+"""Makes operations on fake CPU tensors save for the backward pass what a device's kernels would save.
 
-Two modes, because PyTorch decides at two levels: functions choose their operators by device before autograd sees them
-(`CudaFunctions`), and operators differ in what they return for autograd to save (`Kernels`).
+There are two modes, because PyTorch decides at two levels: functions choose operators by device before autograd sees
+them (`CudaFunctions`), and operators return different tensors for autograd to save (`Kernels`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ aten = torch.ops.aten
 
 HALF = (torch.bfloat16, torch.float16)
 
-# What CUDA's autocast computes in float32, of what Transformer layers call (ATen's autocast_mode.h), by Python's names.
-# `square` is made of `pow`, and `cross_entropy` of `log_softmax` and `nll_loss`.
+# Functions of Transformer layers that CUDA's autocast computes in float32 (ATen's autocast_mode.h), by their names in
+# Python. `square` calls `pow`, and `cross_entropy` calls `log_softmax` and `nll_loss`.
 _NAMES = """
 acos asin binary_cross_entropy_with_logits cdist cosh cosine_embedding_loss cosine_similarity cross_entropy cumprod
 cumsum dist erfinv exp expm1 group_norm hinge_embedding_loss huber_loss interpolate kl_div l1_loss layer_norm log log10
@@ -35,9 +35,9 @@ FLOAT32_UNDER_AUTOCAST = frozenset(_NAMES.split())
 
 
 class CudaFunctions(TorchFunctionMode):
-    """Calls the operators that functions call for CUDA tensors.
+    """Makes functions call the operators that they call for CUDA tensors.
 
-    Empty tensors are left alone: they ask what dtype a function returns, and such answers are remembered for the CPU.
+    Empty tensors are left alone: they serve to find out the dtype that a function returns, which is cached for the CPU.
     """
 
     def __torch_function__(
@@ -59,7 +59,7 @@ def _float32(tensor: Tensor) -> Tensor:
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """The fused operator, which keeps a mask of a byte per element (CPU tensors keep one of the input's dtype)."""
+    """The fused operator, which saves a mask of a byte per element (on the CPU: of the input's dtype)."""
     if not training or p == 0:
         return input
     if inplace or p == 1:  # not fused on CUDA either
@@ -68,19 +68,19 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     return dropped
 
 
-def _dropout_of_torch(input: Tensor, p: float, train: bool) -> Tensor:
+def _torch_dropout(input: Tensor, p: float, train: bool) -> Tensor:
     return dropout(input, p, train)
 
 
 _REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.dropout: dropout,
-    torch.dropout: _dropout_of_torch,
+    torch.dropout: _torch_dropout,
     F.scaled_dot_product_attention: scaled_dot_product_attention,
 }
 
 
 class Kernels(TorchDispatchMode):
-    """Returns what a device's kernels return, where its dtype or layout differs from what fake CPU tensors have.
+    """Corrects the dtype or layout of results where a device's kernels differ from fake CPU tensors.
 
     Args:
         device: "cuda" or "cpu".
@@ -94,7 +94,7 @@ class Kernels(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.name() == "aten::_grouped_mm":  # by name, since older versions of PyTorch lack it
+        if func.name() == "aten::_grouped_mm":  # by name: older versions of PyTorch lack it
             return grouped_mm(func, *args, **kwargs)
         result = func(*args, **kwargs)
         if func is aten.native_layer_norm.default:
@@ -103,7 +103,7 @@ class Kernels(TorchDispatchMode):
 
 
 def grouped_mm(func: Any, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Of experts, in any dtype (fake tensors have it in bfloat16 alone)."""
+    """The grouped product of experts in any dtype (fake tensors support bfloat16 only)."""
     product: Tensor = func(a.bfloat16(), b.bfloat16(), *args, **kwargs)
     return product.to(a.dtype)
 
@@ -111,7 +111,7 @@ def grouped_mm(func: Any, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Te
 def layer_norm_result(
     result: tuple[Tensor, Tensor, Tensor], weight: Tensor | None, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and reciprocal deviation are float32 on CUDA, and on a CPU of the weight's dtype (fake: the input's)."""
+    """Mean and reciprocal deviation are float32 on CUDA, and have the weight's dtype on a CPU (fake: the input's)."""
     output, mean, deviation = result
     dtype = torch.float32 if device == "cuda" else mean.dtype if weight is None else weight.dtype
     return output, mean.to(dtype), deviation.to(dtype)

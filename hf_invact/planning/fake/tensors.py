@@ -1,4 +1,4 @@
-"""Tensors without memory: where a model is built, patched and run for a plan."""
+"""The context in which a model is built, patched and run for a plan: its tensors have no memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DEVICES = ("cuda", "cpu")
 
 @contextmanager
 def fake_tensors(device: str) -> Iterator[None]:
-    """Tensors that are made inside have shapes and no memory, and keep for the backward pass what a device's would.
+    """Tensors made inside have shapes but no memory, and save for the backward pass what those of the device would.
 
-    All are CPU tensors: for "cuda", the operations that save something else there are replaced (see `kernels`).
+    All are CPU tensors. For "cuda", operations that save something else on CUDA are replaced (see `kernels`).
     """
     with ExitStack() as stack:
-        stack.enter_context(_cache_left_as_it_was())
+        stack.enter_context(_restored_cache())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(Kernels(device))
         if device == "cuda":
@@ -36,10 +36,10 @@ def fake_tensors(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def _cache_left_as_it_was() -> Iterator[None]:
-    """PyTorch remembers what each fake operation returned until the process ends: hundreds of entries for each config.
+def _restored_cache() -> Iterator[None]:
+    """Removes what PyTorch adds to its cache of fake results, which is hundreds of entries per config.
 
-    It has to remember while a model runs, whose layers are alike: without, a plan takes twice as long.
+    The cache stays active inside: layers are alike, and without it a plan takes twice as long.
     """
     before = set(FakeTensorMode.cache)
     try:
@@ -49,22 +49,22 @@ def _cache_left_as_it_was() -> Iterator[None]:
             FakeTensorMode.cache.pop(key, None)
 
 
-def recomputation() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """For checkpoints: layers that are computed again keep what they kept. (Autograd runs them outside such modes.)"""
+def recompute_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts of checkpoints: recomputed layers run in the same modes as before, which autograd does not restore."""
     modes = _get_current_function_mode_stack()
 
     @contextmanager
-    def as_before() -> Iterator[None]:
+    def same_modes() -> Iterator[None]:
         with ExitStack() as stack:
             for mode in modes:
                 stack.enter_context(mode)
             yield
 
-    return nullcontext(), as_before()
+    return nullcontext(), same_modes()
 
 
 def make_fake(model: nn.Module) -> None:
-    """Give a model on the meta device weights and buffers of the fake tensors that are active, tied as they were."""
+    """Replace the weights and buffers of a model on the meta device by active fake tensors, tied as before."""
     made: dict[Tensor, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:

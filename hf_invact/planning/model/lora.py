@@ -1,4 +1,4 @@
-"""Low-rank adapters for a model that has no weights."""
+"""Low-rank adapters for a model without weights."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PARTS = ("attention", "mlp")
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapters on linear layers, whose own weights are frozen, with PEFT's defaults otherwise.
+    """LoRA adapters on linear layers, with PEFT's defaults otherwise. All other weights are frozen.
 
     Attributes:
-        r: their rank.
-        dropout: on their inputs.
-        targets: "all" linear layers but the head, those of "attention" or "mlp", or names of layers, such as
-            "q_proj"; several are joined by "+": "q_proj+v_proj".
+        r: the rank.
+        dropout: on the input of each adapter.
+        targets: "all" linear layers except the head, those of "attention" or "mlp", or names of layers such as
+            "q_proj"; join several with "+": "q_proj+v_proj".
 
     Raises:
-        ValueError: a value that is out of its range.
+        ValueError: an invalid value.
     """
 
     r: int = 16
@@ -42,23 +42,23 @@ class Lora:
             raise ValueError(f"the rank r of LoRA must be at least 1, got {self.r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"the dropout of LoRA must be at least 0 and less than 1, got {self.dropout}")
-        if not all(self.words) or (ALL in self.words and len(self.words) > 1):
+        if not all(self.target_names) or (ALL in self.target_names and len(self.target_names) > 1):
             raise ValueError(
                 f"the targets of LoRA must be {ALL}, {', '.join(PARTS)} or names of layers such as q_proj, several "
                 f"joined by +, got {self.targets!r}"
             )
 
     @property
-    def words(self) -> list[str]:
-        """The targets one by one."""
+    def target_names(self) -> list[str]:
+        """The targets as a list."""
         return self.targets.split("+")
 
 
 def parse_lora(text: str) -> Lora:
-    """Adapters as people write them, each of whose values may be left out.
+    """Parse the text of ``--lora``. Values that it does not name have their defaults.
 
     Raises:
-        ValueError: an unknown name, or a value that cannot be.
+        ValueError: an unknown name or an invalid value.
 
     >>> parse_lora("r=8,targets=q_proj+v_proj")
     Lora(r=8, dropout=0.0, targets='q_proj+v_proj')
@@ -68,40 +68,46 @@ def parse_lora(text: str) -> Lora:
     for item in filter(None, text.split(",")):
         key, _, value = item.partition("=")
         if key not in kinds:
-            raise ValueError(f"{item!r} is none of r=INT, dropout=FLOAT, targets={ALL}|{'|'.join(PARTS)}|q_proj+v_proj")
+            raise ValueError(
+                f"unknown {item!r}; expected r=INT, dropout=FLOAT, targets={ALL}|{'|'.join(PARTS)}|q_proj+v_proj"
+            )
         if key in values and key != "targets":
             raise ValueError(f"{key} is given twice")
         try:
-            found = kinds[key](value)
+            parsed = kinds[key](value)
         except ValueError:
-            raise ValueError(f"{value!r} is no value for {key}") from None
-        values[key] = f"{values[key]}+{found}" if key in values else found
+            raise ValueError(f"invalid value {value!r} for {key}") from None
+        values[key] = f"{values[key]}+{parsed}" if key in values else parsed
     return Lora(**values)
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
-    """Put adapters into a model on the meta device.
+    """Add adapters to a model on the meta device.
 
     Raises:
-        PlanningError: PEFT is not installed, or there is no layer to adapt.
+        PlanningError: PEFT is not installed, or the model has no such layer.
     """
     try:
         import peft
     except ImportError as error:
         raise PlanningError("LoRA needs the package peft: pip install peft") from error
-    targets = "all-linear" if lora.targets == ALL else [name for word in lora.words for name in _layers(model, word)]
+    targets = (
+        "all-linear"
+        if lora.targets == ALL
+        else [name for target in lora.target_names for name in _layers(model, target)]
+    )
     is_transposed = any(isinstance(module, Conv1D) for module in model.modules())
     config = peft.LoraConfig(r=lora.r, lora_dropout=lora.dropout, target_modules=targets, fan_in_fan_out=is_transposed)
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT calls Transformers by names of old
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT uses deprecated names of Transformers
             peft.get_peft_model(model, config)
-    except Exception as error:  # PEFT's own checks, and sizes that no tensor can have
-        raise PlanningError(f"LoRA cannot be put into {type(model).__name__}: {error}") from error
+    except Exception as error:  # PEFT's own checks, and impossible sizes
+        raise PlanningError(f"LoRA cannot be added to {type(model).__name__}: {error}") from error
 
 
 def _layers(model: PreTrainedModel, target: str) -> list[str]:
-    """The linear layers of a part of the model, or with a name (of which PEFT too compares the end)."""
+    """The linear layers of a part of the model, or whose qualified name ends with the target (as in PEFT)."""
     layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     if target in PARTS:
         part_of = part_classifier(model)
@@ -112,5 +118,5 @@ def _layers(model: PreTrainedModel, target: str) -> list[str]:
         what = f"with the name {target!r}"
     if not found:
         known = dict.fromkeys(name.rpartition(".")[2] for name in layers)
-        raise PlanningError(f"{type(model).__name__} has no linear layer {what}; LoRA can go on {', '.join(known)}")
+        raise PlanningError(f"{type(model).__name__} has no linear layer {what}; LoRA can adapt {', '.join(known)}")
     return found

@@ -1,4 +1,4 @@
-"""What is trained, and how."""
+"""The options of a plan: what is trained, and how."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ import torch
 from transformers import PretrainedConfig
 
 from ...patching import InvActConfig
+from ...patching.config import AUTOCAST_DTYPES, SHORT_NAMES
 from ..fake.flash_attention import FLASH_ATTENTION, check_flash_attention
 from ..fake.tensors import DEVICES
 from .build import ATTENTION, DTYPES
 from .lora import Lora
 
-SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-AUTOCAST = ("bfloat16", "float16")
-
 
 class Options(TypedDict, total=False):
-    """All of a `Setup` but its model, as keyword arguments."""
+    """The fields of a `Setup` except the model, as keyword arguments."""
 
     dtype: str
     autocast: bool | str
@@ -33,16 +31,16 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Setup:
-    """A model and how it is trained, whatever its batches are, and whether layers are checkpointed.
+    """A model and how it is trained, except for the batches and for checkpointing.
 
     Attributes:
         model: a name on the hub, a local folder, a ``config.json``, or a config of Transformers.
         dtype: of the weights: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16").
-        autocast: whether it runs under autocast, as `hf_invact.plan_memory` takes it.
+        autocast: whether it runs under autocast, as for `hf_invact.plan_memory`.
         lora: adapters; None trains all weights.
-        attention: implementation, as `hf_invact.plan_memory` takes it.
-        config: what to patch, and how, where the model is patched.
-        device: "cuda", or "cpu" for what a run on a CPU keeps.
+        attention: implementation, as for `hf_invact.plan_memory`.
+        config: what to patch, and how, if the model is patched.
+        device: "cuda", or "cpu" to predict a run on a CPU.
 
     Raises:
         ValueError: an unknown option.
@@ -61,7 +59,7 @@ class Setup:
         object.__setattr__(self, "dtype", SHORT_NAMES.get(self.dtype, self.dtype))
         check_choice("dtype", self.dtype, DTYPES)
         if isinstance(self.autocast, str):
-            check_choice("autocast", SHORT_NAMES.get(self.autocast, self.autocast), AUTOCAST)
+            check_choice("autocast", SHORT_NAMES.get(self.autocast, self.autocast), AUTOCAST_DTYPES)
         check_choice("attention", self.attention, ATTENTION)
         check_choice("device", self.device, DEVICES)
         if self.attention == FLASH_ATTENTION:
@@ -69,15 +67,15 @@ class Setup:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """What the forward pass runs under; None for no autocast."""
+        """The dtype of autocast in the forward pass; None for no autocast."""
         if not self.autocast:
             return None
         if self.autocast is True:
             return torch.float16 if self.dtype == "float16" else torch.bfloat16
-        return DTYPES[SHORT_NAMES.get(self.autocast, self.autocast)]
+        return AUTOCAST_DTYPES[SHORT_NAMES.get(self.autocast, self.autocast)]
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """Raise ValueError where a value is not known."""
+    """Raise ValueError for an unknown value."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

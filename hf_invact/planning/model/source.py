@@ -1,4 +1,4 @@
-"""Finds a model's config, and the class to train it with, without its weights."""
+"""Finds the config of a model and the class to train it with, without its weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from ..errors import PlanningError
 
 HUB_TIMEOUT = 5.0  # seconds
-LOSS_ARGUMENTS = ("labels", "return_loss", "start_positions")  # one of them has a model return a loss
+LOSS_ARGUMENTS = ("labels", "return_loss", "start_positions")  # with one of them a model returns a loss
 
-# The first that knows the config decides. Encoders often have a causal head too, encoder-decoders a masked one.
+# The first one with a class for the config decides. Many encoders also have a causal head, and many
+# encoder-decoders a masked one.
 _AUTO_CLASSES = (
     "AutoModelForSpeechSeq2Seq",
     "AutoModelForSeq2SeqLM",
@@ -39,7 +40,7 @@ class Source:
     """What a model is built from.
 
     Attributes:
-        name: what the user called it.
+        name: the name or path that was given.
         config: its config.
         model_class: a class of Transformers that returns a loss.
     """
@@ -50,13 +51,13 @@ class Source:
 
 
 def find_source(model: str | Path | PretrainedConfig) -> Source:
-    """The config and the class of a model.
+    """Find the config and the class of a model.
 
     Args:
         model: a name on the hub, a local folder, a ``config.json``, or a config itself.
 
     Raises:
-        PlanningError: it is not found, cannot be read, or is of no class of Transformers that can be trained.
+        PlanningError: it is not found, cannot be read, or has no class in Transformers that can be trained.
     """
     config = model if isinstance(model, PretrainedConfig) else _read_config(str(model))
     name = config.model_type if isinstance(model, PretrainedConfig) else str(model)
@@ -80,29 +81,29 @@ def _from_file(name: str, path: Path) -> PretrainedConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PlanningError(f"{str(path)!r} is no JSON that can be read ({_brief(error)}); save it again") from error
+        raise PlanningError(f"{str(path)!r} is not valid JSON ({_brief(error)}); save it again") from error
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type is None:
-        raise PlanningError(f"{str(path)!r} names no model_type; add one, such as 'llama'")
+        raise PlanningError(f"{str(path)!r} has no model_type; add one, such as 'llama'")
     if model_type not in CONFIG_MAPPING:
         near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "its code may be custom, or newer: update Transformers"
-        raise PlanningError(f"the installed Transformers knows no model_type {model_type!r}, of {name!r}; {hint}")
+        hint = f"did you mean {near[0]!r}?" if near else "its code may be custom, or need a newer Transformers"
+        raise PlanningError(f"the installed Transformers has no model_type {model_type!r} (in {name!r}); {hint}")
     return _parse(name, str(path))
 
 
 def _parse(name: str, path: str, **options: Any) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
-    except Exception as error:  # configs check their values in many ways
+    except Exception as error:  # configs validate their values in many ways
         raise PlanningError(
-            f"the config of {name!r} cannot be used ({_brief(error)}); mend its values, or update Transformers"
+            f"the config of {name!r} is invalid ({_brief(error)}); fix its values, or update Transformers"
         ) from error
 
 
 def _from_hub(name: str) -> PretrainedConfig:
     try:
-        # Without a network, downloading would try again for half a minute.
+        # Try the cache first: without a network, a download is retried for half a minute.
         return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         _require_on_hub(name)
@@ -119,7 +120,7 @@ def _require_on_hub(name: str) -> None:
         ) from error
     except Exception as error:  # of whatever HTTP library the hub's client uses
         raise PlanningError(
-            f"{name!r} is neither a local folder nor in the cache, and the hub cannot be asked "
+            f"{name!r} is neither a local folder nor in the cache, and the hub cannot be reached "
             f"({_brief(error)}); go online (with HF_HUB_OFFLINE unset), or {instead}"
         ) from error
 
@@ -128,7 +129,7 @@ def _model_class(name: str, config: PretrainedConfig) -> type[PreTrainedModel]:
     if getattr(config, "quantization_config", None) is not None:
         raise PlanningError(
             f"the weights of {name!r} are quantized, and their layers cannot be built without them; "
-            "plan for the model that it was made from, with LoRA if its weights stay frozen"
+            "plan the model that it was quantized from, with LoRA if its weights stay frozen"
         )
     candidates = list(dict.fromkeys(_candidates(config)))
     for model_class in candidates:
@@ -137,8 +138,8 @@ def _model_class(name: str, config: PretrainedConfig) -> type[PreTrainedModel]:
     found = ", ".join(model_class.__name__ for model_class in candidates)
     raise PlanningError(
         f"no class of Transformers can train {name!r} (model_type {config.model_type!r}): "
-        f"{f'{found} takes no labels' if found else 'none knows it'}; name one that takes labels in "
-        "the config's architectures"
+        f"{f'{found} takes no labels' if found else 'none is known for it'}; name one that takes "
+        "labels in the config's architectures"
     )
 
 
@@ -161,6 +162,6 @@ def _returns_loss(model_class: type[PreTrainedModel]) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    """In one line: validators tell the field in the first line of theirs, and the fault in the next."""
+    """The message in one line. (Validators give the field in the first line, and the error in the second.)"""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 240 else f"{text[:237]}..."

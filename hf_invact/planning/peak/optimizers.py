@@ -1,12 +1,10 @@
-"""The optimizers that a step can be planned with."""
+"""The optimizers that a training step can be planned with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn, optim
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], optim.Optimizer]
 
 
 def _adafactor(parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
@@ -16,8 +14,8 @@ def _adafactor(parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
     return made
 
 
-# The learning rate is 0, so that weights that are real stay what they are.
-OPTIMIZERS: Mapping[str, OptimizerFactory] = {
+# With a learning rate of 0, real weights keep their values.
+OPTIMIZERS: Mapping[str, Callable[[Iterable[nn.Parameter]], optim.Optimizer]] = {
     "adamw": lambda parameters: optim.AdamW(parameters, lr=0.0, foreach=True),
     "adamw_fused": lambda parameters: optim.AdamW(parameters, lr=0.0, fused=True),
     "sgd": lambda parameters: optim.SGD(parameters, lr=0.0, foreach=True),
@@ -25,24 +23,18 @@ OPTIMIZERS: Mapping[str, OptimizerFactory] = {
 }
 """Optimizers by name, as they run on CUDA.
 
-``adamw`` and ``sgd`` are torch's with its default there, ``foreach``: this AdamW makes temporaries of the size of the
-trainable parameters. ``adamw_fused`` (the Trainer's default, ``adamw_torch_fused``) makes none. ``adafactor`` is
+``adamw`` and ``sgd`` are torch's, with its default on CUDA, ``foreach``: this AdamW makes temporaries of the size of
+the trainable parameters. ``adamw_fused`` (the Trainer's default, ``adamw_torch_fused``) makes none. ``adafactor`` is
 Transformers', as the Trainer sets it up.
 """
 
 
-def make_optimizer(
-    optimizer: str | OptimizerFactory | optim.Optimizer, parameters: Iterable[nn.Parameter]
-) -> optim.Optimizer:
-    """Of a name in `OPTIMIZERS`, or of a function. One that is made already is returned.
+def make_optimizer(name: str, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+    """An optimizer by its name in `OPTIMIZERS`.
 
     Raises:
-        ValueError: the name is not known.
+        ValueError: an unknown name.
     """
-    if isinstance(optimizer, optim.Optimizer):
-        return optimizer
-    if not isinstance(optimizer, str):
-        return optimizer(parameters)
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"the optimizer {optimizer!r} is not known; choose one of {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[optimizer](parameters)
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name](parameters)

@@ -1,14 +1,14 @@
-"""The peak memory of a training step, predicted on tensors that may be fake.
+"""Predicts the peak memory of a training step, on real or fake tensors.
 
-Two steps are run under a dispatch mode that does nothing but follow storages: for all 32 layers of a 7B model on fake
-tensors that takes 3 to 5 s on two cores, where MemTracker of torch takes 46. So no layer is left out and extrapolated,
-and models whose layers differ need no care.
+Steps run under a dispatch mode that only follows storages: for all 32 layers of a 7B model on fake tensors this takes 3
+to 5 s on two cores, and 46 s with torch's MemTracker. So all layers are run, none is extrapolated, and layers may
+differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 
 from ...display.sizes import size
 from ...display.tables import table
-from .optimizers import OptimizerFactory, make_optimizer
 from .storages import LiveStorages
 
 MOMENTS = ("forward", "backward", "optimizer step")
@@ -27,13 +26,12 @@ CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "temporarie
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory that a training step holds, in bytes.
+    """The peak memory of a training step, in bytes.
 
     Attributes:
-        by_moment: for each of `MOMENTS`, what was held at its own peak: bytes by each of `CATEGORIES`.
-            ``parameters`` includes buffers, ``activations`` is what the forward pass leaves behind, and
-            ``temporaries`` everything else: also what checkpointing computes again, and a gradient that is not (yet) a
-            parameter's.
+        by_moment: for each of `MOMENTS`, the bytes held at its own peak, by each of `CATEGORIES`. ``parameters``
+            includes buffers, ``activations`` is what the forward pass leaves behind, and ``temporaries`` is everything
+            else, such as recomputed activations of checkpointed layers and gradients that are not a parameter's.
     """
 
     by_moment: Mapping[str, Mapping[str, int]]
@@ -45,17 +43,17 @@ class Peak:
 
     @property
     def moment(self) -> str:
-        """The moment in which the step's peak falls; the first, where several hold as much."""
+        """The moment in which the peak of the step falls; the first one of equals."""
         return max(MOMENTS, key=self.bytes_in)
 
     @property
     def total_bytes(self) -> int:
-        """Bytes at the step's peak."""
+        """Bytes at the peak of the step."""
         return self.bytes_in(self.moment)
 
     @property
     def by_category(self) -> Mapping[str, int]:
-        """Bytes at the step's peak, by each of `CATEGORIES`."""
+        """Bytes at the peak of the step, by each of `CATEGORIES`."""
         return self.by_moment[self.moment]
 
     def bytes_in(self, moment: str) -> int:
@@ -66,67 +64,51 @@ class Peak:
 def predict_peak(
     model: nn.Module,
     batch: Mapping[str, Any],
-    *,
-    optimizer: str | OptimizerFactory | optim.Optimizer = "adamw",
+    optimizer: optim.Optimizer,
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    gradient_checkpointing: bool = False,
-    gradient_accumulation_steps: int = 1,
 ) -> Peak:
     """Predict the peak memory of a training step, as CUDA's allocator would count it (``max_memory_allocated``).
 
-    Runs two steps, of which the second is reported: in it the optimizer has its state. (One step suffices with an
-    optimizer that has its state from an earlier call.) The model is left as it was, without gradients. Parameters that
-    are frozen have neither gradients nor state.
+    If the optimizer has no state yet, runs two steps and reports the second. The model is left as before, without
+    gradients. Frozen parameters have neither gradients nor optimizer state.
 
-    Not counted is what kernels allocate for themselves (workspaces of cuBLAS, sums of an unfused backward kernel) and
-    what the allocator loses to blocks that it does not split.
+    Not counted is memory that kernels allocate for themselves (workspaces of cuBLAS, sums of an unfused backward
+    kernel), and what the allocator loses to fragmentation.
 
     Args:
-        model: on the CPU, its parameters real, or fake tensors of one ``FakeTensorMode``. Called in its present mode,
-            training or evaluation.
-        batch: its arguments by name, with labels: what it returns must start with the loss, or have it as ``loss``.
-        optimizer: a name in `OPTIMIZERS`, a function from the trainable parameters to an optimizer, or one made of
-            them.
+        model: on the CPU; its parameters are real, or fake tensors of one ``FakeTensorMode``. Called in its current
+            mode, training or evaluation.
+        batch: its arguments by name, with labels. The model has to return the loss first, or as ``loss``.
+        optimizer: of the trainable parameters; see `make_optimizer`.
         forward_context: makes the context of each forward pass, such as autocast.
-        gradient_checkpointing: switch the model's checkpointing on for the prediction (Transformers models).
-        gradient_accumulation_steps: how many batches a step takes. From the second on gradients are held throughout.
 
     Raises:
-        ValueError: no parameter is trainable, the optimizer is not known, a step has no batch, or the model returns no
-            loss.
-        TypeError: the model has no gradient checkpointing to switch on.
+        ValueError: no parameter is trainable, or the model returns no loss.
 
     >>> import torch
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from torch._subclasses.fake_tensor import FakeTensorMode
+    >>> from hf_invact.planning import make_optimizer
     >>> with FakeTensorMode():
     ...     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, vocab_size=1000))
     ...     ids = torch.zeros(1, 128, dtype=torch.long)
-    >>> peak = predict_peak(model, {"input_ids": ids, "labels": ids})
+    >>> peak = predict_peak(model, {"input_ids": ids, "labels": ids}, make_optimizer("adamw", model.parameters()))
     >>> peak.moment
     'optimizer step'
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if not weights:
         raise ValueError(f"{type(model).__name__} has no trainable parameter, so there is no training step to predict")
-    if gradient_accumulation_steps < 1:
-        raise ValueError(f"gradient_accumulation_steps is {gradient_accumulation_steps}, but a step takes a batch")
     model.zero_grad(set_to_none=True)
     storages = LiveStorages()
-    with ExitStack() as stack:
-        if gradient_checkpointing:
-            stack.enter_context(_checkpointing(model))
-        stack.enter_context(_fake_mode_of(weights[0]))
-        stack.enter_context(storages)
+    with _fake_mode_of(weights[0]), storages:
         storages.mark([*model.parameters(), *model.buffers()], "parameters")
         storages.mark(_tensors(batch), "inputs")
-        chosen = make_optimizer(optimizer, weights)
-        steps = 1 if chosen.state else 2
-        _mark_state(storages, chosen)
+        steps = 1 if optimizer.state else 2
+        _mark_state(storages, optimizer)
         for _ in range(steps):
-            for _ in range(min(gradient_accumulation_steps, 2)):  # from the second on they are alike
-                _run_passes(storages, model, batch, forward_context)
-            _run_optimizer(storages, chosen)
+            _run_passes(storages, model, batch, forward_context)
+            _run_optimizer(storages, optimizer)
     return Peak({moment: _categories(storages.peak(moment)) for moment in MOMENTS})
 
 
@@ -158,7 +140,7 @@ def _mark_state(storages: LiveStorages, optimizer: optim.Optimizer) -> None:
 
 
 def _loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """As the Trainer reads it. What else the model returns is released."""
+    """The loss, found as the Trainer finds it. All other outputs are released."""
     outputs = model(**batch)
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]
     if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
@@ -170,29 +152,10 @@ def _loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 
 def _on_the_host(optimizer: optim.Optimizer) -> Iterator[Tensor]:
-    """Step counters of torch's optimizers, which stay on the CPU unless they are fused."""
+    """The step counters of torch's optimizers, which are on the CPU unless the optimizer is fused."""
     if not optimizer.defaults.get("fused"):
         for state in optimizer.state.values():
             yield from _tensors(state.get("step"))
-
-
-@contextmanager
-def _checkpointing(model: nn.Module) -> Iterator[None]:
-    # Transformers renamed it within version 5.
-    word = next((word for word in ("activation", "gradient") if hasattr(model, f"{word}_checkpointing_enable")), None)
-    if word is None:
-        raise TypeError(
-            f"{type(model).__name__} has no gradient checkpointing to switch on: it is no Transformers model; "
-            "checkpoint inside its forward and leave gradient_checkpointing=False"
-        )
-    if getattr(model, f"is_{word}_checkpointing"):
-        yield
-        return
-    getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
-    try:
-        yield
-    finally:
-        getattr(model, f"{word}_checkpointing_disable")()
 
 
 def _fake_mode_of(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""Counts the bytes of the tensors that are alive, as CUDA's allocator would."""
+"""Counts the bytes of live tensors as CUDA's allocator would."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCK_BYTES = 512
 
 @dataclass(eq=False)
 class _Block:
-    """The memory of one storage. It is alive at the ticks from `born` to before `died`."""
+    """The memory of one storage, which is alive from the tick `born` until before the tick `died`."""
 
     bytes: int
     born: int = 0
@@ -28,13 +28,13 @@ class _Block:
 
 
 class LiveStorages(TorchDispatchMode):
-    """Follows each storage that an operation returns inside the context until it is released.
+    """Follows each storage that an operation returns inside the context, until it is released.
 
-    A storage counts once, however many views or names it has. Fake and real tensors count the same. Not seen: what a
-    kernel allocates and frees while it runs.
+    A storage counts once, however many views or names it has. Fake and real tensors count the same. Memory that a
+    kernel allocates and frees while it runs is not counted.
 
-    The time inside is divided by `begin` into moments, each of which has a peak of its own. What its bytes are is told
-    by `mark`, which may come after the peak: a category holds for the storage's whole life.
+    `begin` divides the time inside into moments, each with a peak of its own. `mark` gives storages a category. It may
+    follow the peak: a category holds for the whole life of a storage.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class LiveStorages(TorchDispatchMode):
         self._now = 0
         self._moment = ""
         self._peaks = {"": (0, 0)}  # bytes and tick, by moment
-        self._sum: _Block | None = None  # of two gradients, made just now, which does not count yet
+        self._sum: _Block | None = None  # the latest sum of two gradients, not counted yet
         self._node: int | None = None
         self._node_began = 0  # a tick
 
@@ -67,32 +67,32 @@ class LiveStorages(TorchDispatchMode):
         return output
 
     def begin(self, moment: str) -> None:
-        """What follows, and what is alive already, belongs to this moment. One that begins again is forgotten."""
+        """Start a moment, with what is alive now. If it began before, it starts again."""
         self._settle()
         self._moment = moment
         self._peaks[moment] = (self._now, self._tick)
 
     def mark(self, tensors: Iterable[Tensor], category: str) -> None:
-        """Say what these tensors are, where nothing was said before. They count from now on, if they did not yet."""
+        """Give tensors a category, unless they have one. They count from now on if they did not before."""
         self._settle()
         for tensor in tensors:
             block = self._block_of(tensor)
             block.category = block.category or category
 
     def mark_rest(self, category: str) -> None:
-        """Say what everything else is that is alive now."""
+        """Give a category to all live storages without one."""
         self._settle()
         for _, block in self._alive.values():
             block.category = block.category or category
 
     def forget(self, tensors: Iterable[Tensor]) -> None:
-        """These are not in the device's memory: they do not count from now on."""
+        """Stop counting tensors that are not in the device's memory."""
         for tensor in tensors:
             self._release(self._block_of(tensor))
             self._follow(tensor, _Block(0))
 
     def peak(self, moment: str) -> dict[str | None, int]:
-        """Bytes by category (None: not marked) when most was alive in this moment."""
+        """Bytes by category (None: without one) at the peak of a moment."""
         self._settle()
         _, tick = self._peaks[moment]
         totals: dict[str | None, int] = {}
@@ -131,10 +131,11 @@ class LiveStorages(TorchDispatchMode):
         self._now -= block.bytes
 
     def _follow_sum(self, total: Tensor, onto: Tensor) -> None:
-        """Autograd adds gradients in place, where nothing else holds the first; but not while a dispatch mode looks on.
+        """Follow a sum of gradients, which autograd computes in place unless a dispatch mode is active.
 
-        So where the first comes from an earlier node, the sum does not count before the next operation: if the first
-        is released until then, they never count both. A view holds its base, and is no place to add to.
+        It adds in place to a gradient of an earlier node that nothing else references. So such a sum counts only from
+        the next operation on: if the first gradient is released by then, the two never count together. Autograd does
+        not add in place to a view, which keeps its base alive.
         """
         if self._block_of(onto).born > self._node_began or onto._is_view():
             self._block_of(total)
@@ -149,7 +150,7 @@ class LiveStorages(TorchDispatchMode):
 
 
 def _running_node() -> int | None:
-    """The number of the node of autograd's graph that runs now, or has just run; None outside of a backward pass."""
+    """The number of the autograd node that is running, or ran last; None outside of a backward pass."""
     node = torch._C._current_autograd_node()
     return None if node is None else node._sequence_nr()
 
@@ -159,6 +160,6 @@ def _rounded(tensor: Tensor) -> int:
 
 
 def _key(tensor: Tensor) -> int:
-    """Identifies a storage while it lives."""
+    """Identifies a storage while it is alive."""
     key: int = tensor.untyped_storage()._cdata
     return key

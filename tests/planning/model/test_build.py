@@ -8,9 +8,9 @@ import torch
 from hf_invact import Lora, PlanningError
 from hf_invact.memory import SavedActivations
 from hf_invact.planning.batch import make_batch
-from hf_invact.planning.dry_run import running_as_trained
+from hf_invact.planning.dry_run import optional_autocast
 from hf_invact.planning.fake.tensors import fake_tensors
-from hf_invact.planning.model.build import build_model
+from hf_invact.planning.model.build import build_model, set_checkpointing
 from hf_invact.planning.model.source import find_source
 from tests.planning.small import MODEL_TYPES, small_config
 
@@ -37,10 +37,11 @@ def test_checkpointed_layers_are_computed_again_as_they_were(
     lora: Lora | None, autocast_dtype: torch.dtype | None
 ) -> None:
     with fake_tensors("cuda"):
-        model = build_model(find_source(small_config("llama")), dtype="float32", lora=lora, gradient_checkpointing=True)
+        model = build_model(find_source(small_config("llama")), dtype="float32", lora=lora)
+        set_checkpointing(model, True)
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trained)
-        with running_as_trained(autocast_dtype):
+        with optional_autocast(autocast_dtype):
             loss = model(**make_batch(model, 2, 16)).loss
         loss.backward()  # notices what is saved otherwise
         optimizer.step()
@@ -56,7 +57,8 @@ def test_checkpointing_keeps_what_a_real_run_keeps() -> None:
     with SavedActivations(real) as expected:
         real(**make_batch(real, 2, 16))
     with fake_tensors("cpu"):
-        fake = build_model(source, dtype="float32", gradient_checkpointing=True)
+        fake = build_model(source, dtype="float32")
+        set_checkpointing(fake, True)
         with SavedActivations(fake) as saved:
             fake(**make_batch(fake, 2, 16))
     assert saved.by_module == expected.by_module
@@ -65,5 +67,7 @@ def test_checkpointing_keeps_what_a_real_run_keeps() -> None:
 def test_a_model_that_cannot_checkpoint() -> None:
     source = find_source(small_config("bert"))
     lacking = type("Lacking", (source.model_class,), {"supports_gradient_checkpointing": False})
-    with fake_tensors("cpu"), pytest.raises(PlanningError, match="Plan without gradient checkpointing"):
-        build_model(type(source)(source.name, source.config, lacking), gradient_checkpointing=True)
+    with fake_tensors("cpu"):
+        model = build_model(type(source)(source.name, source.config, lacking))
+        with pytest.raises(PlanningError, match="Plan without gradient checkpointing"):
+            set_checkpointing(model, True)

@@ -61,7 +61,7 @@ def test_adapters_that_cannot_be(values: dict[str, object], message: str) -> Non
 
 @pytest.mark.parametrize("targets", ["norm", "q_proj+proj"])
 def test_layers_that_a_model_lacks(targets: str) -> None:
-    with pytest.raises(PlanningError, match=r"has no linear layer with the name .* LoRA can go on q_proj, k_proj"):
+    with pytest.raises(PlanningError, match=r"has no linear layer with the name .* LoRA can adapt q_proj, k_proj"):
         planned("llama", Lora(targets=targets))
 
 

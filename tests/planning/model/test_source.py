@@ -66,7 +66,7 @@ def test_a_name_without_a_network_fails_at_once() -> None:
     start = time.perf_counter()
     message = refusal("nobody/nothing")
     assert time.perf_counter() - start < 2
-    assert "'nobody/nothing' is neither a local folder nor in the cache, and the hub cannot be asked" in message
+    assert "'nobody/nothing' is neither a local folder nor in the cache, and the hub cannot be reached" in message
     assert "give a local folder or a config.json instead" in message
 
 
@@ -83,19 +83,19 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
         raise TimeoutError("no answer")
 
     monkeypatch.setattr(HfApi, "model_info", unreachable)
-    assert "the hub cannot be asked (no answer)" in refusal("nobody/nothing")
+    assert "the hub cannot be reached (no answer)" in refusal("nobody/nothing")
     assert calls == [5.0]
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ('{"model_type": "llama"', "is no JSON that can be read (Expecting ',' delimiter"),
-        ("[]", "names no model_type; add one"),
-        ("{}", "names no model_type; add one"),
-        ('{"model_type": "lama"}', "knows no model_type 'lama', of"),
-        ('{"model_type": "of_my_own"}', "its code may be custom, or newer: update Transformers"),
-        ('{"model_type": "llama", "hidden_size": "wide"}', "cannot be used"),
+        ('{"model_type": "llama"', "is not valid JSON (Expecting ',' delimiter"),
+        ("[]", "has no model_type; add one"),
+        ("{}", "has no model_type; add one"),
+        ('{"model_type": "lama"}', "the installed Transformers has no model_type 'lama' (in"),
+        ('{"model_type": "of_my_own"}', "its code may be custom, or need a newer Transformers"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "is invalid"),
         ('{"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}', "are quantized"),
         ('{"model_type": "bert", "hidden_size": 30, "num_attention_heads": 4}', "cannot be built without weights"),
     ],

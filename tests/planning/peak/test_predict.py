@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from hf_invact import patch_model
-from hf_invact.planning import CATEGORIES, MOMENTS, OPTIMIZERS, Peak, predict_peak
+from hf_invact.planning import CATEGORIES, MOMENTS, OPTIMIZERS, Peak, make_optimizer, predict_peak
 from tests.models import batch, each_model, tiny_model
 
 GIB = 2**30
@@ -32,20 +32,36 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def peak_of(model: nn.Module, inputs: dict[str, Any], optimizer: str = "adamw", **options: Any) -> Peak:
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return predict_peak(model, inputs, make_optimizer(optimizer, trained), **options)
+
+
 def freeze_base(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("norm" in name or "ln" in name or "Norm" in name)
 
 
-def peak_of_tiny(name: str, mode: Any, *, frozen: bool, patched: bool, dtype: torch.dtype, **options: Any) -> Peak:
+def peak_of_tiny(
+    name: str,
+    mode: Any,
+    *,
+    frozen: bool,
+    patched: bool,
+    dtype: torch.dtype,
+    checkpointed: bool = False,
+    **options: Any,
+) -> Peak:
     with default_dtype(dtype), mode:
         model = tiny_model(name)
         if frozen:
             freeze_base(model)
         if patched:
             patch_model(model)
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         ids, positions = torch.zeros(2, 16, dtype=torch.long), torch.arange(16).expand(2, 16)
-    return predict_peak(model, {"input_ids": ids, "labels": ids, "position_ids": positions}, **options)
+    return peak_of(model, {"input_ids": ids, "labels": ids, "position_ids": positions}, **options)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +99,7 @@ def test_checkpointing_leaves_less_behind_on_fake_tensors_as_on_real_ones(
     # Whether sequences are packed is read from the positions, which fake tensors do not tell.
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
     measure = partial(peak_of_tiny, name, frozen=False, patched=False, dtype=torch.float32)
-    real, fake = (measure(mode, gradient_checkpointing=True) for mode in (nullcontext(), FakeTensorMode()))
+    real, fake = (measure(mode, checkpointed=True) for mode in (nullcontext(), FakeTensorMode()))
     assert fake == real
     plain = measure(FakeTensorMode())
     assert fake.by_moment["forward"]["activations"] < plain.by_moment["forward"]["activations"]
@@ -115,7 +131,7 @@ def peak_of_mlp(rows: int = 128, *, freeze: str | None = None, **options: Any) -
         if freeze is not None:
             getattr(model, freeze).requires_grad_(False)
         x = torch.zeros(rows, Mlp.INPUT)
-    return predict_peak(model, {"x": x}, **options)
+    return peak_of(model, {"x": x}, **options)
 
 
 def test_each_byte_of_an_mlp() -> None:
@@ -173,18 +189,23 @@ def test_adafactor_keeps_rows_and_columns() -> None:
     assert step["optimizer"] == rows_and_columns + biases + 4 * BLOCK  # and an RMS for each parameter
 
 
-def test_gradients_that_accumulate_are_held_in_the_forward_pass_and_added_in_place() -> None:
-    parameters = UP + DOWN
-    once, twice = (peak_of_mlp(gradient_accumulation_steps=steps) for steps in (1, 4))
-    assert twice.by_moment["forward"] == {**once.by_moment["forward"], "gradients": parameters}
-    assert twice.by_moment["optimizer step"] == once.by_moment["optimizer step"]
-    # The new gradients of the second layer are temporaries now: they were added to the first ones and released.
-    assert twice.by_moment["backward"] == {**once.by_moment["backward"], "gradients": parameters}
-
-
 def test_an_optimizer_of_ones_own() -> None:
-    peak = peak_of_mlp(optimizer=lambda parameters: torch.optim.SGD(parameters, momentum=0.9, foreach=True))
+    with FakeTensorMode():
+        model = Mlp()
+        x = torch.zeros(128, Mlp.INPUT)
+    peak = predict_peak(model, {"x": x}, torch.optim.SGD(model.parameters(), momentum=0.9, foreach=True))
     assert peak.by_moment["forward"]["optimizer"] == UP + DOWN
+
+
+def test_an_optimizer_that_has_its_state_needs_one_step() -> None:
+    with FakeTensorMode():
+        model = Mlp()
+        x = torch.zeros(128, Mlp.INPUT)
+    optimizer, steps = make_optimizer("adamw", model.parameters()), []
+    optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    first, second = (predict_peak(model, {"x": x}, optimizer) for _ in range(2))
+    assert first == second
+    assert len(steps) == 2 + 1
 
 
 @pytest.mark.parametrize(
@@ -208,7 +229,7 @@ def test_float32_logits_put_the_peak_before_the_backward_pass_ends() -> None:
     with default_dtype(torch.bfloat16), FakeTensorMode():
         model = tiny_model("llama", vocab_size=32_000)
         tokens = torch.zeros(2, 64, dtype=torch.long)
-    peak = predict_peak(model, {"input_ids": tokens, "labels": tokens}, optimizer="sgd")
+    peak = peak_of(model, {"input_ids": tokens, "labels": tokens}, optimizer="sgd")
     logits = 2 * 64 * 32_000
     assert peak.moment == "backward"
     assert peak.by_category["gradients"] == 0
@@ -224,7 +245,7 @@ def test_tied_weights_count_once(name: str) -> None:
     assert model.get_output_embeddings().weight is embedding
     others = {id(weight): weight for weight in [*model.parameters(), *model.buffers()] if weight is not embedding}
     blocks = sum(-(-weight.untyped_storage().nbytes() // BLOCK) * BLOCK for weight in others.values())
-    peak = predict_peak(model, {"input_ids": tokens, "labels": tokens, "position_ids": positions})
+    peak = peak_of(model, {"input_ids": tokens, "labels": tokens, "position_ids": positions})
     held = peak.by_moment["optimizer step"]
     assert held["parameters"] == blocks + 4 * 4096 * 32
     assert held["gradients"] <= held["parameters"]
@@ -234,22 +255,9 @@ def test_tied_weights_count_once(name: str) -> None:
 def test_the_model_stays_as_it_was() -> None:
     model = tiny_model("gpt2")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    predict_peak(model, batch(model), gradient_checkpointing=True)
+    peak_of(model, batch(model))
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert not is_checkpointing(model)
-
-
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
-def test_checkpointing_that_was_on_stays_on() -> None:
-    model = tiny_model("llama")
-    model.gradient_checkpointing_enable()
-    predict_peak(model, batch(model), gradient_checkpointing=True)
-    assert is_checkpointing(model)
-
-
-def is_checkpointing(model: nn.Module) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def test_the_forward_pass_runs_in_its_context() -> None:
@@ -262,16 +270,13 @@ def test_the_forward_pass_runs_in_its_context() -> None:
 def test_errors_say_what_to_do() -> None:
     model = tiny_model("llama")
     tokens = batch(model)
-    with pytest.raises(ValueError, match="'adam' is not known; choose one of adamw, adamw_fused"):
-        predict_peak(model, tokens, optimizer="adam")
+    with pytest.raises(ValueError, match="unknown optimizer 'adam'; choose one of adamw, adamw_fused"):
+        make_optimizer("adam", model.parameters())
     with pytest.raises(ValueError, match=r"LlamaForCausalLM returned no loss .* It holds input_ids"):
-        predict_peak(model, {"input_ids": tokens["input_ids"]})
-    with pytest.raises(TypeError, match="Mlp has no gradient checkpointing"):
-        predict_peak(Mlp(), {"x": torch.zeros(1, Mlp.INPUT)}, gradient_checkpointing=True)
-    with pytest.raises(ValueError, match="gradient_accumulation_steps is 0"):
-        predict_peak(model, tokens, gradient_accumulation_steps=0)
+        peak_of(model, {"input_ids": tokens["input_ids"]})
+    optimizer = make_optimizer("adamw", model.parameters())
     with pytest.raises(ValueError, match="LlamaForCausalLM has no trainable parameter"):
-        predict_peak(model.requires_grad_(False), tokens)
+        predict_peak(model.requires_grad_(False), tokens, optimizer)
 
 
 def fake_7b(name: str, layers: int, tokens: int) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -286,9 +291,9 @@ def fake_7b(name: str, layers: int, tokens: int) -> tuple[PreTrainedModel, dict[
 
 def test_a_saving_does_not_move_a_peak_that_falls_in_the_optimizer_step() -> None:
     model, inputs = fake_7b("llama", layers=1, tokens=1024)
-    plain = predict_peak(model, inputs)
+    plain = peak_of(model, inputs)
     patch_model(model)
-    patched = predict_peak(model, inputs)
+    patched = peak_of(model, inputs)
     assert patched.bytes_in("forward") < plain.bytes_in("forward")
     assert plain.moment == patched.moment == "optimizer step"
     assert patched.total_bytes == plain.total_bytes
@@ -300,7 +305,7 @@ def test_all_layers_of_a_7b_model_take_seconds(name: str, gib: float) -> None:
     """Bfloat16, 1 x 4,096, all 32 layers, with the CPU's kernels."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    peak = predict_peak(*fake_7b(name, layers=32, tokens=4096))
+    peak = peak_of(*fake_7b(name, layers=32, tokens=4096))
     assert time.perf_counter() - start < 120  # 3 s when quiet
     # Alone it needs less than 1 GiB; here other tests came before.
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2 * GIB
