@@ -1,7 +1,7 @@
-"""Inverted activations: much less activation memory for fine-tuning Hugging Face models, and the same training.
+"""Inverted activations: fine-tune Hugging Face models with much less activation memory, and the same training.
 
-An activation ``y = f(x)`` usually keeps its input for the backward pass although the next layer keeps its output
-anyway. Here it keeps the output and one bit per element instead (arXiv 2407.15545).
+An activation ``y = f(x)`` usually saves its input for the backward pass, although the next layer saves its output
+anyway. An inverted one saves only the output and one bit per element (arXiv 2407.15545).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _WITH_PUBLIC_NAMES = ("patching", "trainer", "planning")
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a part at its first use: `hf-invact run` must not import torch before the script that it starts does."""
+    """Imports a part at its first use: `hf-invact run` must not import torch before the script does."""
     if name in _PARTS:
         return import_module(f".{name}", __name__)
     if name in __all__:

@@ -7,7 +7,7 @@ import sys
 
 def main() -> int:
     """Run the command with the arguments of this process."""
-    if sys.argv[1:2] == ["run"]:  # which must not import what the other commands need: see launch/__init__.py
+    if sys.argv[1:2] == ["run"]:  # it must not import what other commands need: see launch/__init__.py
         from .launch import main as run
 
         return run(sys.argv[2:])

@@ -1,4 +1,4 @@
-"""The command ``hf-invact``. What takes long to import is imported once a command is known to need it."""
+"""The command ``hf-invact``. Slow imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from . import __version__, launch
 
-WRONG_INPUT, INTERRUPTED, NO_READER = 2, 130, 141  # the last two as a shell tells of SIGINT and SIGPIPE
-OPTIMIZERS = ("adafactor", "adamw", "adamw_fused", "sgd")  # those of planning
+WRONG_INPUT, INTERRUPTED, NO_READER = 2, 130, 141  # the last two as shells report SIGINT and SIGPIPE
+OPTIMIZERS = ("adafactor", "adamw", "adamw_fused", "sgd")  # of planning, whose import is slow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 2 where something that the user gave is wrong."""
+    """Run the command. The exit code is 2 for invalid input."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["run"]:  # not parsed here: a script's arguments are its own
+    if arguments[:1] == ["run"]:  # not parsed here: the script parses its arguments
         return launch.main(arguments[1:])
     try:
         try:
@@ -26,12 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run: Callable[[argparse.Namespace], int] = options.run
             return run(options)
         finally:
-            sys.stdout.flush()  # while it can still be handled that nobody reads
+            sys.stdout.flush()  # here, where a BrokenPipeError is handled
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
         return NO_READER
     except KeyboardInterrupt:
-        start = "\n" if sys.stderr.isatty() else ""  # which shows ^C
+        start = "\n" if sys.stderr.isatty() else ""  # the terminal has shown ^C
         print(f"{start}hf-invact: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError) as error:
@@ -43,24 +43,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-invact", description="Inverted activations for Hugging Face models.")
     parser.add_argument("--version", action="version", version=f"hf_invact {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("run", help="start a training script with --use_inverted_activations understood")
+    commands.add_parser("run", help="start a training script that then understands --use_inverted_activations")
     plan = commands.add_parser(
         "plan",
-        help="predict the memory that training needs, with and without",
-        description="Predict the memory that training a model needs, plain and with inverted activations. Needs the "
-        "model's config alone: no weights, no GPU.",
+        help="predict the memory that training needs, with and without inverted activations",
+        description="Predict the memory that training a model needs, plain and with inverted activations. Needs only "
+        "the model's config: no weights, no GPU.",
     )
     plan.set_defaults(run=_plan)
     plan.add_argument("model", metavar="MODEL", help="name on the hub, local folder, or config.json")
     plan.add_argument("--batch-size", type=int, required=True, metavar="B")
-    plan.add_argument("--seq-len", type=int, metavar="S", help="tokens in each sequence (models of images need none)")
+    plan.add_argument("--seq-len", type=int, metavar="S", help="tokens in each sequence (not for models of images)")
     _add_training(plan)
-    _add_further_questions(plan)
+    _add_comparisons(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     info = commands.add_parser(
         "info",
-        help="tell versions, devices, backends and activations, as for a bug report",
-        description="Tell the versions of what is installed, the devices, the backend that each gets and why, and the "
+        help="print versions, devices, backends and activations, as for a bug report",
+        description="Print the installed versions, the devices, the backend that each uses and why, and the "
         "activations that can be inverted.",
     )
     info.set_defaults(run=_info)
@@ -70,35 +70,35 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_training(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
-        "--dtype", default="bfloat16", help="that weights are loaded in: bfloat16 (or bf16, default), float16, float32"
+        "--dtype", default="bfloat16", help="of the weights: bfloat16 (or bf16, default), float16, float32"
     )
     autocast = plan.add_mutually_exclusive_group()
-    for short, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
+    for dtype in ("bf16", "fp16"):
         autocast.add_argument(
-            f"--{short}",
+            f"--{dtype}",
             dest="autocast",
             action="store_const",
             const=dtype,
             default=False,
-            help=f"as the Trainer's {short}=True: autocast to {dtype}, while the weights stay as --dtype says",
+            help=f"as the Trainer's {dtype}=True: autocast to {dtype}, with weights in --dtype",
         )
-    autocast.add_argument("--autocast", action="store_true", help="that of the two which suits --dtype")
+    autocast.add_argument("--autocast", action="store_true", help="to fp16 if --dtype is float16, else to bf16")
     plan.add_argument(
         "--lora",
         metavar="r=16,dropout=0,targets=all",
-        help="train adapters alone; targets are all, attention, mlp, or names of layers: q_proj+v_proj",
+        help="train only adapters; targets are all, attention, mlp, or names of layers: q_proj+v_proj",
     )
     plan.add_argument("--attn", default="sdpa", metavar="sdpa|eager|flash_attention_2", help="attention implementation")
     plan.add_argument(
         "--optimizer",
         default="adamw_fused",
         choices=OPTIMIZERS,
-        help="adamw_fused (default) is the Trainer's; torch's own, adamw, needs temporaries of the weights' size",
+        help="adamw_fused (default) is the Trainer's; torch's default, adamw, needs temporaries of the weights' size",
     )
     plan.add_argument("--gradient-checkpointing", action="store_true")
 
 
-def _add_further_questions(plan: argparse.ArgumentParser) -> None:
+def _add_comparisons(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--compare",
         action="store_true",
@@ -107,10 +107,10 @@ def _add_further_questions(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--fit",
         metavar="SIZE",
-        help="find the largest batch and the longest sequence that fit, also with checkpointing: 80GiB, 80GB, 24g",
+        help="largest batch and longest sequence that fit into SIZE (80GiB, 80GB, 24g), also with checkpointing",
     )
     plan.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw what is kept, for all that is compared (needs matplotlib)"
+        "--plot", type=Path, metavar="FILE.png", help="draw the saved bytes of all compared variants (needs matplotlib)"
     )
 
 

@@ -1,4 +1,4 @@
-"""What there is to work with: versions, devices and the backend that each gets, and what can be inverted."""
+"""Describes the installation: versions, devices and their backends, and what can be inverted."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _INVERTED = {
     (True, True): "exact formula, one bit per element",
     (True, False): "exact formula, no bit",
 }
-_LEARNED = "with parameters of their own"
-# Builds of Triton for other devices have names of their own.
+_LEARNED = "with learned parameters"
+# Triton for other devices is distributed under other names.
 _OTHER_NAMES = {"triton": ("pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-windows")}
 
 
 def describe_installation() -> dict[str, Any]:
-    """What `render_installation` tells, as plain data; None for a package that is not installed."""
+    """The installation as values for JSON; the version is None for a package that is not installed."""
     packages = {name: _version_of_any(name, *_OTHER_NAMES.get(name, ())) for name in PACKAGES}
     return {
         "versions": {"hf_invact": __version__, "python": platform.python_version(), **packages},
@@ -46,9 +46,9 @@ def describe_installation() -> dict[str, Any]:
 
 
 def render_installation(facts: dict[str, Any]) -> str:
-    """What `describe_installation` returned, for a terminal."""
+    """The result of `describe_installation` as text for a terminal."""
     versions = [(name, found or "not installed") for name, found in facts["versions"].items()]
-    devices = [("device", "name", "auto takes", "why")]
+    devices = [("device", "name", "auto uses", "why")]
     for device in facts["devices"]:
         name = [device["name"], *([size(device["memory_bytes"])] if device["memory_bytes"] else [])]
         devices.append((device["device"], ", ".join(name), device["backend"] or "-", device["reason"]))
@@ -59,13 +59,13 @@ def render_installation(facts: dict[str, Any]) -> str:
             table([*versions, ("platform", facts["platform"])], aligned="<"),
             table(devices, aligned="<"),
             f"activations that can be inverted\n{activations}",
-            f"blocks are found by their form; these are patched also where they cannot be probed:\n{blocks}",
+            f"blocks are found by their structure; these are patched even if they cannot be probed:\n{blocks}",
         ]
     )
 
 
 def installed_version(package: str) -> str | None:
-    """A package's version; None where it is not installed."""
+    """The version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -89,7 +89,7 @@ def _version_of_any(*packages: str) -> str | None:
 
 
 def _devices() -> list[torch.device]:
-    """The CPU, and all accelerators of the kind that is here."""
+    """The CPU and all accelerators."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     count = torch.accelerator.device_count() if accelerator is not None else 0
     return [torch.device("cpu"), *(torch.device(accelerator.type, index) for index in range(count) if accelerator)]
@@ -102,7 +102,7 @@ def _describe_device(device: torch.device) -> dict[str, Any]:
         like = torch.empty(0, device=device)
         facts["backend"] = choose_backend(AUTO, like)
         facts["reason"] = _reason(facts["backend"], like)
-    except (RuntimeError, ValueError) as error:  # of a device that is busy or broken, or of a wrong choice
+    except (RuntimeError, ValueError) as error:  # a busy or broken device, or an invalid backend
         facts["reason"] = str(error).partition("\n")[0]
     return facts
 
@@ -110,7 +110,7 @@ def _describe_device(device: torch.device) -> dict[str, Any]:
 def _name_and_memory(device: torch.device) -> tuple[str, int | None]:
     if device.type == "cpu":
         return f"{processor_name()}, {torch.get_num_threads()} threads", None
-    properties = getattr(torch.get_device_module(device), "get_device_properties", None)  # Apple's have none
+    properties = getattr(torch.get_device_module(device), "get_device_properties", None)  # Apple's devices have none
     if properties is None:
         return device.type, None
     found = properties(device)
@@ -121,14 +121,14 @@ def _reason(backend: str, like: torch.Tensor) -> str:
     if os.environ.get(ENVIRONMENT_VARIABLE, AUTO) not in ("", AUTO):
         return f"{ENVIRONMENT_VARIABLE} is set"
     if backend == "triton":
-        return "triton is installed; float64 tensors take eager"
+        return "triton is installed; float64 tensors use eager"
     if like.device.type not in TRITON_DEVICES:
         return f"triton has no kernels for {like.device.type} tensors"
     return why_not_triton(like) or ""
 
 
 def _activations() -> dict[str, list[str]]:
-    """Names by how they are inverted."""
+    """The names of activations, by how they are inverted."""
     groups: dict[str, list[str]] = {how: [] for how in _INVERTED.values()}
     for curve in CURVES.values():
         groups[_how_inverted(curve)].append(curve.name)

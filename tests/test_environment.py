@@ -41,7 +41,7 @@ def chosen() -> list[tuple[str | None, str]]:
         (
             *(True, ""),
             ("eager", "triton has no kernels for cpu tensors"),
-            ("triton", "triton is installed; float64 tensors take eager"),
+            ("triton", "triton is installed; float64 tensors use eager"),
         ),
         (
             *(False, "auto"),
@@ -94,7 +94,7 @@ def test_each_activation_is_told_once_by_how_it_is_inverted() -> None:
     assert groups["exact formula, one bit per element"] == ["hardswish"]
     assert {"gelu", "silu"} < set(groups["fitted formula, one bit per element"])
     assert {"softplus", "relu2"} < set(groups["exact formula, no bit"])
-    assert groups.pop("with parameters of their own") == ["PReLU", "XIELUActivation"]
+    assert groups.pop("with learned parameters") == ["PReLU", "XIELUActivation"]
     assert sorted(name for names in groups.values() for name in names) == sorted(CURVES)
 
 
@@ -117,7 +117,7 @@ def test_in_words_that_fit_a_terminal(machine: pytest.MonkeyPatch, capsys: pytes
     rows = [line.split() for line in lines]
     assert ["liger-kernel", "not", "installed"] in rows
     assert ["triton", "3.2"] in rows
-    assert ["device", "name", "auto", "takes", "why"] in rows
+    assert ["device", "name", "auto", "uses", "why"] in rows
     assert any(row[:5] == ["cuda:0", "a", "cuda,", "3.00", "GiB"] for row in rows)
     assert any("gelu," in row for row in rows)
     assert any("LlamaMLP" in row for row in rows)
