@@ -127,7 +127,7 @@ def test_further_questions_as_json(config: str, capsys: pytest.CaptureFixture[st
     assert printed["plain"] == printed["comparison"]["variants"][0]["saved"]
 
 
-def test_progress_is_told_on_a_terminal(
+def test_progress_is_shown_on_a_terminal(
     config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -137,7 +137,7 @@ def test_progress_is_told_on_a_terminal(
     assert printed.endswith("\r\033[K")
 
 
-def test_a_picture_that_cannot_be_drawn_is_known_before_any_work(
+def test_a_figure_that_cannot_be_written_is_refused_before_any_work(
     config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hf_invact.planning.command.dry_run", None)
@@ -152,7 +152,7 @@ def test_run_leaves_every_argument_to_the_script(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sys, "path", list(sys.path))
     script = tmp_path / "train.py"
     script.write_text("import sys; raise ValueError(sys.argv[1:])")
-    with pytest.raises(ValueError, match=r"\['--help', '--json', 'plan'\]"):  # also what it raises
+    with pytest.raises(ValueError, match=r"\['--help', '--json', 'plan'\]"):  # its exceptions pass through, too
         main(("run", str(script), "--help", "--json", "plan"))
 
 
@@ -184,7 +184,7 @@ def run_as_a_process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["words", "json"])
-def test_nobody_reads_to_the_end(options: list[str], config: str) -> None:
+def test_a_closed_pipe(options: list[str], config: str) -> None:
     with run_as_a_process("plan", config, *SIZE, *options) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -197,7 +197,7 @@ def test_an_interrupt_is_one_line(
     config: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hf_invact.planning.command.dry_run", lambda *_: signal.raise_signal(signal.SIGINT))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells turn off in the background
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells turn it off for background jobs
     try:
         assert main(["plan", config, *SIZE]) == 130
     finally:
@@ -222,7 +222,7 @@ def test_all_optimizers_can_be_chosen() -> None:
     assert list(cli.OPTIMIZERS) == sorted(OPTIMIZERS)
 
 
-def test_what_a_config_gets_wrong_is_told_to_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_in_a_config_is_printed_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**LLAMA, "hidden_size": "many"}), encoding="utf-8")
     assert main(["plan", str(path), *SIZE]) == 2
@@ -241,7 +241,7 @@ def test_what_a_config_gets_wrong_is_told_to_the_end(tmp_path: Path, capsys: pyt
         (["--dtype", "float32", "--fp16"], "float32 under autocast to float16"),
     ],
 )
-def test_numbers_by_the_names_that_the_trainer_has(
+def test_dtypes_by_the_names_of_the_trainer(
     options: list[str], head: str, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", config, *SIZE, *options]) == 0

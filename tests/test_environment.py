@@ -1,4 +1,4 @@
-"""What ``hf-invact info`` tells."""
+"""The output of ``hf-invact info``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine with a GPU (whose tensors have no memory), and no choice of a backend."""
+    """A machine with a GPU (whose tensors have no memory), and no backend chosen."""
     monkeypatch.setattr(environment, "_devices", lambda: [CPU, GPU])
     monkeypatch.setattr(environment, "_name_and_memory", lambda device: (f"a {device.type}", 3 << 30))
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)

@@ -1,4 +1,4 @@
-"""The figure of what is kept, read back from the axes."""
+"""The figure of saved bytes, read back from the axes."""
 
 from __future__ import annotations
 

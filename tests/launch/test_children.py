@@ -1,4 +1,4 @@
-"""The flag survives in what a script starts, in each way in which it can start it."""
+"""The flag applies in the processes that a script starts, however it starts them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hf_invact.launch.children import VARIABLE
 from hf_invact.launch.flags import CONFIG, REQUIRE, USE
 from tests.launch.test_script import TRAINS, command, own_interpreter, write  # noqa: F401 (a fixture)
 
-HEARS = """
+REPORTS_FLAG = """
 import sys
 print(any(type(finder).__module__ == "hf_invact.launch.importing" for finder in sys.meta_path))
 print({"torch", "transformers", "numpy"} & set(sys.modules))
 """
-HEARD = "True\nset()\n"
+APPLIED = "True\nset()\n"
 PATCHED = "inverted activations: 2 of 2 sites patched"
 RUNS = "import os, subprocess, sys\n"
 CLEARED = f"env={{'PATH': os.environ['PATH'], 'PYTHONPATH': {str(Path(__file__).parents[2])!r}}}"
@@ -44,17 +44,17 @@ STARTS = {
 
 
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_a_python_process_that_a_script_starts_hears_the_flag(start: str) -> None:
-    write(HEARS, "child.py")
+def test_the_flag_applies_in_a_python_process_that_a_script_starts(start: str) -> None:
+    write(REPORTS_FLAG, "child.py")
     ended = command(write(RUNS + start), USE)
-    assert (ended.returncode, ended.stdout) == (0, HEARD), ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, APPLIED), ended.stderr
 
 
-@pytest.mark.parametrize(("flag", "heard"), [([], False), ([USE, "false"], True)], ids=["absent", "off"])
-def test_where_it_is_absent_nothing_is_done(flag: list[str], heard: bool) -> None:
-    write(HEARS, "child.py")
+@pytest.mark.parametrize(("flag", "applied"), [([], False), ([USE, "false"], True)], ids=["absent", "off"])
+def test_where_it_is_absent_nothing_is_done(flag: list[str], applied: bool) -> None:
+    write(REPORTS_FLAG, "child.py")
     ended = command(write(RUNS + STARTS["subprocess"]), *flag)
-    assert ended.stdout.splitlines()[0] == str(heard)
+    assert ended.stdout.splitlines()[0] == str(applied)
     assert ended.stderr == ""
 
 
@@ -65,11 +65,11 @@ def test_a_process_trains_with_the_options_that_were_given(start: str) -> None:
     ended = command(write(RUNS + STARTS[start]), USE, REQUIRE, CONFIG, '{"exclude": ["*.0.mlp"]}')
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("1 of 2 sites patched") == 1, ended.stderr
-    assert told(ended.stderr) == []
+    assert own_lines(ended.stderr) == []
 
 
-def told(printed: str) -> list[str]:
-    """What the command itself has said."""
+def own_lines(printed: str) -> list[str]:
+    """The lines printed by the command itself."""
     return [line for line in printed.splitlines() if line.startswith("hf-invact run: ")]
 
 
@@ -100,14 +100,14 @@ def test_workers_are_trained_inverted_and_the_command_knows(start: str) -> None:
     ended = command(write(WORKERS.replace("START", start)), USE)
     assert ended.returncode == 0, ended.stderr
     assert PATCHED in ended.stderr
-    assert told(ended.stderr) == []
+    assert own_lines(ended.stderr) == []
 
 
-def test_a_process_without_a_trainer_is_told_once() -> None:
+def test_a_process_without_a_trainer_is_reported_once() -> None:
     write("", "child.py")
     for start in ("subprocess", "exec", "a process of a process"):
         ended = command(write(RUNS + STARTS[start]), USE)
-        (line,) = told(ended.stderr)
+        (line,) = own_lines(ended.stderr)
         assert "neither the script nor a Python process that it started made a transformers.Trainer" in line
         assert ended.returncode == 0
     ended = command(write(RUNS + STARTS["subprocess"]), USE, REQUIRE)
@@ -115,7 +115,7 @@ def test_a_process_without_a_trainer_is_told_once() -> None:
     assert f"hf-invact run: error: {USE} changed nothing" in ended.stderr
 
 
-def test_a_process_that_cannot_hear_the_flag_is_told_at_once() -> None:
+def test_a_process_that_the_flag_cannot_reach_is_warned_about_at_once() -> None:
     write("print('the child')", "child.py")
     ended = command(write(RUNS + "subprocess.run([sys.executable, '-I', 'child.py'], stdout=2)"), USE)
     warning, child, _ = ended.stderr.splitlines()
@@ -125,7 +125,7 @@ def test_a_process_that_cannot_hear_the_flag_is_told_at_once() -> None:
     assert child == "the child"
 
 
-def test_the_environment_and_the_ways_to_start_are_put_back() -> None:
+def test_the_environment_and_the_ways_to_start_are_restored() -> None:
     def ways() -> list[object]:
         return [subprocess.Popen.__init__, os.execve, os.posix_spawn, os.environ.get("PYTHONPATH")]
 
@@ -158,9 +158,9 @@ def test_another_sitecustomize_is_imported_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_command_within_the_command_is_told_nothing_false() -> None:
+def test_a_command_within_the_command_causes_no_false_warning() -> None:
     write(TRAINS, "child.py")
     start = f"subprocess.run([sys.executable, '-m', 'hf_invact', 'run', 'child.py', '{USE}'])"
     ended = command(write(RUNS + start), USE)
     assert ended.stderr.count(PATCHED) == 1
-    assert told(ended.stderr) == []
+    assert own_lines(ended.stderr) == []

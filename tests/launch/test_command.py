@@ -1,4 +1,4 @@
-"""The command with real training scripts, as a process and as several."""
+"""The command with real training scripts, in one and in several processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flags come out of a command line as HfArgumentParser would have read them, and nothing else does."""
+"""Flags are taken from a command line as HfArgumentParser would read them, and nothing else is taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Something happens when a module is imported, and only then."""
+"""A function is called when a module is imported, and only then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A script runs as it would with ``python``, and what became of the flag is told."""
+"""A script runs as with ``python``, and the command reports whether the flag took effect."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ make_trainer(model, arguments("out", TrainingArguments, max_steps=1)).train()
 
 @pytest.fixture(autouse=True)
 def own_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a script changes in its process, put back."""
+    """Restores what a script changes in its process."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Every Trainer that is made while the flag is understood follows it, and the classes are put back."""
+"""Every Trainer made while the flags are applied follows them, and the classes are restored."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ DURING = {"train_begin": [True], "step": [True] * 3, "train_end": [False]}
 
 
 class MixedTrainer(InvActTrainerMixin, Trainer):
-    """Brings the callback by itself."""
+    """Adds the callback itself."""
 
 
 class OwnTrainer(Trainer):
-    """Says that it takes anything, as many do."""
+    """Accepts any arguments, as many do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What the tests of the meter share: a small block, and the sizes of what it keeps."""
+"""Shared by the tests of the meter: a small block, and the sizes of what it saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled parts of a model are noticed wherever they can be seen, and metering compiles nothing anew."""
+"""Compiled parts of a model are found, and metering causes no recompilation."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_model_that_nobody_compiled_has_none(name: str) -> None:
 
 
 def test_a_model_that_compiles_its_parts_is_compiled_once_and_traced_whole() -> None:
-    """By a function that nobody sees from outside; hooks on modules would be traced, and guarded against."""
+    """Compiled by a function that cannot be found from outside; hooks on modules would be traced and guarded."""
     counter = CompileCounter()
     inner = mlp()
     compiled = torch.compile(lambda x: inner(x).square(), backend=counter, fullgraph=True)
@@ -123,7 +123,7 @@ def test_a_model_that_compiles_its_parts_is_compiled_once_and_traced_whole() -> 
 
 
 class _Block(nn.Module):
-    """With a hook, for which TorchDynamo traces the whole call of a module and not its forward alone."""
+    """With a hook, which makes TorchDynamo trace the whole call of a module, not only its forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ def test_a_compiled_model_is_measured_as_a_whole_and_not_compiled_again(
 
 
 def test_code_between_compiled_graphs_runs_as_ever() -> None:
-    """Where a graph breaks, TorchDynamo compiles what is called next: of the model, not of the meter."""
+    """After a graph break, TorchDynamo compiles the next functions of the model, not those of the meter."""
 
     class Breaks(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Exact byte counts of what autograd keeps."""
+"""Exact byte counts of what autograd saves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_counts_the_inputs_that_are_kept() -> None:
         (lambda x: x + 1.0, 0),
         (lambda x: x.exp(), WIDE),  # its output
         (lambda x: x.square(), WIDE),  # its input
-        (lambda x: x.sin() * x.cos(), 3 * WIDE),  # the input is kept twice, and is one storage
+        (lambda x: x.sin() * x.cos(), 3 * WIDE),  # the input is saved twice, and is one storage
         (lambda x: x.T.square().sum() + x[:1].square().sum(), WIDE),  # views of one storage
         (lambda x: (x + 1.0)[:, :1].square(), WIDE),  # a view keeps the whole of its base alive
         (lambda x: (x + 1.0)[:, :1].clone().square(), ROWS * FLOAT),
@@ -66,12 +66,12 @@ def test_parameters_and_buffers_are_not_counted() -> None:
     model = Scale()
     with SavedActivations(model) as saved:
         model(normal(ROWS, INNER).requires_grad_())
-    # The input, and the tensor that only an attribute holds.
+    # The input, and the tensor that only an attribute references.
     assert [record.bytes for record in saved.records] == [WIDE, INNER * FLOAT]
 
 
 class _ReplacesItsBuffer(nn.Module):
-    """As quantized layers do; what it makes next may take the place of the old buffer."""
+    """As quantized layers do; its next tensor may reuse the memory of the old buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,12 +179,12 @@ def test_a_recomputed_block_counts_at_its_peak() -> None:
     model[0].inner = inner
     with SavedActivations(model) as saved:
         model(normal(ROWS, WIDTH).requires_grad_()).sum().backward()
-    # The output of tanh is gone when the block is computed again.
+    # The output of tanh is released when the block is recomputed.
     assert saved.by_module == {"0": NARROW, "0.inner.1": WIDE, "0.inner.2": WIDE}
 
 
 class Nested(nn.Module):
-    """Saves something in itself, in a child, and in a child of a child."""
+    """Saves something itself, in a child, and in a grandchild."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ def test_nothing_that_ran_has_no_units() -> None:
 
 
 class Square(nn.Module):
-    """Keeps its input, whatever its name."""
+    """Saves its input, whatever its name."""
 
     def forward(self, x: Tensor) -> Tensor:
         return (x + 1.0).square()
@@ -130,7 +130,7 @@ def test_what_the_model_itself_keeps_is_its_loss() -> None:
 
 
 class Wrapper(nn.Module):
-    """Holds a model and nothing else, as PEFT's and DDP's do."""
+    """Wraps a model, as PEFT and DDP do."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

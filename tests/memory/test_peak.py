@@ -1,4 +1,4 @@
-"""Peak memory of the CUDA devices, and none where there are none."""
+"""Peak memory of the CUDA devices; empty without CUDA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ALLOCATED, RESERVED = "peak_cuda_allocated_bytes", "peak_cuda_reserved_bytes"
 
 @pytest.fixture
 def two_devices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Two made-up devices; the list tells which were reset."""
+    """Two fake devices; the list records which were reset."""
     reset: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

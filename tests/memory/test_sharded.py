@@ -1,4 +1,4 @@
-"""Weights that are gathered for a forward pass and freed after it, as FSDP2 and ZeRO-3 do: they do not count."""
+"""Weights that are gathered for a forward pass and freed after it (FSDP2, ZeRO-3) do not count."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SavesTheLeaf(torch.autograd.Function):
 
 
 class Partitioned(nn.Module):
-    """Its weight is empty but for its own forward and backward pass."""
+    """Its weight is empty except during its own forward and backward pass."""
 
     def __init__(self, whole: Tensor) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_weights_that_zero_3_gathers_do_not_count_and_are_freed() -> None:
 
 
 def test_what_takes_the_place_of_a_freed_shard_counts() -> None:
-    """A storage that is freed leaves its address to the next, which is then an activation's."""
+    """The address of a freed storage is reused, here by an activation."""
     sizes = set()
     for _ in range(8):
         model = nn.Sequential(*(Partitioned(normal(8, 8)) for _ in range(16)))
@@ -96,7 +96,7 @@ def test_what_takes_the_place_of_a_freed_shard_counts() -> None:
 
 
 def test_a_gathered_weight_that_is_tensor_parallel_as_well(process_group: None) -> None:
-    """It is a DTensor even when FSDP2 has gathered it, and few operations are defined for those."""
+    """It stays a DTensor when FSDP2 has gathered it, and few operations support those."""
     mesh = torch.distributed.init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "tp"))
     plan = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()}
     plain, sharded = tiny_model("llama"), tiny_model("llama")
@@ -116,7 +116,7 @@ def test_a_gathered_weight_that_is_tensor_parallel_as_well(process_group: None) 
 
 @pytest.mark.parametrize("reshard", [True, False])
 def test_gathered_weights_while_steps_follow_each_other(reshard: bool, process_group: None) -> None:
-    """Forward and backward passes within one context; what has been gathered may stay, or be freed each time."""
+    """Forward and backward passes in one context, whether gathered weights stay or are freed each time."""
     mesh = torch.distributed.init_device_mesh("cpu", (1,))
     plain, sharded = (nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)) for _ in range(2))
     sharded.load_state_dict(plain.state_dict())

@@ -1,4 +1,4 @@
-"""Tensors of every kind may be saved: each counts what it holds, and the backward pass is that without the meter."""
+"""Tensors of every kind: their data counts, and the backward pass is the same as without the meter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def as_nested(x: Tensor, layout: torch.layout) -> Tensor:
 
 
 class _Wrapper(Tensor):
-    """Wraps a tensor, and tells nobody."""
+    """Wraps a tensor, without PyTorch's protocol for that."""
 
     inner: Tensor
 
@@ -47,7 +47,7 @@ class _Wrapper(Tensor):
 
 
 class _Flattens(_Wrapper):
-    """Tells by PyTorch's protocol. (Of the half alone, so that it shows what counts.)"""
+    """Wraps a tensor with PyTorch's protocol. (It shows half of the data, so the count tells which is used.)"""
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["half"], None
@@ -63,7 +63,7 @@ class _FailsToFlatten(_Wrapper):
 
 
 class _Refuses(Tensor):
-    """Knows a few functions, and raises for others."""
+    """Supports a few functions, and raises for others."""
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -117,7 +117,7 @@ def test_saved_tensors_of_any_kind_train_as_without_the_meter(
         gradients.append(x.grad)
     assert torch.equal(*gradients)
     assert saved.is_released
-    if expected is not None:  # else it depends on how PyTorch implements it
+    if expected is not None:  # otherwise it depends on PyTorch's implementation
         assert saved.total_bytes == expected
 
 

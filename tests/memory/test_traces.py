@@ -1,4 +1,4 @@
-"""A metered model is to everybody else as it was: when it is left, copied, pickled, run by other threads."""
+"""Metering leaves no trace: afterwards, in copies and pickles, and for other threads."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def pickled(model: nn.Module) -> nn.Module:
 
 
 class _CopiesItself(nn.Module):
-    """It says itself what a copy holds, as `torch.fx.GraphModule` does: all attributes."""
+    """Copies all of its attributes itself, as `torch.fx.GraphModule` does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def test_a_copy_made_while_it_is_metered_is_not(
 
 
 class _Waits(nn.Module):
-    """Another thread than the main one stays inside until it is told to go on."""
+    """Any thread but the main one waits inside for an event."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class _Waits(nn.Module):
 
 def test_another_thread_that_trains_the_model_is_neither_counted_nor_disturbed() -> None:
     model, x = mlp().insert(1, waits := _Waits()), normal(ROWS, WIDTH)
-    waits.register_forward_hook(lambda module, args, output: None)  # PyTorch then looks for hooks after the forward
+    waits.register_forward_hook(lambda module, args, output: None)  # PyTorch then runs hooks after the forward
 
     def train() -> None:
         model(normal(2 * ROWS, WIDTH)).sum().backward()
@@ -148,7 +148,7 @@ def test_another_thread_that_trains_the_model_is_neither_counted_nor_disturbed()
     with ThreadPoolExecutor(1) as thread:
         training = thread.submit(train)
         waits.entered.wait(10)
-        with SavedActivations(model) as saved:  # it is within the model already
+        with SavedActivations(model) as saved:  # the thread is inside the model already
             model(x)
             waits.may_leave.set()
             training.result()
@@ -156,7 +156,7 @@ def test_another_thread_that_trains_the_model_is_neither_counted_nor_disturbed()
             waits.may_leave.clear()
             training = thread.submit(train)
         waits.may_leave.set()
-        training.result()  # it leaves the model after the meter is gone
+        training.result()  # the thread leaves the model after the meter has ended
     assert saved.by_module == {"0": NARROW, "2": WIDE, "3": WIDE}
     assert saved.output_bytes == {"0": WIDE, "1": WIDE, "2": WIDE, "3": NARROW}
 

@@ -52,7 +52,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 }
 MODEL_TYPES = tuple(_CONFIGS)
 SINCE = {"whisper": since_transformers("5.23", "no layer is dropped by a random number where the probability is 0")}
-# Those that can be run on fake tensors.
+# The types that can be run on fake tensors.
 each_type_that_runs = pytest.mark.parametrize(
     "model_type", [pytest.param(name, marks=SINCE.get(name, ())) for name in MODEL_TYPES]
 )

@@ -1,4 +1,4 @@
-"""Predictions against real models with real weights on the CPU: the same to the byte."""
+"""Predictions against real models with real weights on the CPU: equal to the byte."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check(model_type: str, dtype: str, autocast: bool, attention: str, lora: Lor
     assert plan.patched == parts_of(model, autocast=autocast)
 
 
-# Of each model two combinations are fast: of neighbours, together all values of all options.
+# Two combinations per model are not slow. Those of two neighbours cover all values of all options.
 FAST = (
     {("sdpa", FULL, False), ("eager", DROPOUT, True)},
     {("sdpa", LORA, True), ("eager", FULL, False)},

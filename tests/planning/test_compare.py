@@ -1,4 +1,4 @@
-"""The choices that a user has, side by side."""
+"""The ways to train a model, side by side."""
 
 from __future__ import annotations
 

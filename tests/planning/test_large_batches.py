@@ -1,4 +1,4 @@
-"""Batches of any size: token ids and masks that need no memory."""
+"""Batches of any size: token ids and masks without memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictions of whole models of real sizes, against figures that are known."""
+"""Predictions for whole models of real sizes, against known figures."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_7b_takes_seconds_and_little_memory(config: PretrainedConfig, plain: flo
     start = time.perf_counter()
     plan = plan_memory(config, 1, TOKENS)
     assert time.perf_counter() - start < 10  # 2 s when quiet
-    # In KiB. Alone it needs 0.8 GiB, most of it libraries; here other tests came before.
+    # In KiB. In a new process it needs 0.8 GiB, most of it for libraries; here other tests ran before.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20
     inner = 32 * TOKENS * config.intermediate_size * 2
     assert plan.plain_bytes / GIB == pytest.approx(plain, abs=0.001)
     assert plan.plain["activation"] == 4 * inner
     assert plan.plain_bytes - plan.patched_bytes == 2 * inner - inner // 16
     assert [site.plan for site in plan.report.sites] == ["gate-output"] * 32
-    assert plan.trainable_bytes <= plan.parameter_bytes  # which has the buffers too
+    assert plan.trainable_bytes <= plan.parameter_bytes  # these include buffers
     assert plan.trainable_bytes > 13e9
 
 
@@ -118,14 +118,14 @@ def test_attention_that_a_model_lacks_is_noted() -> None:
 def test_leaves_nothing_behind() -> None:
     config = small_config("llama")
     with FakeTensorMode():
-        torch.ones(7).exp()  # of somebody else, remembered by PyTorch
-    remembered = set(FakeTensorMode.cache)
+        torch.ones(7).exp()  # an entry of other code in PyTorch's cache
+    cached = set(FakeTensorMode.cache)
     before = config.to_dict(), torch.get_default_dtype(), torch.get_rng_state()
     plan_memory(config, 1, 16)
     assert (config.to_dict(), torch.get_default_dtype()) == before[:2]
     assert torch.equal(torch.get_rng_state(), before[2])
-    assert remembered
-    assert set(FakeTensorMode.cache) == remembered
+    assert cached
+    assert set(FakeTensorMode.cache) == cached
     assert type(torch.empty(2)) is torch.Tensor
 
 

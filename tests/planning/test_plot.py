@@ -1,4 +1,4 @@
-"""The picture of the variants."""
+"""The figure of the variants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan says in words: the peak that moves, and the one that does not."""
+"""A plan as text: the peak that patching lowers, and the one that it does not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_table_adds_up() -> None:
     kept = text.split("kept for the backward pass")[1].split("\n\n")[0].splitlines()[1:]
     numbers = [[float(number) for number in re.findall(r"([\d.]+) KiB", row)] for row in kept]
     *parts, total = [row for row in numbers if len(row) == 2]
-    # Parts of less than a KiB are told in bytes.
+    # Parts of less than a KiB are in bytes.
     assert [round(sum(column), 1) for column in zip(*parts, strict=True)] == pytest.approx(total, abs=2)
 
 

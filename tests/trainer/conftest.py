@@ -1,4 +1,4 @@
-"""Every training run collects garbage; without the libraries' own objects that takes a tenth of the time."""
+"""Every training run collects garbage, which is ten times as fast without the objects of libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the Trainer share: tiny data, quick arguments, and a witness."""
+"""Shared by the tests of the Trainer: tiny data, fast arguments, and callbacks."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def installed_hooks(model: nn.Module) -> int:
 
 
 class Witness(TrainerCallback):
-    """Notes at each event whether the model is patched."""
+    """Records at each event whether the model is patched."""
 
     def __init__(self) -> None:
         self.patched: dict[str, list[bool]] = {}

@@ -1,4 +1,4 @@
-"""The two fields, however they are given, and mistakes refused while they are parsed."""
+"""The two fields from every source, and errors while they are parsed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.trainer.helpers import Witness, arguments, make_trainer
 OPTIONS = {"include": ["*.mlp"], "exclude": ["*.0.mlp"], "backend": "eager"}
 CONFIG = InvActConfig(include=("*.mlp",), exclude=("*.0.mlp",), backend="eager")
 
-# JSON and what is wrong with it.
+# Invalid JSON and the error.
 MISTAKES = {
     '{"include": ': "is not valid JSON",
     "": "is not valid JSON",
@@ -132,7 +132,7 @@ def test_help_shows_both_options() -> None:
 
 @dataclass
 class OwnArguments(InvActArgumentsMixin, Seq2SeqTrainingArguments):
-    """Training arguments of a user's own, with the fields mixed in."""
+    """Custom training arguments with the two fields."""
 
     temperature: float = 1.0
 
@@ -153,7 +153,7 @@ def test_mixed_into_other_training_arguments(tmp_path: Path) -> None:
     assert isinstance(args, TrainingArguments)
     assert (args.temperature, args.predict_with_generate, args.use_inverted_activations) == (0.5, True, True)
     assert args.inverted_activations() == CONFIG
-    assert args.device is not None  # what TrainingArguments set up has been set up
+    assert args.device is not None  # TrainingArguments has run its own __post_init__
 
 
 def test_the_mixed_in_flag_decides(tmp_path: Path) -> None:

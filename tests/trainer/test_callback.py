@@ -1,4 +1,4 @@
-"""Real training runs with the callback: patched while it trains, as it was afterwards, with the same losses."""
+"""Real training runs with the callback: the model is patched during training only, with the same losses."""
 
 from __future__ import annotations
 

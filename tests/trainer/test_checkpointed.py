@@ -1,4 +1,4 @@
-"""Which modules are recomputed, found by whoever does it."""
+"""Recomputed modules are found, whichever library recomputes them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_layers_in_the_wrapper_of_pytorch() -> None:
 
 
 class Stack(nn.Module):
-    """Recomputes its layers by itself, as models of earlier versions do."""
+    """Checkpoints its layers itself, as models of earlier versions do."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What replaces the same part of the model as inverted activations is refused before the first step."""
+"""Other replacements of the same part of the model are refused before the first step."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def by_ligers_method(model: PreTrainedModel) -> None:
 
 def by_hub_kernels(model: PreTrainedModel) -> None:
     """As Transformers does with `use_kernels=True`, here with a kernel that needs no hub."""
-    kernels = pytest.importorskip("kernels", minversion="0.15")  # which knows CPUs
+    kernels = pytest.importorskip("kernels", minversion="0.15")  # the first with CPU kernels
 
     @kernels.use_kernel_forward_from_hub("GatedMLP")
     class Extensible(modeling_llama.LlamaMLP):
@@ -144,7 +144,7 @@ def test_trains_once_the_replacement_is_undone(tmp_path: Path) -> None:
 
 REFUSED = "Refused with an error that names both flags and the way out: each replaces the MLP's activation."
 WITHOUT_MLPS = "`liger_kernel_config={'swiglu': False, 'geglu': False}`, of which the tests run what runs on a CPU."
-# Those that do not run in Triton's interpreter.
+# Kernels that do not run in Triton's interpreter.
 NO_KERNEL: dict[str, Any] = {"rope": False, "rms_norm": False, "fused_linear_cross_entropy": False}
 
 

@@ -32,7 +32,7 @@ def test_each_training_log_has_the_bytes_that_a_forward_pass_saves(name: str, fl
         model(**{key: torch.stack([value, value]) for key, value in row.items()})
     trainer.train()
     logs = training_logs(trainer)
-    # The Trainer passes one small tensor more to the loss: how many tokens the batch holds.
+    # The Trainer passes a small tensor to the loss: the number of tokens in the batch.
     assert [entry[SAVED] - expected.total_bytes for entry in logs] == [pytest.approx(0, abs=16)] * 3
     assert callback.saved is not None
     assert callback.saved.total_bytes == logs[0][SAVED]
@@ -45,7 +45,7 @@ def test_patching_lowers_the_logged_bytes(tmp_path: Path) -> None:
         trainer.train()
         return training_logs(trainer)[0][SAVED]
 
-    # Two MLPs, and the prediction head, which has an activation too.
+    # Two MLPs and the prediction head, which also has an activation.
     assert logged(False) - logged(True) == (1 - 1 / 32) * (2 * 96 + 32) * 2 * 16 * 4
 
 
@@ -176,7 +176,7 @@ def test_an_interrupted_measurement_is_ended_at_once(tmp_path: Path) -> None:
 
 
 class Offloading(Trainer):
-    """Offloads what is saved for the backward pass, as TRL does."""
+    """Offloads saved tensors, as TRL does."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with record_saved() as saved:

@@ -1,4 +1,4 @@
-"""The first step is the unmetered one for the model's compiler, for copies, and for everything else; or it says why."""
+"""A metered first step gives the same results, compiled code and copies as an unmetered one, or says why not."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_model_that_is_not_called_itself_is_not_measured(caplog: pytest.LogCap
 
 
 class TakesAGradient(nn.Module):
-    """In its forward pass, as models of forces do. PyTorch refuses that where hooks see what is saved."""
+    """Computes gradients in its forward pass, as models of forces do. PyTorch refuses that under saved-tensor hooks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def test_a_model_that_the_meter_cannot_run_trains_all_the_same(caplog: pytest.Lo
 
 
 class Copies(TrainerCallback):
-    """Keeps a copy from the first step's beginning, as for an average of the weights or a reference."""
+    """Copies the model at the beginning of the first step, as for averaged weights or a reference model."""
 
     copied: nn.Module | None = None
 

@@ -1,4 +1,4 @@
-"""The Trainer that needs no callback, and whose reporters see the memory figures."""
+"""The mixin: no callback is needed, and reporters get the memory figures."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.trainer.helpers import SAVED, Witness, arguments, is_patched, make_tr
 
 
 class InvActTrainer(InvActTrainerMixin, Trainer):
-    """A Trainer of a user's own."""
+    """A custom Trainer."""
 
 
 def scalars(folder: Path) -> dict[str, list[float]]:
-    """What TensorBoard would show."""
+    """The figures that TensorBoard would show."""
     (path,) = folder.rglob("events.out.tfevents.*")
     events = EventAccumulator(str(path)).Reload()
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -70,7 +70,7 @@ def test_tensorboard_shows_the_figures_of_every_training_log(tmp_path: Path, mon
     logged = [entry[SAVED] for entry in training_logs(trainer)]
     shown = scalars(tmp_path / "events")
     assert len(logged) == 4
-    assert shown[f"train/{SAVED}"] == [*logged, logged[-1]]  # once more with the last figures of the run
+    assert shown[f"train/{SAVED}"] == [*logged, logged[-1]]  # the final log repeats the figure
     assert shown["train/peak_cuda_allocated_bytes"] == [7] * 5
     assert len(shown["train/loss"]) == 4
     assert [tag for tag in shown if tag.startswith("eval/")] != []

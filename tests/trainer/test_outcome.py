@@ -1,4 +1,4 @@
-"""What is said of a training with the flag: one line when it begins, one when it has ended, and a file."""
+"""Reports of a training with the flag: a line when it begins, another when it ends, and a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE = "inverted_activations.json"
 
 
 def without_gain() -> PreTrainedModel:
-    """What follows its activations is frozen, and keeps nothing."""
+    """The layers after its activations are frozen, and save nothing."""
     model = tiny_model("gpt2", activation="gelu_pytorch_tanh")
     for layer in model.transformer.h:
         layer.mlp.c_proj.requires_grad_(False)
@@ -98,7 +98,7 @@ def test_under_checkpointing_it_says_what_it_means_there(
 
 
 def measured(model: PreTrainedModel, folder: Path, **options: Any) -> int:
-    """What is kept without inverted activations."""
+    """Bytes saved without inverted activations."""
     trainer = make_trainer(model, arguments(folder, max_steps=1, **options), MemoryCallback())
     trainer.train()
     kept: int = training_logs(trainer)[0][SAVED]
@@ -136,7 +136,7 @@ def test_a_file_that_cannot_be_written_is_one_warning(tmp_path: Path, caplog: py
 
 
 class AnotherProcess(TrainerCallback):
-    """Makes the Trainer believe that its process is not the first one."""
+    """Makes the Trainer believe that this process is not the first one."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.is_local_process_zero = state.is_world_process_zero = False

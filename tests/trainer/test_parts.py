@@ -1,4 +1,4 @@
-"""What the callback says of the parts is what the plan said, to the byte and to the letter."""
+"""The callback reports the same parts as the plan, to the byte and to the letter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ to_the_byte = since_transformers("5.23", "the loss is divided by a float32, as i
 DATA = [{**record, "attention_mask": torch.ones_like(record["input_ids"])} for record in records()]
 
 
-def plan_of(name: str, **options: Any) -> MemoryPlan:
+def planned(name: str, **options: Any) -> MemoryPlan:
     return plan_memory(tiny_model(name).config, 2, 16, dtype="float32", device="cpu", **options)
 
 
@@ -43,14 +43,14 @@ def measure(model: PreTrainedModel, callback: MemoryCallback, folder: Path, **op
 @to_the_byte
 @each_model
 def test_equals_the_plan(name: str, tmp_path: Path) -> None:
-    plan = plan_of(name)
+    plan = planned(name)
     assert measure(tiny_model(name), InvertedActivationsCallback(), tmp_path) == plan.patched
     assert measure(tiny_model(name), MemoryCallback(), tmp_path) == plan.plain
 
 
 @to_the_byte
 def test_under_autocast_accelerate_wraps_the_forward(tmp_path: Path) -> None:
-    plan = plan_of("llama", autocast=True)
+    plan = planned("llama", autocast=True)
     assert measure(tiny_model("llama"), InvertedActivationsCallback(), tmp_path, bf16=True) == plan.patched
 
 
@@ -60,7 +60,7 @@ def test_within_adapters_names_are_longer_and_parts_the_same(tmp_path: Path) -> 
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
     model = peft.get_peft_model(tiny_model("llama"), config)
-    plan = plan_of("llama", lora=Lora(r=4, dropout=0.1))
+    plan = planned("llama", lora=Lora(r=4, dropout=0.1))
     assert "other" not in plan.patched
     assert measure(model, InvertedActivationsCallback(), tmp_path) == plan.patched
 
@@ -72,10 +72,10 @@ def test_logs_the_rows_of_the_plan_once(tmp_path: Path, caplog: pytest.LogCaptur
     (record,) = (record for record in caplog.records if record.name == LOGGER)
     sentence, *measured = record.getMessage().splitlines()
     assert sentence == "the first step was measured:"
-    planned = render(plan_of("gpt2")).split("\n\n")[1].splitlines()
+    predicted = render(planned("gpt2")).split("\n\n")[1].splitlines()
     assert [cells(row) for row in measured] == [
         ["kept for the backward pass", "measured"],
-        *([name, patched] for name, _, patched, *_ in map(cells, planned[1:])),
+        *([name, patched] for name, _, patched, *_ in map(cells, predicted[1:])),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Inverted activations that training does not call are named once, and only they."""
+"""A warning names the inverted activations that training does not call, and no others, once."""
 
 from __future__ import annotations
 

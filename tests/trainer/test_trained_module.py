@@ -1,4 +1,4 @@
-"""A Trainer that hands other objects to its callbacks than the Trainer of Transformers does, as SetFit's."""
+"""A Trainer that passes other objects to its callbacks than that of Transformers, like SetFit's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.trainer.helpers import SAVED, arguments, is_patched, losses, make_tra
 
 
 class HoldingTrainer(Trainer):
-    """Its callbacks get an object that holds the model, and arguments of another class."""
+    """Its callbacks get an object around the model, and arguments of another class."""
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, holder: Any, **kwargs: Any) -> None:
         super().__init__(model, args, **kwargs)
@@ -27,7 +27,7 @@ class HoldingTrainer(Trainer):
         def call_event(event: str, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Any:
             for callback in handler.callbacks:
                 given = {"model": holder, "st_args": args, **kwargs}
-                # Transformers' own callbacks need the options of its own arguments.
+                # Transformers' callbacks need its own arguments.
                 first = own if isinstance(callback, InvertedActivationsCallback) else args
                 control = getattr(callback, event)(first, state, control, **given) or control
             return control

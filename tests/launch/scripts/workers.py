@@ -1,4 +1,4 @@
-"""A training script whose data come from other processes: datasets.map, and a DataLoader worker that is spawned."""
+"""A training script whose data comes from other processes: datasets.map and a spawned DataLoader worker."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""flash-attn without the package: what its kernels keep, whom it is refused, and that nothing of it is left."""
+"""flash-attn without the package: what its kernels save, which models are refused, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hf_invact.planning.fake.tensors import fake_tensors
 from tests.planning.small import SINCE, small_config
 
 BATCH, HEADS, GROUPS, TOKENS = 2, 4, 2, 40
-RANDOM_STATE = 16 + 8  # the kernel of sdpa stands in, whose state is 8 bytes longer than flash-attn's
+RANDOM_STATE = 16 + 8  # counted with sdpa's kernel, whose state is 8 bytes longer
 
 
 def projected(heads: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """As models hand it over: a view of what a linear layer returned."""
+    """As models pass it: a view of the output of a linear layer."""
     return torch.empty(BATCH, TOKENS, heads, width, dtype=dtype, requires_grad=True).transpose(1, 2)
 
 
@@ -45,7 +45,7 @@ def test_keeps_its_arguments_its_output_and_a_number_per_row(
             attended, _ = _attend(nn.Identity(), query, key, value, None, dropout=dropout)
     assert attended.shape == (BATCH, TOKENS, HEADS, value_width)
     rows = BATCH * TOKENS
-    tensors = rows * (2 * HEADS + 2 * GROUPS) * kept_width * 2  # query and output, key and value that are not repeated
+    tensors = rows * (2 * HEADS + 2 * GROUPS) * kept_width * 2  # query and output; key and value are not repeated
     assert saved.total_bytes == tensors + rows * HEADS * 4 + RANDOM_STATE
 
 

@@ -1,4 +1,4 @@
-"""What fake CPU tensors keep in CUDA's place, against PyTorch's own tables: derivatives, kernels' shapes, autocast."""
+"""What fake CPU tensors save in place of CUDA's, against PyTorch's tables: derivatives, kernel shapes, autocast."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def saved_bytes(function: Callable[..., Tensor], *tensors: Tensor) -> int:
     return saved.total_bytes
 
 
-def names_that_derivatives_use(operator: str) -> set[str]:
-    """Of an operator's arguments and results, those in the formulas of its gradients."""
+def names_in_derivatives(operator: str) -> set[str]:
+    """The arguments and results of an operator that occur in the formulas of its gradients."""
     text = (Path(torchgen.__file__).parent / "packaged" / "autograd" / "derivatives.yaml").read_text(encoding="utf-8")
     found = re.search(rf"^- name: {operator}\((.*?)\) -> \((.*?)\)\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
     assert found is not None
@@ -41,14 +41,14 @@ def names_that_derivatives_use(operator: str) -> set[str]:
 
 
 def bytes_by_schema(operator: str, *args: Any, **kwargs: Any) -> int:
-    """Of what its derivative uses, each storage once, in the shapes of its kernel."""
+    """Bytes of the tensors that its derivative uses, each storage once, in the shapes of its kernel."""
     function = getattr(aten, operator).default
     with torch.no_grad():
         results = function(*args, **kwargs)
     tensors = dict(zip((argument.name for argument in function._schema.arguments), args, strict=False))
     for index, (described, result) in enumerate(zip(function._schema.returns, results, strict=True)):
         tensors[described.name or f"result{index}"] = result
-    used = [tensors[name] for name in names_that_derivatives_use(operator) if isinstance(tensors.get(name), Tensor)]
+    used = [tensors[name] for name in names_in_derivatives(operator) if isinstance(tensors.get(name), Tensor)]
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in used}.values())
 
 
@@ -57,8 +57,8 @@ def leaf(*shape: int, dtype: torch.dtype = HALF) -> Tensor:
 
 
 def test_the_reader_of_derivatives() -> None:
-    assert names_that_derivatives_use("native_dropout") == {"result1"}
-    assert names_that_derivatives_use("_scaled_dot_product_efficient_attention") == {
+    assert names_in_derivatives("native_dropout") == {"result1"}
+    assert names_in_derivatives("_scaled_dot_product_efficient_attention") == {
         *("query", "key", "value", "attn_bias", "output", "log_sumexp", "philox_seed", "philox_offset")
     }
 
@@ -109,7 +109,7 @@ def test_attention_in_float32_is_efficient(dropout_p: float) -> None:
         qkv = [leaf(*shape, dtype=FLOAT) for shape in QKV]
         kept = saved_bytes(lambda *qkv: F.scaled_dot_product_attention(*qkv, dropout_p=dropout_p), *qkv)
         assert kept == bytes_by_schema("_scaled_dot_product_efficient_attention", *qkv, None, True, dropout_p)
-        assert kept < 4 * 2 * 4 * 40 * 16 * 4 + 2 * 4 * 64 * 4 + 17  # no matrix of tokens by tokens
+        assert kept < 4 * 2 * 4 * 40 * 16 * 4 + 2 * 4 * 64 * 4 + 17  # no attention matrix
 
 
 def test_attention_with_a_mask_keeps_numbers_of_it_in_every_layer() -> None:
@@ -126,7 +126,7 @@ def test_grouped_attention_in_float32_has_no_kernel() -> None:
     with fake_tensors("cuda"):
         qkv = [leaf(*shape, dtype=FLOAT) for shape in GROUPED]
         kept = saved_bytes(lambda *qkv: F.scaled_dot_product_attention(*qkv, enable_gqa=True), *qkv)
-        assert kept > 2 * 4 * 40 * 40 * 4  # matrices of tokens by tokens
+        assert kept > 2 * 4 * 40 * 40 * 4  # attention matrices
 
 
 def test_attention_under_autocast_is_flash() -> None:
@@ -186,7 +186,7 @@ def test_what_autocast_computes_in_float32(
             assert function(x).dtype == HALF
             with torch.autocast("cpu", HALF):
                 assert function(x).dtype == expected
-                assert function(torch.empty(0, 32, dtype=HALF)).dtype == cpu  # remembered answers stay the CPU's
+                assert function(torch.empty(0, 32, dtype=HALF)).dtype == cpu  # cached answers stay those of the CPU
 
 
 def test_the_table_of_autocast_is_that_of_pytorch() -> None:
@@ -196,7 +196,7 @@ def test_the_table_of_autocast_is_that_of_pytorch() -> None:
     text = header.read_text(encoding="utf-8")
     start, end = text.index("#define AT_FORALL_FP32(_)"), text.index("#define AT_FORALL_PROMOTE")
     listed = set(re.findall(r"_\((?:ADD_NS\()?(\w+)", text[start:end])) - {"_", "ADD_NS"}
-    made_of_others = {"square", "cross_entropy", "interpolate", "rpow"}  # in C++, where Python's functions do not look
+    made_of_others = {"square", "cross_entropy", "interpolate", "rpow"}  # composed in C++
     assert FLOAT32_UNDER_AUTOCAST - made_of_others <= listed
     rare = {"native_layer_norm", "nll_loss2d", "frobenius_norm", "nuclear_norm", "pdist", "poisson_nll_loss"}
     rare |= {name for name in listed if "upsample" in name or name.startswith("linalg")}

@@ -23,7 +23,7 @@ def test_has_the_weights_of_the_real_model(model_type: str) -> None:
         fake = build_model(source)
         assert {(name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in fake.named_parameters()} == {
             (name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in real.named_parameters()
-        }  # named once where they are tied
+        }  # tied weights have one name
         assert {(name, b.shape, b.dtype, b.device) for name, b in fake.named_buffers()} == {
             (name, b.shape, b.dtype, b.device) for name, b in real.named_buffers()
         }
@@ -33,9 +33,7 @@ def test_has_the_weights_of_the_real_model(model_type: str) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
 @pytest.mark.parametrize("autocast_dtype", [None, torch.bfloat16], ids=["float32", "autocast"])
 @pytest.mark.parametrize("lora", [None, Lora(dropout=0.1)], ids=["full", "lora"])
-def test_checkpointed_layers_are_computed_again_as_they_were(
-    lora: Lora | None, autocast_dtype: torch.dtype | None
-) -> None:
+def test_checkpointed_layers_are_recomputed_as_before(lora: Lora | None, autocast_dtype: torch.dtype | None) -> None:
     with fake_tensors("cuda"):
         model = build_model(find_source(small_config("llama")), dtype="float32", lora=lora)
         set_checkpointing(model, True)
@@ -43,7 +41,7 @@ def test_checkpointed_layers_are_computed_again_as_they_were(
         optimizer = torch.optim.AdamW(trained)
         with optional_autocast(autocast_dtype):
             loss = model(**make_batch(model, 2, 16)).loss
-        loss.backward()  # notices what is saved otherwise
+        loss.backward()  # fails if recomputed layers save something else
         optimizer.step()
         assert all(weight.grad is not None for weight in trained)
 

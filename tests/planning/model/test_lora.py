@@ -1,4 +1,4 @@
-"""Adapters in a plan: where they can go, and what they keep."""
+"""Adapters in a plan: which layers can have them, and what they save."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which config and class a name stands for, and what is said where there is none."""
+"""The config and class that a name stands for, and the errors if there is none."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_model_that_has_no_loss() -> None:
 def test_more_tokens_than_positions() -> None:
     assert "seq_len=65 is more than the 64 positions that this model has" in refusal(small_config("bert"), 65)
     assert "seq_len=62 is more than the 61 positions" in refusal(small_config("roberta"), 62)  # its padding is token 2
-    assert plan_memory(small_config("llama"), 1, 65).seq_len == 65  # rotary positions have no end
+    assert plan_memory(small_config("llama"), 1, 65).seq_len == 65  # rotary positions have no limit
 
 
 def test_a_model_of_other_inputs() -> None:

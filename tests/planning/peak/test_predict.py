@@ -74,7 +74,7 @@ def peak_of_tiny(
     ],
 )
 @each_model
-def test_fake_tensors_give_what_real_ones_do(name: str, dtype: torch.dtype, frozen: bool, patched: bool) -> None:
+def test_fake_tensors_give_the_same_as_real_ones(name: str, dtype: torch.dtype, frozen: bool, patched: bool) -> None:
     real, fake = (
         peak_of_tiny(name, mode, frozen=frozen, patched=patched, dtype=dtype)
         for mode in (nullcontext(), FakeTensorMode(allow_non_fake_inputs=True))
@@ -84,7 +84,7 @@ def test_fake_tensors_give_what_real_ones_do(name: str, dtype: torch.dtype, froz
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_fake_tensors_give_what_real_ones_do_with_each_optimizer(optimizer: str) -> None:
+def test_fake_tensors_give_the_same_as_real_ones_with_each_optimizer(optimizer: str) -> None:
     real, fake = (
         peak_of_tiny("llama", mode, frozen=False, patched=False, dtype=torch.bfloat16, optimizer=optimizer)
         for mode in (nullcontext(), FakeTensorMode())
@@ -96,7 +96,7 @@ def test_fake_tensors_give_what_real_ones_do_with_each_optimizer(optimizer: str)
 def test_checkpointing_leaves_less_behind_on_fake_tensors_as_on_real_ones(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whether sequences are packed is read from the positions, which fake tensors do not tell.
+    # Packed sequences are recognized by the values of positions, which fake tensors do not have.
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
     measure = partial(peak_of_tiny, name, frozen=False, patched=False, dtype=torch.float32)
     real, fake = (measure(mode, checkpointed=True) for mode in (nullcontext(), FakeTensorMode()))
@@ -139,7 +139,7 @@ def test_each_byte_of_an_mlp() -> None:
     parameters = UP + DOWN
     always = {"parameters": parameters, "optimizer": 2 * parameters, "inputs": 4 * 128 * Mlp.INPUT}
     peak = peak_of_mlp()
-    # ReLU's output is kept, and its input still there.
+    # ReLU's output is saved, and its input is still alive.
     assert peak.by_moment["forward"] == always | {"gradients": 0, "activations": hidden, "temporaries": hidden}
     # ReLU's backward: its output, the loss, the gradients of its output and input, and that of the loss.
     assert peak.by_moment["backward"] == always | {
@@ -189,7 +189,7 @@ def test_adafactor_keeps_rows_and_columns() -> None:
     assert step["optimizer"] == rows_and_columns + biases + 4 * BLOCK  # and an RMS for each parameter
 
 
-def test_an_optimizer_of_ones_own() -> None:
+def test_any_optimizer() -> None:
     with FakeTensorMode():
         model = Mlp()
         x = torch.zeros(128, Mlp.INPUT)
@@ -225,7 +225,7 @@ def test_the_moment_of_the_peak(moment: str, peak: Callable[[], Peak]) -> None:
 
 
 def test_float32_logits_put_the_peak_before_the_backward_pass_ends() -> None:
-    """A large vocabulary in bfloat16: the loss computes in float32, of which twice as much is needed at once."""
+    """A large vocabulary in bfloat16: the loss is computed in float32, with two such tensors alive at once."""
     with default_dtype(torch.bfloat16), FakeTensorMode():
         model = tiny_model("llama", vocab_size=32_000)
         tokens = torch.zeros(2, 64, dtype=torch.long)
@@ -307,6 +307,6 @@ def test_all_layers_of_a_7b_model_take_seconds(name: str, gib: float) -> None:
     start = time.perf_counter()
     peak = peak_of(*fake_7b(name, layers=32, tokens=4096))
     assert time.perf_counter() - start < 120  # 3 s when quiet
-    # Alone it needs less than 1 GiB; here other tests came before.
+    # In a new process it needs less than 1 GiB; here other tests ran before.
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2 * GIB
     assert peak.total_bytes / GIB == pytest.approx(gib, abs=0.1)

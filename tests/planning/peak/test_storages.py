@@ -103,22 +103,22 @@ def test_what_is_forgotten_counts_until_then(kind: Callable) -> None:
     assert sum(storages.peak("").values()) == 2 * BLOCK_BYTES
 
 
-ROW = torch.ones(1, WIDTH)  # so small that the peak falls where two gradients of the weight are added
+ROW = torch.ones(1, WIDTH)  # small, so the peak falls where two gradients of the weight are added
 
 
 def joined(weight: Tensor) -> Tensor:
-    """Two gradients meet, and nothing else holds the first."""
+    """Two gradients are added, and nothing else references the first."""
     return ROW.mm(weight).mm(weight).sigmoid().sum()
 
 
 def residual(weight: Tensor) -> Tensor:
-    """The gradient of the sum goes two ways: the first that arrives is still held by the other way."""
+    """The gradient of the sum takes two paths: the other path still references the first one to arrive."""
     inner = weight.relu()
     return (inner + inner.exp()).relu().sigmoid().sum()
 
 
 def tied(weight: Tensor) -> Tensor:
-    """The first gradient that arrives is a view, whose base autograd holds: no place to add to."""
+    """The first gradient to arrive is a view with a live base, so autograd does not add in place."""
     return torch.nn.functional.linear(torch.nn.functional.linear(ROW, weight), weight).sigmoid().sum()
 
 
@@ -133,7 +133,7 @@ def own(weight: Tensor) -> Tensor:
 
 
 class _AddsInBackward(torch.autograd.Function):
-    """Its sum of temporaries is no sum of gradients: it has memory of its own."""
+    """Its sum of temporaries is not a sum of gradients, so it has memory of its own."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class _AddsInBackward(torch.autograd.Function):
 
 @pytest.mark.parametrize("function", [joined, residual, tied, accumulated, own])
 def test_the_backward_peak_is_what_the_allocator_sees(function: Callable[[Tensor], Tensor]) -> None:
-    """Autograd adds gradients in place when nobody looks, and otherwise out of place: the count must not differ."""
+    """Autograd adds gradients in place, but not under a dispatch mode: the count must be the same."""
     weight = torch.zeros(WIDTH, WIDTH, requires_grad=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         function(weight).backward()
