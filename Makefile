@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 PRETRAINED := $(VENV)/.pretrained
 LOWEST := .venv-lowest
 # Not tests/trl, which needs newer versions. Not the fitting of curves, which is slow and uses no other library.
-LOWEST_TESTS := tests/launch tests/memory tests/patching tests/planning tests/processes tests/sites tests/trainer \
+LOWEST_TESTS := tests/display tests/inputs tests/launch tests/memory tests/patching tests/planning tests/processes tests/sites tests/trainer \
   tests/test_environment.py tests/test_readme.py --ignore tests/sites/activations/test_register.py
 
 TORCH ?= 2.11.0

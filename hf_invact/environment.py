@@ -5,30 +5,21 @@ from __future__ import annotations
 import os
 import platform
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from . import __version__
-from .curves import CURVES, ClosedForm, Curve
+from . import __version__, sites
 from .display.sizes import size
 from .display.tables import table
 from .ops.backends import AUTO, ENVIRONMENT_VARIABLE, TRITON_DEVICES, choose_backend, why_not_triton
-from .sites.activations.blocks import registered_blocks
-from .sites.activations.recognize import learned_activations
+from .sites import Known
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "triton", "liger-kernel")
 WIDTH = 100
 
-_INVERTED = {
-    (False, True): "fitted formula, one bit per element",
-    (False, False): "fitted formula, no bit",
-    (True, True): "exact formula, one bit per element",
-    (True, False): "exact formula, no bit",
-}
-_LEARNED = "with learned parameters"
 # Triton for other devices is distributed under other names.
 _OTHER_NAMES = {"triton": ("pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-windows")}
 
@@ -40,8 +31,7 @@ def describe_installation() -> dict[str, Any]:
         "versions": {"hf_invact": __version__, "python": platform.python_version(), **packages},
         "platform": platform.platform(),
         "devices": [_describe_device(device) for device in _devices()],
-        "activations": _activations(),
-        "blocks": [block.cls for block in registered_blocks()],
+        **{known.key: known.names for known in _known()},
     }
 
 
@@ -52,14 +42,11 @@ def render_installation(facts: dict[str, Any]) -> str:
     for device in facts["devices"]:
         name = [device["name"], *([size(device["memory_bytes"])] if device["memory_bytes"] else [])]
         devices.append((device["device"], ", ".join(name), device["backend"] or "-", device["reason"]))
-    activations = "\n".join(f"  {how}:\n{_listed(names)}" for how, names in facts["activations"].items())
-    blocks = _listed(name.rpartition(".")[2] for name in facts["blocks"])
     return "\n\n".join(
         [
             table([*versions, ("platform", facts["platform"])], aligned="<"),
             table(devices, aligned="<"),
-            f"activations that can be inverted\n{activations}",
-            f"blocks are found by their structure; these are patched even if they cannot be probed:\n{blocks}",
+            *(f"{known.heading}:\n{_names(facts[known.key])}" for known in _known()),
         ]
     )
 
@@ -127,17 +114,14 @@ def _reason(backend: str, like: torch.Tensor) -> str:
     return why_not_triton(like) or ""
 
 
-def _activations() -> dict[str, list[str]]:
-    """The names of activations, by how they are inverted."""
-    groups: dict[str, list[str]] = {how: [] for how in _INVERTED.values()}
-    for curve in CURVES.values():
-        groups[_how_inverted(curve)].append(curve.name)
-    groups[_LEARNED] = list(learned_activations())
-    return {how: names for how, names in groups.items() if names}
+def _known() -> list[Known]:
+    return [known for kind in sites.KINDS for known in kind.known()]
 
 
-def _how_inverted(curve: Curve) -> str:
-    return _INVERTED[isinstance(curve.inverse, ClosedForm), curve.x_min is not None]
+def _names(names: Sequence[str] | Mapping[str, Sequence[str]]) -> str:
+    if isinstance(names, Mapping):
+        return "\n".join(f"  {group}:\n{_listed(of_group)}" for group, of_group in names.items())
+    return _listed(name.rpartition(".")[2] for name in names)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .activations import Activations
-from .kind import NotApplicable, Plan, Replacement, Site, SiteKind, original_of
+from .kind import Known, NotApplicable, Plan, Replacement, Site, SiteKind, original_of
 
 # Consumers first: what is decided for a kind stays installed while the next kind is measured.
 KINDS: tuple[SiteKind[Any, Any], ...] = (Activations(),)
@@ -27,6 +27,7 @@ def patched_sites(model: nn.Module) -> Iterator[Site]:
 
 __all__ = [
     "KINDS",
+    "Known",
     "NotApplicable",
     "Plan",
     "Replacement",

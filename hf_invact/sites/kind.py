@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -23,6 +23,21 @@ class Plan:
     name: str
     keeps: str
     exact: bool
+
+
+@dataclass(frozen=True)
+class Known:
+    """Names of what can be patched.
+
+    Attributes:
+        key: of the names in the JSON of `hf-invact info`.
+        heading: of the names in its text.
+        names: in a list, or in one for each group.
+    """
+
+    key: str
+    heading: str
+    names: Sequence[str] | Mapping[str, Sequence[str]]
 
 
 class NotApplicable(Exception):
@@ -122,8 +137,8 @@ class SiteKind(Protocol[AnySite, AnyPlan]):
     def notes(self, site: AnySite) -> dict[str, Any] | None:
         """Where to remember something about what is installed, for as long as it is; None where there is no place."""
 
-    def known(self) -> Mapping[str, Any]:
-        """What it can patch, for `hf-invact info`: lists of names by heading, or mappings of such lists."""
+    def known(self) -> tuple[Known, ...]:
+        """What it can patch, for `hf-invact info`."""
 
 
 class Replacement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_invact import InvActConfig, PatchingError, patch_model, sites, unpatch_model
-from hf_invact.sites import Plan, Site
+from hf_invact.environment import describe_installation, render_installation
+from hf_invact.sites import Known, Plan, Site
 from tests.helpers import normal
 
 
@@ -114,8 +115,8 @@ class Cubes(sites.SiteKind[CubeSite, Plan]):
     def notes(self, site: CubeSite) -> dict[str, Any] | None:
         return None
 
-    def known(self) -> Mapping[str, Any]:
-        return {"cubes": ["Cube"]}
+    def known(self) -> tuple[Known, ...]:
+        return (Known("cubes", "modules that return the cube of their input", ["Cube"]),)
 
 
 class Block(nn.Module):
@@ -200,6 +201,12 @@ def test_one_that_is_left_alone_says_why(model: nn.Module) -> None:
 def test_a_model_without_any_says_so() -> None:
     with pytest.raises(PatchingError, match=r"no cube to invert in Linear\. It has no Cube\."):
         patch_model(nn.Linear(2, 2), InvActConfig(sites=("cube",)))
+
+
+def test_the_installations_description_lists_it() -> None:
+    facts = describe_installation()
+    assert facts["cubes"] == ["Cube"]
+    assert "modules that return the cube of their input:\n    Cube" in render_installation(facts)
 
 
 def test_an_unknown_kind_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from ...nn import InvertedActivation
 from ..errors import PatchingError
 from ..forwards import require_own_forward
 from ..hooks import hook_of_others
-from ..kind import Site, SiteKind, original_of
+from ..kind import Known, Site, SiteKind, original_of
 from . import install
 from .blocks import Block, find_activations, registered_blocks
 from .conflicts import conflicts
@@ -126,8 +126,12 @@ class Activations(SiteKind[ActivationSite, ActivationPlan]):
     def notes(self, site: ActivationSite) -> dict[str, Any] | None:
         return vars(site.value) if isinstance(site.value, PatchedActivation) else None
 
-    def known(self) -> Mapping[str, Any]:
-        return {"activations": known_activations(), "blocks": [block.cls for block in registered_blocks()]}
+    def known(self) -> tuple[Known, ...]:
+        blocks = [block.cls for block in registered_blocks()]
+        return (
+            Known("activations", "activations that can be inverted", known_activations()),
+            Known("blocks", "blocks that are patched even if they cannot be probed", blocks),
+        )
 
     def _site(self, name: str, holder: nn.Module, attribute: str, registered: Block | None = None) -> ActivationSite:
         original = original_of(getattr(holder, attribute, None))

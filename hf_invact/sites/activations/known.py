@@ -11,7 +11,7 @@ _GROUPS = {
     (True, True): "exact formula, one bit per element",
     (True, False): "exact formula, no bit",
 }
-_LEARNED = "with parameters of their own"
+_LEARNED = "with learned parameters"
 
 
 def known_activations() -> dict[str, list[str]]:
