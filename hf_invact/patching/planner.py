@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -12,7 +11,7 @@ from .config import InvActConfig
 from .errors import NoProbeError
 from .probing.compare import difference
 from .probing.known import KnownCalls
-from .probing.probe import Measurement, Scope, measure
+from .probing.probe import Measurement, Scope, measure, measure_below
 from .probing.scopes import find_scope
 from .probing.signature import Signature, signature
 from .probing.surroundings import surroundings
@@ -91,33 +90,32 @@ class Planner:
         demanded = self.config.demanded(site.kind)
         best, after = None, None if demanded else plain.bytes_per_token
         reasons: list[str] = []
-        for plan, result in self._trials(scope, site, demanded or site.kind.plans):
-            if isinstance(result, str):
-                reasons.append(result)
-            elif changed := difference(plain, result, scope.precision or scope.dtype):
-                reasons.append(changed)
-            elif after is None or result.bytes_per_token < after:
-                best, after = plan, result.bytes_per_token
+        for plan in demanded or site.kind.plans:
+            try:
+                measured = self._trial(scope, site, plan, after)
+            except NotApplicable as error:
+                reasons.append(str(error))
+            except NoProbeError as error:
+                reasons.append(f"once patched, {error}")
             else:
-                reasons.append("nothing would keep less")
+                if measured is None:
+                    reasons.append("nothing would keep less")
+                elif changed := difference(plain, measured, scope.precision or scope.dtype):
+                    reasons.append(changed)
+                else:
+                    best, after = plan, measured.bytes_per_token
         if best is None:
             return Decision(None, plain.bytes_per_token, plain.bytes_per_token, f"left alone: {reasons[-1]}")
         return Decision(best, plain.bytes_per_token, after)
 
-    def _trials(self, scope: Scope, site: Site, plans: Sequence[Plan]) -> Iterator[tuple[Plan, Measurement | str]]:
-        """What each plan leads to, or why the site cannot have it."""
-        for plan in plans:
-            try:
-                with site.kind.suspended(site):
-                    # What is kept does not depend on the backend, and others than this would be compiled for a probe.
-                    site.kind.install(site, plan, "eager", strict=True)
-                    result = measure(scope, self.config.autocast_dtype)
-            except NotApplicable as error:
-                yield plan, str(error)
-            except NoProbeError as error:
-                yield plan, f"once patched, {error}"
-            else:
-                yield plan, result
+    def _trial(self, scope: Scope, site: Site, plan: Plan, limit: int | None) -> Measurement | None:
+        """What a plan leads to; None where it keeps as many bytes per token as the limit, or more."""
+        with site.kind.suspended(site):
+            # What is kept does not depend on the backend, and others than this would be compiled for a probe.
+            site.kind.install(site, plan, "eager", strict=True)
+            if limit is None:
+                return measure(scope, self.config.autocast_dtype)
+            return measure_below(scope, self.config.autocast_dtype, limit)
 
 
 def unmeasured(config: InvActConfig, site: Site, fallback: Plan | None, why: str) -> Decision:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,15 +72,26 @@ def measure(scope: Scope, autocast_dtype: torch.dtype | None) -> Measurement:
         NoProbeError: anything else was raised.
         PatchingError: what a run has changed could not be put back.
     """
+    with _failing_as_a_probe(scope):
+        kept, output = _kept(scope, autocast_dtype)
+        return Measurement(kept, output, _gradients(scope, autocast_dtype))
+
+
+def measure_below(scope: Scope, autocast_dtype: torch.dtype | None, limit: int) -> Measurement | None:
+    """As `measure`; None, without a backward pass, where as many bytes per token as the limit are kept, or more."""
+    with _failing_as_a_probe(scope):
+        kept, output = _kept(scope, autocast_dtype)
+        return Measurement(kept, output, _gradients(scope, autocast_dtype)) if kept < limit else None
+
+
+@contextmanager
+def _failing_as_a_probe(scope: Scope) -> Iterator[None]:
     try:
-        few, output = _count(scope, scope.few, autocast_dtype)
-        many, _ = _count(scope, scope.many, autocast_dtype)
-        gradients = _gradients(scope, autocast_dtype)
+        yield
     except (NotApplicable, PatchingError):
         raise
     except Exception as error:  # whatever a foreign forward raises
         raise NoProbeError(reason(scope.module, error)) from error
-    return Measurement((many - few) // scope.tokens, output, gradients)
 
 
 def reason(module: nn.Module, error: Exception) -> str:
@@ -92,6 +103,13 @@ def reason(module: nn.Module, error: Exception) -> str:
 def autocast(scope: Scope, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     """What to run it under; None is what is active."""
     return nullcontext() if dtype is None else torch.autocast(scope.device.type, dtype)
+
+
+def _kept(scope: Scope, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor]:
+    """What one more token adds, and the output for the few."""
+    few, output = _count(scope, scope.few, autocast_dtype)
+    many, _ = _count(scope, scope.many, autocast_dtype)
+    return (many - few) // scope.tokens, output
 
 
 def _count(scope: Scope, call: Call, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor]:
