@@ -8,7 +8,8 @@ from itertools import combinations, product
 
 from transformers import PreTrainedModel
 
-from .tensors import COMPANIONS, FURTHER, MAIN, STATES, Batch, Companion, Wanted
+from .tensors import COMPANIONS, FURTHER, MAIN, STATES, Companion
+from .wanted import Batch, Wanted
 
 MOST_KINDS = 3  # in a batch
 
@@ -46,9 +47,10 @@ def small_inputs(model: PreTrainedModel, samples: int, tokens: int, method: str 
     main.sort(key=lambda name: name != model.main_input_name)
     unknown = sorted(required - {*main, *COMPANIONS, *FURTHER})
     if unknown or not main:
-        what = f"requires {', '.join(unknown)}" if unknown else f"takes {', '.join([e.name for e in named][:4])}"
+        others = ", ".join(each.name for each in named[:4]) or "no arguments with names"
+        what = f"requires {', '.join(unknown)}" if unknown else f"takes {others}"
         raise UnknownInputsError(
-            f"{type(model).__name__}.{method} {what}: nothing is known but {', '.join(MAIN)}, and what goes with them"
+            f"{type(model).__name__}.{method} {what}: only {', '.join(MAIN)}, and what goes with them, are known"
         )
     return _batches(wanted, main, required)
 
