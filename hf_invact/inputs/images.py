@@ -7,7 +7,7 @@ from torch import Tensor
 from .sizes import channels, image_shape, setting
 from .wanted import Batch, Wanted
 
-IMAGE_SIDE = 64  # pixels, where a model takes images of any size
+IMAGE_SIDE = 32  # pixels, where a model takes images of any size
 VIDEO_FRAMES = 2
 PATCH_SIDE = 14  # pixels, where no config says
 ROWS = 2  # of patches, or of what are merged into one; as many columns
@@ -18,7 +18,7 @@ def images(wanted: Wanted) -> list[Tensor]:
 
     Or its patches, where the model takes what says how they lie.
     """
-    if _has_grid(wanted):
+    if has_grid(wanted):
         return _patches_of_all(wanted)
     if "spatial_shapes" in wanted.takes:
         return [wanted.numbers(wanted.samples, ROWS**2, _patch_size(wanted))]
@@ -31,7 +31,7 @@ def images(wanted: Wanted) -> list[Tensor]:
 
 def videos(wanted: Wanted) -> list[Tensor]:
     """One for each sample, or its patches."""
-    return _patches_of_all(wanted) if _has_grid(wanted) else [_video(wanted, images(wanted)[0])]
+    return _patches_of_all(wanted) if has_grid(wanted) else [_video(wanted, images(wanted)[0])]
 
 
 def patches_with_places(wanted: Wanted) -> list[Tensor]:
@@ -92,7 +92,8 @@ def _video(wanted: Wanted, image: Tensor) -> Tensor:
     return image[:, None].repeat(1, frames, 1, 1, 1)
 
 
-def _has_grid(wanted: Wanted) -> bool:
+def has_grid(wanted: Wanted) -> bool:
+    """Whether the model takes the patches of all samples in a row, and a grid that says how they lie."""
     return any(name.endswith("grid_thw") for name in wanted.takes)
 
 

@@ -70,6 +70,8 @@ def _encoder_states(wanted: Wanted, batch: Batch) -> Tensor | None:
 
 def _hidden_states(wanted: Wanted) -> list[Tensor]:
     """Or what some models of images or sound call so."""
+    if images.has_grid(wanted):
+        return images.images(wanted)
     return [*_states(wanted), *images.images(wanted), *_spectra(wanted)]
 
 

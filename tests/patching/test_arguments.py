@@ -73,9 +73,7 @@ def test_of_a_model_that_raises_the_calls_before_are_kept() -> None:
     kinds: dict[nn.Module, Hashable] = {**named(model, "Layer"), model.last: "last"}
     result = calls(model, kinds, samples=1)
     assert list(result.found) == ["Layer"]
-    assert result.failure == (
-        "Linear was not called: Model.forward(input_ids) raised ValueError: no second layer today"
-    )
+    assert result.failure == ("not called: Linear; Model.forward(input_ids) raised ValueError: no second layer today")
 
 
 def test_without_a_model_of_transformers_it_says_so() -> None:
@@ -93,7 +91,7 @@ def test_without_inputs_that_are_known_it_says_so() -> None:
     result = calls(model, named(model, "Layer"), 1)
     assert not result.found
     assert result.failure is not None
-    assert result.failure.startswith("Layer was not called: Unheard.forward requires bar_codes: only input_ids")
+    assert result.failure.startswith("not called: Layer; Unheard.forward requires bar_codes: only input_ids")
 
 
 class PassesOn(nn.Module):

@@ -107,11 +107,11 @@ class _Search:
     def run(self, model: PreTrainedModel) -> None:
         """Find the kinds in a model, as far as they are missing."""
         for tokens in TOKENS:
-            for part, method in _ways(model):
-                self._until_one_runs(part, method, tokens)
+            ran = [self._until_one_runs(part, method, tokens) for part, method in _ways(model)]
             for batch in self._batches(model, "forward", tokens):
                 self._run_on(model, "forward", batch)
-            if not self._missing(model).difference(self.doubtful):
+            # Where the whole model has run, more tokens would not call more.
+            if ran[0] or not self._missing(model).difference(self.doubtful):
                 return
 
     def result(self) -> Calls:
@@ -120,13 +120,12 @@ class _Search:
         missing = dict.fromkeys(type(module).__name__ for module, kind in self.kinds.items() if kind not in found)
         if not missing and found.keys() == self.found.keys():
             return Calls(found)
-        what = f"{', '.join(missing)} was not called" if missing else ""
-        return Calls(found, ": ".join(filter(None, [what, *self.failures[:1]])))
+        what = [f"not called: {', '.join(missing)}"] if missing else []
+        return Calls(found, "; ".join([*what, *self.failures[:1]]))
 
-    def _until_one_runs(self, model: PreTrainedModel, method: str, tokens: int) -> None:
-        for batch in self._batches(model, method, tokens):
-            if self._run_on(model, method, batch):
-                return
+    def _until_one_runs(self, model: PreTrainedModel, method: str, tokens: int) -> bool:
+        """Whether one did."""
+        return any(self._run_on(model, method, batch) for batch in self._batches(model, method, tokens))
 
     def _batches(self, model: PreTrainedModel, method: str, tokens: int) -> Iterator[dict[str, Any]]:
         """Those that a model may accept and that were not tried, while a kind in it is missing."""

@@ -103,9 +103,9 @@ def test_says_why_a_type_is_not_patched() -> None:
 
 
 def test_says_why_a_type_cannot_be_run() -> None:
-    found = check("lxmert")
+    found = check("seggpt")
     assert (found.plain_bytes, found.patched) == (None, 0)
-    assert "visual_feats" in found.reason
+    assert "prompt_pixel_values" in found.reason
 
 
 @pytest.mark.parametrize("model_type", ["llama", "t5", "vit", "mixtral", "whisper"])
