@@ -93,7 +93,9 @@ class _Search:
     Attributes:
         found: calls in runs that did not fail.
         doubtful: calls in runs that did, maybe since their inputs were wrong. They count where there are no others.
-        failures: in order.
+        failures: of runs, in order.
+        refusals: of methods whose inputs are not known.
+        tried: what has been run.
     """
 
     kinds: Mapping[nn.Module, Hashable]
@@ -102,6 +104,7 @@ class _Search:
     found: dict[Hashable, Call] = field(default_factory=dict)
     doubtful: dict[Hashable, Call] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
     tried: set[object] = field(default_factory=set)
 
     def run(self, model: PreTrainedModel) -> None:
@@ -121,7 +124,8 @@ class _Search:
         if not missing and found.keys() == self.found.keys():
             return Calls(found)
         what = [f"not called: {', '.join(missing)}"] if missing else []
-        return Calls(found, "; ".join([*what, *self.failures[:1]]))
+        why = [*self.failures, *self.refusals][:1]
+        return Calls(found, "; ".join([*what, *why]))
 
     def _until_one_runs(self, model: PreTrainedModel, method: str, tokens: int) -> bool:
         """Whether one did."""
@@ -138,7 +142,7 @@ class _Search:
                     self.tried.add(key)
                     yield batch
         except UnknownInputsError as error:
-            self.failures.append(str(error))
+            self.refusals.append(str(error))
 
     def _run_on(self, model: PreTrainedModel, method: str, batch: dict[str, Any]) -> bool:
         """Whether it did not fail."""
