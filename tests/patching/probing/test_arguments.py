@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel, ResNetConfig
 
-from hf_invact.patching.arguments import Calls, calls
-from hf_invact.patching.shadow import on_whole_weights
-from hf_invact.patching.sharding import ShardedError
-from hf_invact.patching.signature import signature
+from hf_invact.patching.probing.arguments import Calls, calls
+from hf_invact.patching.probing.signature import signature
+from hf_invact.patching.weights.shadow import without_memory
+from hf_invact.patching.weights.sharding import ShardedError
 from tests.models import tiny_model
-from tests.patching.modalities import (
+from tests.patching.probing.modalities import (
     CASES,
     PARTS,
     STAGES,
@@ -166,7 +166,9 @@ def test_of_weights_that_are_missing_a_copy_is_called_with_the_same_shapes(name:
     def probe(whole: nn.Module) -> Calls:
         return calls(whole, {whole.get_submodule(path): kind for path, kind in kinds.items()}, 1)
 
-    expected, found = probe(model).found, on_whole_weights(meta, probe).found
+    expected = probe(model).found
+    with without_memory(meta) as whole:
+        found = probe(whole).found
     assert found.keys() == expected.keys()
     for kind, call in found.items():
         assert shapes(call.args) == shapes(expected[kind].args)

@@ -29,9 +29,9 @@ from transformers import (
 from transformers.models.qwen2_vl import Qwen2VLConfig
 
 from hf_invact.inputs import small_inputs
-from hf_invact.patching.registry import find_activations
-from hf_invact.patching.signature import signature
-from hf_invact.patching.surroundings import surroundings
+from hf_invact.patching.probing.signature import signature
+from hf_invact.patching.probing.surroundings import surroundings
+from hf_invact.sites.activations.blocks import find_activations
 from tests.models import MODEL_NAMES, tiny_model
 
 WIDTHS = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
@@ -104,7 +104,7 @@ PARTS: dict[str, Callable[[], PreTrainedModel]] = {
 
 def kinds_of(model: nn.Module) -> dict[nn.Module, Hashable]:
     """The blocks with an activation, and what is around them."""
-    around = (each.module for found in find_activations(model) for each in surroundings(model, found.name))
+    around = (each.module for name, *_ in find_activations(model) for each in surroundings(model, name))
     return {module: signature(module) for module in around if module is not model}
 
 

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
 from hf_invact.inputs import small_inputs
-from hf_invact.patching.arguments import calls
+from hf_invact.patching.probing.arguments import calls
 from tests.models import tiny_model
-from tests.patching.modalities import Model, assert_equal, bart, fail, kinds_of, named, of_a_whole_run
+from tests.patching.probing.modalities import Model, assert_equal, bart, fail, kinds_of, named, of_a_whole_run
 
 
 def test_it_stops_before_the_last_kind_computes_anything() -> None:
