@@ -17,7 +17,7 @@ from .present import present
 from .probing.known import KnownCalls
 from .probing.surroundings import surroundings
 from .selection import Selection
-from .weights.shadow import without_memory
+from .weights.fake_copy import without_memory
 from .weights.sharding import ShardedError, is_sharded, require_whole
 
 

@@ -130,4 +130,4 @@ def unmeasured(config: InvActConfig, site: Site, fallback: Plan | None, why: str
         return Decision(plan, reason=f"as the config says, not measured: {why}")
     if fallback is None:
         return Decision(None, reason=f"left alone: not measured ({why})")
-    return Decision(fallback, reason=f"by rule, not measured: {why}")
+    return Decision(fallback, reason=f"by default, not measured: {why}")

@@ -1,4 +1,4 @@
-"""Remembers what was decided for a site, which stays once weights are sharded and a probe would have to gather them."""
+"""Remembers decisions, which stay valid once weights are sharded and a probe would have to gather them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _NOTE = "decided"
 
 
 def remember(site: Site, decision: Decision, config: InvActConfig) -> None:
-    """Keep a decision with what it has installed."""
+    """Store a decision with what it has installed."""
     if decision.plan is not None and (notes := site.kind.notes(site)) is not None:
         notes[_NOTE] = _Decided(decision, config.autocast_dtype)
 
 
 def present(model: nn.Module, sites: Sequence[Site], config: InvActConfig) -> dict[Site, Decision]:
-    """What sites of a sharded model have already, with its figures where they hold for this config.
+    """The decisions that are installed in a sharded model, with their figures if these hold for this config.
 
-    Without the sites that have nothing, or where the config demands something else; empty where no weight is sharded.
+    Sites that are not patched, or for which the config demands another plan, are left out. Empty if nothing is sharded.
     """
     if not is_sharded(model):
         return {}

@@ -1,4 +1,4 @@
-"""What patching did, site by site."""
+"""The report of what patching did at each site."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class SiteReport:
 
     @property
     def saved(self) -> int | None:
-        """Bytes per token that the block keeps less; None where they were not measured."""
+        """How many fewer bytes the block saves per token; None if they were not measured."""
         return None if self.before is None or self.after is None else self.before - self.after
 
 
 @dataclass(frozen=True)
 class PatchReport:
-    """The sites that were found, in the model's order. Printing it gives a table with a row for all that are alike."""
+    """The sites that were found, in model order. It prints as a table, in which equal sites share a row."""
 
     sites: tuple[SiteReport, ...]
 
@@ -61,7 +61,7 @@ class PatchReport:
 
     @property
     def saved_bytes_per_token(self) -> int:
-        """What all measured sites together keep less per token."""
+        """How many fewer bytes all measured sites together save per token."""
         return sum(site.saved or 0 for site in self.sites if site.is_patched)
 
     def summary(self, checkpointed: Sequence[str] = ()) -> str:
@@ -114,14 +114,14 @@ def _changed(saved: int) -> str:
 
 
 def _reasons(sites: Iterable[SiteReport], most: int = 3) -> str:
-    """Why, without repetition."""
+    """The reasons, each once."""
     reasons = list(dict.fromkeys(site.reason.removeprefix("left alone: ") for site in sites))
     more = len(reasons) - most
     return "; ".join(reasons[:most]) + (f"; and {more} more reasons" if more > 0 else "")
 
 
 def _under_checkpointing(inverted: Iterable[SiteReport], checkpointed: Sequence[str]) -> str:
-    """What is kept less where some sites are inside of modules that are run again, one after the other."""
+    """The summary for sites inside of checkpointed modules, which are recomputed one after the other."""
     saved: dict[str | None, int] = {}
     for site in inverted:
         module = _module_around(site.name, checkpointed)
@@ -139,7 +139,7 @@ def _module_around(name: str, modules: Iterable[str]) -> str | None:
 
 
 def _look(site: SiteReport) -> tuple[object, ...]:
-    """What rows that are joined have in common: everything but the numbers in their names."""
+    """Equal for sites that share a row: everything but the numbers in their names."""
     return (_pattern(site.name), *(getattr(site, name) for name in SiteReport.__annotations__ if name != "name"))
 
 
@@ -151,7 +151,7 @@ def _row(sites: list[SiteReport]) -> tuple[str, ...]:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Names in a line, those together that differ in their numbers.
+    """Names in one line. Those that differ in their numbers only are joined.
 
     >>> join_names(["head.act", "layers.0.mlp.act", "layers.1.mlp.act", "layers.3.mlp.act"])
     'head.act, layers.0-1,3.mlp.act (3)'

@@ -1,4 +1,4 @@
-"""What a model has to be before anything is looked for in it."""
+"""Checks a model before it is searched for sites."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..sites.errors import PatchingError
 
 
 def require_module(model: object) -> None:
-    """Check that it is a module at all.
+    """Check that it is a module.
 
     Raises:
         PatchingError: it is not. The message says what came, and what to do.
@@ -53,7 +53,7 @@ def _what_came(model: object) -> str:
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """As `named_modules`, which needs them to be hashable."""
+    """As `named_modules`, which only works for hashable modules."""
     seen: set[int] = set()
     waiting = [("", model)]
     while waiting:

@@ -1,4 +1,4 @@
-"""Hooks that others have put on an activation."""
+"""Detects hooks that other code has registered on a module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
-# Those that run when a module is called: on the module itself, and on all modules.
+# Hooks that run when a module is called: of the module itself, and of all modules.
 _OF_A_MODULE = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _OF_ALL_MODULES = (
     "_global_forward_pre_hooks",
@@ -20,14 +20,14 @@ _OF_ALL_MODULES = (
     "_global_backward_hooks",
 )
 _ATTRIBUTES = tuple(name for name in vars(nn.Module()) if "_hook" in name)
-# Theirs fetch weights, count calls or note names, and touch no value of a module without parameters.
+# Hooks of these packages fetch weights, count calls or record names, and do not change an activation's values.
 _HARMLESS = ("deepspeed", "torch.distributed", "torch.utils")
 
 
 def hook_of_others(module: nn.Module) -> str | None:
-    """The full name of a hook that runs when a module is called, and may look at values or change them; None without.
+    """The full name of a hook that runs when a module is called and may read or change values; None if there is none.
 
-    While there is one, the module has to compute what the unpatched one does.
+    While there is such a hook, the module has to compute what the unpatched one computes.
     """
     dictionaries = (vars(module)[name] for name in _OF_A_MODULE)
     everywhere = (getattr(global_hooks, name) for name in _OF_ALL_MODULES)
@@ -45,16 +45,16 @@ def _names_of_others(hooks: Mapping[int, Any]) -> Iterator[str]:
 
 
 def share(original: nn.Module, module: nn.Module) -> None:
-    """Give a module the hooks of another one, so that it does not matter which of the two they are registered on."""
+    """Let two modules share their hooks, so that it does not matter on which of them a hook is registered."""
     for name in _ATTRIBUTES:
         vars(module)[name] = vars(original)[name]
 
 
 def warn_not_inverted(activation: str, hook: str) -> None:
-    """Say, once for each kind of hook, that an activation keeps what it keeps unpatched."""
+    """Warn, once for each kind of hook, that an activation is not inverted."""
     if not torch.compiler.is_compiling():
         warnings.warn(
-            f"{activation} is not inverted while a hook of others is on it ({hook}), which gets what it gets in the "
-            "unpatched model. Remove the hook to save its memory again",
+            f"{activation} is not inverted while other code has a hook on it ({hook}), which gets the same tensors as "
+            "in the unpatched model. Remove the hook to save the memory again",
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""How a plan is decided: by a probe that equal blocks share, else by rule, or as the config demands."""
+"""How a plan is decided: by a probe that equal blocks share, else by default, or as the config demands."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_a_registered_block_that_cannot_be_probed_is_patched_by_rule(is_gated: b
     model = nn.Sequential(Odd(), nn.Tanh())
     (site,) = patch_model(model).sites
     assert (site.plan, site.before, site.after) == (plan, None, None)
-    assert site.reason.startswith("by rule, not measured: Odd cannot be run by itself: TypeError")
+    assert site.reason.startswith("by default, not measured: Odd cannot be run by itself: TypeError")
     x = normal(2, 8).requires_grad_()
     model[0](x, {"rows": 2}).sum().backward()
     assert x.grad is not None

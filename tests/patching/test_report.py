@@ -108,7 +108,7 @@ def test_the_whole_is_the_sum_of_what_was_measured() -> None:
 LEFT = replace(
     SITE, name="layers.1.mlp.act", curve=None, plan=None, after=2048, reason="left alone: nothing keeps less"
 )
-UNKNOWN = replace(SITE, name="layers.2.mlp.act", before=None, after=None, reason="by rule, not measured: sharded")
+UNKNOWN = replace(SITE, name="layers.2.mlp.act", before=None, after=None, reason="by default, not measured: sharded")
 HEAD = replace(SITE, name="head.act", before=512, after=256)
 HEADLINE = "inverted activations: "
 CHECKPOINTED = (
@@ -126,7 +126,7 @@ CHECKPOINTED = (
             [SITE, LEFT],
             "1 of 2 sites patched, 960 B per token less for the backward pass; 1 left alone (nothing keeps less)",
         ),
-        ([UNKNOWN], "1 of 1 sites patched; 1 not measured (by rule, not measured: sharded)"),
+        ([UNKNOWN], "1 of 1 sites patched; 1 not measured (by default, not measured: sharded)"),
         ([replace(SITE, after=2048)], "1 of 1 sites patched, which keep as much for the backward pass as without"),
         ([replace(SITE, after=2112)], "1 of 1 sites patched, 64 B per token more for the backward pass"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.models import tiny_model
-from tests.patching.weights.test_shadow import COPIED
+from tests.patching.weights.test_fake_copy import COPIED
 from tests.processes import sharded
 from tests.processes.launch import launch
 from tests.versions import since_transformers

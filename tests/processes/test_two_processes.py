@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.compatibility import Matrix
-from tests.patching.weights.test_shadow import COPIED, RULES
+from tests.patching.weights.test_fake_copy import COPIED, RULES
 from tests.processes.cases import CASES, DEEPSPEED_CASES, ROWS, SHARDED_BY_FSDP2, SINCE, STEPS, WORLD, Case, Record
 from tests.processes.launch import launch
 from tests.versions import since_transformers

@@ -1,4 +1,4 @@
-"""Random numbers of a probe's own, so that nobody else's are drawn or rewound."""
+"""Separate random numbers for a probe, so that the global generators are neither advanced nor reset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEED = 0
 
 @contextmanager
 def own_random_numbers(device: torch.device) -> Iterator[None]:
-    """Inside, what this thread draws through PyTorch comes from generators of its own, with the same seed each time.
+    """Inside, PyTorch draws random numbers for this thread from separate generators, with the same seed each time.
 
     The state of PyTorch's global generator is thus never touched, and another thread may go on drawing from it. What
     gets past that (kernels that PyTorch does not know as random, a `torch.manual_seed` inside, Python's and NumPy's
@@ -39,10 +39,10 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
 
 
 class _State:
-    """What a source of random numbers goes on from."""
+    """The state of a source of random numbers."""
 
     def __init__(self, get: Callable[[], Any], put: Callable[[Any], object]) -> None:
-        with _disable_current_modes():  # states are real where all else is fake
+        with _disable_current_modes():  # states are real tensors also in a fake mode
             self._get, self._put, self._before = get, put, get()
 
     def put_back(self) -> None:
@@ -66,12 +66,12 @@ def _accessors(device: torch.device) -> Iterator[tuple[Callable[[], Any], Callab
     if device.type in ("cpu", "meta"):
         return
     accelerator = torch.get_device_module(device)
-    if accelerator.is_available():  # else its tensors are fake
+    if accelerator.is_available():  # otherwise its tensors are fake
         yield lambda: accelerator.get_rng_state(device), lambda state: accelerator.set_rng_state(state, device)
 
 
 class _OwnGenerators(TorchDispatchMode):
-    """Hands a generator to every operation that would draw from the global one.
+    """Passes a generator to every operation that would use the global one.
 
     Below autograd, so that what is saved for the backward pass does not change. It holds for the current thread alone.
 
@@ -112,7 +112,7 @@ class _OwnGenerators(TorchDispatchMode):
 
 
 def _with_generator(func: Any) -> Any:
-    """The overload of an operation that takes a generator; None where there is none."""
+    """The overload of an operation that takes a generator; None if there is none."""
     if any(argument.name == "generator" for argument in func._schema.arguments):
         return func
     name = func._overloadname
@@ -120,7 +120,7 @@ def _with_generator(func: Any) -> Any:
 
 
 def _native_dropout(generator: torch.Generator, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
-    """As the kernel: the result, and the mask that it saves."""
+    """The same as the kernel: the result, and the mask that is saved for backward."""
     if train is False:
         return x.clone(), torch.ones_like(x, dtype=torch.bool)
     mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p, generator=generator)

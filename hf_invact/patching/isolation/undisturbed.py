@@ -1,4 +1,4 @@
-"""Lets a module run, and puts back what that has changed."""
+"""Runs a module, and restores what the run has changed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ...sites.errors import PatchingError
-from .calls import isolate, modules_in
+from .isolate import isolate, modules_in
 from .randomness import own_random_numbers
 from .writes import Writes
 
-Step: TypeAlias = tuple[str, Callable[[], object]]  # what it puts back, and how
+Step: TypeAlias = tuple[str, Callable[[], object]]  # what it restores, and how
 
 
 @contextmanager
 def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Training mode and gradients inside, without hooks and checkpointing (see `isolate`); outside, all is as it was.
+    """Inside, training mode without hooks and checkpointing (see `isolate`). Afterwards everything is restored.
 
     That is, of all modules in it: their class, attributes, submodules, hooks and modes; the contents of lists,
     dictionaries, sets and deques in attributes, at any depth; values, shapes and storages of buffers and of tensors in
@@ -48,11 +48,11 @@ def _take(steps: list[Step], name: str) -> None:
     for what, put_back in steps:
         try:
             put_back()
-        except Exception as error:  # one must not keep the others from being put back; reported below
+        except Exception as error:  # the others must still be restored; it is reported below
             failures.append(f"{what} ({type(error).__name__}: {error})")
     if failures:
         raise PatchingError(
-            f"running {name} on a few tokens, to measure it, has changed what cannot be put back: "
+            f"running {name} on a few tokens, to measure it, has changed what cannot be restored: "
             f"{'; '.join(failures)}. Make the model again, and exclude its blocks with InvActConfig(exclude=[...])"
         )
 
@@ -85,7 +85,7 @@ def _steps_of(name: str, module: nn.Module, seen: set[int]) -> Iterator[Step]:
 
 
 def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
-    """What can be put back: containers that can change, tensors but parameters, and generators."""
+    """What can be restored: mutable containers, tensors other than parameters, and generators."""
     if not isinstance(value, (dict, list, tuple, set, deque, Tensor, torch.Generator)) or id(value) in seen:
         return
     seen.add(id(value))
@@ -107,20 +107,20 @@ def _put_back_class(module: nn.Module, cls: type[nn.Module]) -> None:
 
 
 def _put_back_tensor(tensor: Tensor) -> Callable[[], None]:
-    data = tensor.data  # which has a version of its own, unlike what `detach` returns
+    data = tensor.data  # with a version counter of its own, unlike the result of `detach`
     value, size = data.clone(), data.untyped_storage().nbytes()
 
     def put_back() -> None:
         _put_back_place(tensor, data)
         if data.untyped_storage().nbytes() != size:
             data.untyped_storage().resize_(size)
-        data.copy_(value)  # a graph that has saved the tensor must not take it for changed
+        data.copy_(value)  # a graph that has saved the tensor must not see a change
 
     return put_back
 
 
 def _put_back_place(tensor: Tensor, data: Tensor) -> None:
-    """Where its elements lie, and their shape and dtype."""
+    """Restore where the elements are stored, and their shape and dtype."""
     same = tensor.shape == data.shape and tensor.stride() == data.stride() and tensor.dtype == data.dtype
     if not same or tensor.untyped_storage()._cdata != data.untyped_storage()._cdata:
         tensor.data = data

@@ -36,7 +36,7 @@ class Writes(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def steps(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """What was written to, and how to undo it."""
+        """What was written to, and how to restore it."""
         for key, (storage, before) in self._before.items():
             yield f"the values of {self._names[key]!r}", partial(storage.copy_, before)
 

@@ -1,4 +1,4 @@
-"""Tells by the results of two runs of a block whether they compute the same."""
+"""Compares the results and gradients of the unpatched and the patched block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTHING = 1.0
 def difference(plain: Measurement, patched: Measurement, precision: torch.dtype) -> str | None:
     """How a block's result or gradients change; None where they do not, or it cannot be seen.
 
-    It cannot be without weights, or where the plain ones are not finite.
+    It cannot be seen on fake tensors, or if the unpatched results are not finite.
 
     Args:
         plain: what the unpatched block does.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from ..isolation.calls import modules_in
+from ..isolation.isolate import modules_in
 
 Description: TypeAlias = tuple[TreeSpec, tuple[object, ...]]
 

@@ -41,31 +41,31 @@ def find_scope(
         PatchingError: what a run has changed could not be put back.
     """
     failures: list[str] = []
-    done = 0  # the level that is settled
+    done = 0  # the innermost level that is ruled out
     for each in around:
         if each.level <= done:
             continue
         for scope in _attempts(model, each, known):
             try:
-                output, witness = _try(scope, site, autocast_dtype)
+                output, observer = _try(scope, site, autocast_dtype)
             except PatchingError:
                 raise
             except Exception as error:  # whatever a foreign forward raises: reported as the reason
                 failures.append(reason(scope.module, error))
                 continue
-            if not witness.results:
+            if not observer.results:
                 failures.insert(0, f"{type(scope.module).__name__} does not call it")
                 if each.module is not each.wrapped:
-                    done = each.level  # it calls something else in the place of what it wraps
+                    done = each.level  # it calls something else instead of what it wraps
                 continue
-            if witness.is_hidden:
+            if observer.is_hidden:
                 who = type(scope.module).__name__
                 raise NoProbeError(
                     f"{who} runs it without gradients, or checkpoints or offloads in a way that cannot be turned off"
                 )
-            if _uses(output, witness.results[-1]):
+            if _uses(output, observer.results[-1]):
                 dtypes = (*(weight.dtype for weight in scope.module.parameters()), output.dtype)
-                precision = _coarsest(scope, *dtypes, witness.results[-1].dtype, autocast_dtype=autocast_dtype)
+                precision = _coarsest(scope, *dtypes, observer.results[-1].dtype, autocast_dtype=autocast_dtype)
                 return replace(scope, precision=precision)
             failures.insert(0, f"what uses the result of {type(scope.module).__name__} cannot be run by itself")
             break
@@ -101,20 +101,20 @@ def _tokens(module: nn.Module, call: Call) -> int:
     return max(1, states.numel() // max(1, width))
 
 
-def _try(scope: Scope, site: Site, autocast_dtype: torch.dtype | None) -> tuple[Tensor, _Witness]:
-    witness = _Witness()
-    hooks = torch.autograd.graph.saved_tensors_hooks(witness.saves.note, lambda tensor: tensor)
+def _try(scope: Scope, site: Site, autocast_dtype: torch.dtype | None) -> tuple[Tensor, _Observer]:
+    observer = _Observer()
+    hooks = torch.autograd.graph.saved_tensors_hooks(observer.saves.note, lambda tensor: tensor)
     with (
-        site.kind.observed(site, witness.note),
+        site.kind.observed(site, observer.note),
         undisturbed(scope.module, scope.device),
         autocast(scope, autocast_dtype),
         hooks,
     ):
-        return scope.run(scope.few.arguments()), witness
+        return scope.run(scope.few.arguments()), observer
 
 
-class _Witness:
-    """Sees how a site is called.
+class _Observer:
+    """Observes the calls of a site.
 
     Attributes:
         results: of its calls.
@@ -135,18 +135,18 @@ class _Witness:
 
 
 class _Saves:
-    """Counts what is saved for the backward pass. Apart from the results, whose graph holds it: they would never go."""
+    """Counts what is saved for backward. Apart from the results, whose graph refers to it, so that they are freed."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def note(self, tensor: Tensor) -> Tensor:
         self.count += 1
-        return tensor.detach()  # else one that saves its own result would hold itself
+        return tensor.detach()  # otherwise one that saves its own result would keep itself alive
 
 
 def _uses(output: Tensor, result: Tensor) -> bool:
-    """Whether more is returned than the site's result, a view or a product of it: else it is used elsewhere."""
+    """Whether the output is more than the site's result, a view or a product of it: then its consumer has run."""
     function = output.grad_fn
     if function is None or output.untyped_storage()._cdata == result.untyped_storage()._cdata:
         return False

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...sites import Replacement
-from ..isolation.calls import CHECKPOINT, is_part_of_the_forward
+from ..isolation.isolate import CHECKPOINT, is_part_of_the_forward
 
 Signature: TypeAlias = tuple[object, ...]
 

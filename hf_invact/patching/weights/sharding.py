@@ -1,6 +1,6 @@
-"""Decides whether a module's weights are whole, and whether it may be run by itself for a probe.
+"""Decides whether a module has all of its weights, and whether it may be run by itself for a probe.
 
-What is asked is the same in every process: a probe on some of them only would wait for the others for ever.
+All processes decide the same: a probe in only some of them would wait for the others forever.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...sites.names import full_name
 from ..errors import NoProbeError
 
-# They gather, reduce or broadcast around what they wrap. By name, since importing them takes long.
+# These gather, reduce or broadcast around the module that they wrap. By name, since importing them is slow.
 _FSDP1 = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
 _WRAPPERS = (
     "torch.nn.parallel.distributed.DistributedDataParallel",
@@ -20,21 +20,21 @@ _WRAPPERS = (
     "deepspeed.runtime.engine.DeepSpeedEngine",
 )
 _FSDP2 = ("torch.distributed.fsdp.FSDPModule", "torch.distributed.fsdp._fully_shard._fully_shard.FSDPModule")
-# PyTorch has its mark for torch.compile, on all modules of a unit of FSDP, of either version. Transformers has its own
-# where it has put communication around a module (where it uses hooks, before 5.17, weights do not tell).
+# PyTorch marks all modules of an FSDP unit, of both versions, for torch.compile. Transformers marks modules around
+# which it has put communication (before 5.17 it uses hooks, and the weights do not show it).
 _IN_FSDP, _IN_TENSOR_PARALLEL = MARKS = ("_is_fsdp_managed_module", "_is_hooked")
 _NAMES_OF_WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
 
 class ShardedError(NoProbeError):
-    """The weights are not here, but the sizes that they have in a forward pass are known."""
+    """The weights are sharded or missing, but their sizes in a forward pass are known."""
 
     def __init__(self) -> None:
         super().__init__("its weights are sharded or missing")
 
 
 def require_whole(model: nn.Module, module: nn.Module) -> None:
-    """Refuse a module that cannot be run by itself, without other processes, on the weights that it has.
+    """Refuse a module that cannot be run by itself, without other processes, with the weights that it has.
 
     Args:
         model: whatever is known of the model around it.
@@ -51,7 +51,7 @@ def require_whole(model: nn.Module, module: nn.Module) -> None:
             raise NoProbeError(f"{type(each).__name__} cannot be run by itself: it communicates with other processes")
     if any(weight.numel() == 0 and not hasattr(weight, "ds_shape") for weight in module.parameters()):
         raise NoProbeError("its weights are sharded or missing")
-    # The hooks of ZeRO-3 are on modules without weights as well.
+    # ZeRO-3 also has hooks on modules without weights.
     if any(map(_is_part, module.parameters())) or any(hasattr(weight, "ds_id") for weight in model.parameters()):
         raise ShardedError
     if any(_is_fsdp2(each) or getattr(each, _IN_TENSOR_PARALLEL, False) for each in module.modules()):
@@ -59,7 +59,7 @@ def require_whole(model: nn.Module, module: nn.Module) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the weights of any part of a model are sharded, or missing."""
+    """Whether weights of a model are sharded or missing."""
     if any(_is_part(weight) or weight.numel() == 0 for weight in model.parameters()):
         return True
     return any(
@@ -74,17 +74,17 @@ def is_dtensor(weight: Tensor) -> bool:
 
 
 def is_in_fsdp(module: nn.Module) -> bool:
-    """Whether a module is part of a unit of FSDP, of either version."""
+    """Whether a module is part of an FSDP unit, of either version."""
     return getattr(module, _IN_FSDP, False)
 
 
 def fsdp2_states(model: nn.Module) -> list[Any]:
-    """What FSDP2 knows of the units of a model."""
+    """The FSDP2 states of a model's units."""
     return [each._get_fsdp_state() for each in model.modules() if _is_fsdp2(each)]  # type: ignore[operator]
 
 
 def mixed_precision_of(module: nn.Module) -> Any:
-    """The policy by which FSDP2 casts the inputs and outputs of a unit; None where it casts nothing."""
+    """The policy by which FSDP2 casts the inputs and outputs of a unit; None if it casts nothing."""
     if not _is_fsdp2(module):
         return None
     policy = module._get_fsdp_state()._mp_policy  # type: ignore[operator]
@@ -98,7 +98,7 @@ def class_without_fsdp(module: nn.Module) -> type[nn.Module]:
 
 
 def plain_name(name: str) -> str:
-    """The qualified name that a module has while it is not wrapped.
+    """The qualified name of a module without the wrappers around it.
 
     >>> plain_name("_fsdp_wrapped_module.layers.0._fsdp_wrapped_module.mlp")
     'layers.0.mlp'
@@ -115,7 +115,7 @@ def _is_in_fsdp1(model: nn.Module, module: nn.Module) -> bool:
 
 
 def _is_part(weight: Tensor) -> bool:
-    """Of a DTensor, of DeepSpeed's ZeRO-3, or missing."""
+    """Whether a weight is a DTensor, sharded by DeepSpeed's ZeRO-3, or missing."""
     return is_dtensor(weight) or hasattr(weight, "ds_id") or weight.is_meta
 
 

@@ -1,4 +1,4 @@
-"""Finds the blocks of a model that hold an activation: of registered classes, and any other by its form."""
+"""Finds the blocks of a model that hold an activation: by their class if it is registered, else by their structure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _BLOCKS: dict[str, Block] = {
 
 
 def register_block(block: type[nn.Module], activation: str, *, is_gated: bool = False) -> None:
-    """Have `patch_model` patch a block of your own, also where it cannot be probed (see `InvActConfig.plan`).
+    """Make `patch_model` patch a block of your own even if it cannot be probed (see `InvActConfig.plan`).
 
     Args:
         block: the module class. Subclasses count too.
@@ -69,18 +69,18 @@ def register_block(block: type[nn.Module], activation: str, *, is_gated: bool = 
 
 
 def registered_blocks() -> tuple[Block, ...]:
-    """All classes that are registered."""
+    """All registered classes."""
     return tuple(_BLOCKS.values())
 
 
 def find_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Block | None]]:
-    """The activations that can be inverted, and (in registered blocks) whatever is in their place, in model order.
+    """The activations that can be inverted, in model order; in registered blocks also unknown ones.
 
     Returns:
         For each: the qualified name of the block, the block, where it holds the activation, and what its class is
-        registered as; None where it is found by its form.
+        registered as; None if it is found by its structure.
 
-    Not those of a module of which PEFT trains a copy in its place (``modules_to_save``): nothing calls them.
+    Modules that PEFT replaces by a trained copy (``modules_to_save``) are left out, since nothing calls them.
     """
     replaced = _replaced_by_copies(model)
     for name, module in model.named_modules():
@@ -95,7 +95,7 @@ def find_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Bl
 
 
 def _registered(cls: type[nn.Module]) -> Block | None:
-    """What a class is registered as. Of a subclass with a forward of its own, nobody knows that it multiplies."""
+    """What a class is registered as. A subclass with its own forward is not assumed to be gated."""
     registered = next((base for base in cls.__mro__ if full_name(base) in _BLOCKS), None)
     if registered is None:
         return None
@@ -116,6 +116,6 @@ def _replaced_by_copies(model: nn.Module) -> set[nn.Module]:
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether a module is itself an activation that is known."""
+    """Whether a module is itself a known activation."""
     original = original_of(module)
     return inverse_of(original) is not None or reason_to_leave(original) is not None

@@ -1,9 +1,10 @@
-"""The value of a gate's activation until it is known what it is multiplied with."""
+"""The output of a gate's activation, deferred until it is known what it is multiplied with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,42 +18,32 @@ from ..kind import NotApplicable
 _PRODUCTS = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)
 
 
-class PendingActivation:
-    """Stands for ``native(x)``. Multiplied with a tensor it is `ops.gate`; used in any other way, it is that tensor.
+class DeferredActivation:
+    """Stands for the output of an activation until it is used. Multiplied with a tensor, it is `ops.gate`.
 
-    A block says ``act(x) * up``. This is what lets the slot of the activation alone see the whole product, so that no
-    block's forward need be copied.
+    A block computes ``act(x) * up``. Only with a deferred output can the activation see the whole product, so that no
+    block's forward has to be copied.
 
-    Whoever touches it first, in whatever mode, makes the value that the unpatched activation would have returned, with
-    its graph. From then on everybody gets that one, also in products: autograd decides by identity what is shared.
+    Used in any other way, by anyone and in any mode, it computes the output that the unpatched activation would have
+    returned, with its graph. From then on everybody gets that tensor, also in products: autograd tells shared tensors
+    by their identity.
 
-    It is no tensor for `isinstance` and `torch.is_tensor`: PyTorch's own code hands what claims to be one to C++, which
-    does not ask again. So it is handed to the block alone, not to hooks that look at values, and only where the block
-    was seen to do nothing but multiply it.
+    It is not a tensor for `isinstance` and `torch.is_tensor`, since PyTorch passes what claims to be a tensor to C++
+    without asking again. So only the block gets it, not hooks, and only a block that was seen to multiply it at once.
 
     Args:
-        x: the activation's input, which needs a gradient.
-        native: the activation of the unpatched block.
-        is_strict: any use but the product raises `NotApplicable`.
+        output: how to compute it.
     """
 
-    _pending: _Pending
+    _deferred: DeferredOutput
 
-    def __init__(
-        self,
-        x: Tensor,
-        curve: Curve,
-        saving: Saving,
-        backend: str,
-        native: Callable[[Tensor], Tensor],
-        is_strict: bool = False,
-    ) -> None:
-        # All in one attribute, since any other is an attribute of the tensor.
-        object.__setattr__(self, "_pending", _Pending(x, curve, saving, backend, native, is_strict))
+    def __init__(self, output: DeferredOutput) -> None:
+        # In a single attribute, since every other name is an attribute of the tensor.
+        object.__setattr__(self, "_deferred", output)
 
     def times(self, other: Any) -> Tensor:
-        """Their product."""
-        return self._pending.times(other)
+        """The product with a tensor or a number."""
+        return self._deferred.times(other)
 
     __mul__ = __rmul__ = __imul__ = mul = multiply = times
 
@@ -60,15 +51,15 @@ class PendingActivation:
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """What PyTorch calls where a function gets this instead of a tensor."""
+        """PyTorch calls this where a function gets a deferred activation instead of a tensor."""
         if func in _PRODUCTS and len(args) == 2 and not kwargs:
-            pending, other = args if type(args[0]) is cls else reversed(args)
-            return pending.times(other)
+            deferred, other = args if type(args[0]) is cls else reversed(args)
+            return deferred.times(other)
         args, kwargs = _with_tensors(args), _with_tensors(kwargs or {})
         return func(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_pending":  # of an object that has not been initialised, as compilers make them to look at
+        if name == "_deferred":  # of an object without __init__, as compilers create it to inspect it
             raise AttributeError(name)
         return getattr(_tensor_of(self), name)
 
@@ -76,43 +67,48 @@ class PendingActivation:
         setattr(_tensor_of(self), name, value)
 
 
-class _Pending:
-    """What a `PendingActivation` knows."""
+@dataclass(eq=False)
+class DeferredOutput:
+    """How to compute the output of an activation, or its product with another tensor.
 
-    def __init__(
-        self,
-        x: Tensor,
-        curve: Curve,
-        saving: Saving,
-        backend: str,
-        native: Callable[[Tensor], Tensor],
-        is_strict: bool,
-    ) -> None:
-        self.x, self.curve, self.saving, self.backend, self.native = x, curve, saving, backend, native
-        self.is_strict = is_strict
-        self.autocast_dtype = active_dtype(x)
-        self.value: Tensor | None = None
+    Attributes:
+        x: the activation's input, which needs a gradient.
+        native: the activation of the unpatched block.
+        is_strict: any use but the product raises `NotApplicable`.
+        value: the output, once it was computed.
+    """
+
+    x: Tensor
+    curve: Curve
+    saving: Saving
+    backend: str
+    native: Callable[[Tensor], Tensor]
+    is_strict: bool = False
+    value: Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.autocast_dtype = active_dtype(self.x)
 
     def times(self, other: Any) -> Tensor:
         if self._fits(other):
             if self.is_strict:
-                self._require_that_its_product_tells()
+                self._require_invertible_product()
             return gate(self.x, other, self.curve, self.saving, self.backend)
         value = self.tensor()
-        product: Tensor = value * (_tensor_of(other) if type(other) is PendingActivation else other)
+        product: Tensor = value * (_tensor_of(other) if type(other) is DeferredActivation else other)
         return product
 
     def _fits(self, other: Any) -> bool:
-        """Whether their product is a gate, and is computed now as it would have been when the activation was called."""
-        if self.value is not None or type(other) is PendingActivation or not isinstance(other, Tensor):
+        """Whether the product is a gate, in the same autocast and grad mode as when the activation was called."""
+        if self.value is not None or type(other) is DeferredActivation or not isinstance(other, Tensor):
             return False
         is_as_called = torch.is_grad_enabled() and active_dtype(self.x) == self.autocast_dtype
         return is_as_called and other.shape == self.x.shape and other.dtype == self.x.dtype
 
-    def _require_that_its_product_tells(self) -> None:
+    def _require_invertible_product(self) -> None:
         if self.saving == "output" and not tells_output(self.curve, self.x.dtype, self.x.dtype):
             raise NotApplicable(
-                f"in {self.x.dtype} a product with {self.curve.name} does not tell the activation's output; the plan "
+                f"in {self.x.dtype} the output of {self.curve.name} cannot be computed from a product; the plan "
                 "'gate-inputs' keeps gate and up instead"
             )
 
@@ -121,7 +117,7 @@ class _Pending:
             raise NotApplicable("the activation is not multiplied with a tensor of its shape and dtype")
         if _is_inside_a_function():
             raise RuntimeError(
-                "the result of an inverted gate's activation was given to a torch.autograd.Function, which would drop "
+                "the output of an inverted gate's activation was passed to a torch.autograd.Function, which would drop "
                 "its gradient. Leave this block alone with InvActConfig(exclude=[...]), or use the plan 'output' there"
             )
         if self.value is None:
@@ -137,7 +133,7 @@ class _Pending:
 
 
 def _is_inside_a_function() -> bool:
-    """Whether the forward of a `torch.autograd.Function` is running: it turns both kinds of gradients off."""
+    """Whether the forward of a `torch.autograd.Function` is running, where gradients of both modes are off."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or _is_in_inference_mode():
         return False
     return not torch._C._is_fwd_grad_enabled()
@@ -148,8 +144,8 @@ def _is_in_inference_mode() -> bool:
 
 
 def _with_tensors(value: Any) -> Any:
-    """Arguments with a tensor for every pending activation. (PyTorch's own function for it leaves cycles behind.)"""
-    if type(value) is PendingActivation:
+    """Replace deferred activations in arguments by tensors. (PyTorch's own function for it leaves cycles behind.)"""
+    if type(value) is DeferredActivation:
         return _tensor_of(value)
     if isinstance(value, dict):
         return {key: _with_tensors(each) for key, each in value.items()}
@@ -159,20 +155,20 @@ def _with_tensors(value: Any) -> Any:
     return value
 
 
-def _tensor_of(pending: PendingActivation) -> Tensor:
-    return pending._pending.tensor()
+def _tensor_of(deferred: DeferredActivation) -> Tensor:
+    return deferred._deferred.tensor()
 
 
 def _special_method(name: str) -> Callable[..., Any]:
-    def apply(self: PendingActivation, *args: Any, **kwargs: Any) -> Any:
+    def apply(self: DeferredActivation, *args: Any, **kwargs: Any) -> Any:
         return getattr(_tensor_of(self), name)(*args, **kwargs)
 
     return apply
 
 
-# Python looks special methods up in the class. Those that make the object itself what it is stay.
+# Python looks up special methods in the class. Those that define the object itself stay.
 _OWN = {
-    *vars(PendingActivation),
+    *vars(DeferredActivation),
     *(
         "__class__",
         "__new__",
@@ -185,5 +181,5 @@ _OWN = {
 }
 for _name in set(dir(Tensor)) - _OWN:
     if _name.startswith("__") and callable(getattr(Tensor, _name)):
-        setattr(PendingActivation, _name, _special_method(_name))
-PendingActivation.__array_priority__ = Tensor.__array_priority__  # type: ignore[attr-defined]
+        setattr(DeferredActivation, _name, _special_method(_name))
+DeferredActivation.__array_priority__ = Tensor.__array_priority__  # type: ignore[attr-defined]

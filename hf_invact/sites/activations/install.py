@@ -24,7 +24,7 @@ def install(
         inverse: the curve to compute in its place; or the class to give it, which has the plan `OUTPUT` alone.
         backend: computes the curve.
         plan: what is kept.
-        strict: raise `NotApplicable` where the block uses the activation otherwise than the plan says.
+        strict: raise `NotApplicable` if the block does not use the activation as the plan requires.
 
     Raises:
         NotApplicable: it cannot have this plan.
@@ -69,7 +69,7 @@ def installed_plan(block: nn.Module, attribute: str) -> ActivationPlan | None:
 
 @contextmanager
 def suspended(block: nn.Module, attribute: str) -> Iterator[None]:
-    """The original object, with its class, inside; afterwards what was there, whatever was installed inside."""
+    """Inside, the original object with its own class. Afterwards what was there before, whatever is installed inside."""
     installed = getattr(block, attribute, None)
     if installed is None:
         yield
@@ -88,14 +88,14 @@ def suspended(block: nn.Module, attribute: str) -> Iterator[None]:
 
 @contextmanager
 def observed(block: nn.Module, attribute: str, note: Callable[[Tensor], None]) -> Iterator[None]:
-    """Hand the result of each call of an unpatched activation to a function, inside."""
+    """Inside, pass the result of each call of an unpatched activation to a function."""
     with replaced(block, attribute, _Observed(getattr(block, attribute), note)):
         yield
 
 
 @contextmanager
 def replaced(block: nn.Module, attribute: str, activation: object) -> Iterator[None]:
-    """Any other object in an activation's place inside; afterwards what was there."""
+    """Inside, another object in place of the activation; afterwards what was there before."""
     before = getattr(block, attribute)
     _set(block, attribute, activation)
     try:
@@ -105,11 +105,11 @@ def replaced(block: nn.Module, attribute: str, activation: object) -> Iterator[N
 
 
 class _Observed(nn.Module):
-    """Stands in the place of an activation, and tells of its results."""
+    """Replaces an activation, and reports its results."""
 
     def __init__(self, original: Callable[..., Tensor], note: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self.original, self.note = original, note  # a submodule, if it is one: so a probe leaves it as it was
+        self.original, self.note = original, note  # registered as a submodule, so that a probe restores it
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         result = self.original(*args, **kwargs)
@@ -118,6 +118,6 @@ class _Observed(nn.Module):
 
 
 def _set(block: nn.Module, attribute: str, activation: Any) -> None:
-    """Put it where the attribute is now, a submodule or (a plain function) not, so that the order stays as well."""
+    """Replace an attribute where it is stored now, among the submodules or not, so that the order stays the same."""
     holder: dict[str, Any] = block._modules if attribute in block._modules else vars(block)
     holder[attribute] = activation

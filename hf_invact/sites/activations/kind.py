@@ -97,7 +97,7 @@ class Activations(SiteKind[ActivationSite, ActivationPlan]):
                 "hf_invact.register_activation; or exclude the block with InvActConfig(exclude=[...])"
             )
         if isinstance(activation, nn.Module) and (hook := hook_of_others(activation)):
-            return f"a hook of others is on it ({hook}), which gets what it gets in the unpatched model"
+            return f"other code has a hook on it ({hook}), which gets the same tensors as in the unpatched model"
         return None
 
     def fallback(self, site: ActivationSite) -> ActivationPlan | None:

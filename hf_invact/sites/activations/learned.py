@@ -1,6 +1,6 @@
-"""The activations with parameters of their own, as they are while their block is patched.
+"""The classes of activations with learned parameters while they are patched.
 
-Without gradients, and where they cannot be inverted, they compute what the original class does, and keep what it keeps.
+Where no gradient is needed, and where they cannot be inverted, they compute and save what the original class does.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from transformers.activations import XIELUActivation
 from ...ops import SMALLEST_SLOPE, invert_prelu, invert_xielu, prelu_is_invertible
 from .patched import LearnedActivation
 
-_WITHOUT_VALUES = "its parameters are on the meta device, so that nothing says whether it can be inverted"
-_BOUND = "Accelerate, or another library, has bound its forward, and would go on calling that one"
+_WITHOUT_VALUES = "its parameters are on the meta device, so it is unknown whether it can be inverted"
+_BOUND = "another library, such as Accelerate, has replaced its forward, and would keep calling that one"
 
 
 class PatchedPReLU(LearnedActivation, nn.PReLU):
     """`torch.nn.PReLU`, saving its output alone while all of its weights are positive.
 
-    That is checked at every forward pass that needs gradients, which makes the host wait for a GPU.
+    Every forward pass that needs gradients checks this, which synchronizes with a GPU.
     """
 
     name: ClassVar[str] = "prelu"
@@ -37,8 +37,8 @@ class PatchedPReLU(LearnedActivation, nn.PReLU):
         if not self.has_warned:
             self.has_warned = True
             warnings.warn(
-                f"a PReLU is not inverted any more, and keeps its input: {_not_positive(self.weight)}. It is inverted "
-                "again as soon as all of its weights are positive. Its results are the same either way",
+                f"a PReLU is no longer inverted, and saves its input: {_not_positive(self.weight)}. It is inverted "
+                "again as soon as all of its weights are positive. Its results are the same in both cases",
                 stacklevel=2,
             )
         return F.prelu(input, self.weight)
@@ -70,7 +70,7 @@ class PatchedXIELU(LearnedActivation, XIELUActivation):
         if not self.is_to_invert(input, self.alpha_p, self.alpha_n):
             return self._native(input)
         alpha_p, alpha_n = F.softplus(self.alpha_p), self.beta + F.softplus(self.alpha_n)
-        # Of a number it makes a tensor of shape (1,), as the original does.
+        # For a scalar the original returns shape (1,).
         return invert_xielu(torch.atleast_1d(input), alpha_p, alpha_n, self.beta, self._native)
 
     def _native(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class PatchedXIELU(LearnedActivation, XIELUActivation):
     @staticmethod
     def reason_to_leave(module: XIELUActivation) -> str | None:
         if module._xielu_cuda_obj is not None:
-            return "it runs the kernel of the xielu package, which keeps what it needs itself"
+            return "it runs the kernel of the xielu package, which has a backward pass of its own"
         if module.beta.is_meta:
             return _WITHOUT_VALUES
         if "forward" in vars(module):

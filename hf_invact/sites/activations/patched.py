@@ -15,15 +15,15 @@ from ...nn import InvertedActivation
 from ...ops import invert, wants_gradient
 from .. import hooks
 from ..kind import Replacement
-from .deferred import PendingActivation
+from .deferred import DeferredActivation, DeferredOutput
 from .plans import OUTPUT, ActivationPlan
 
 
 class PatchedActivation(InvertedActivation, Replacement):
-    """Replaces an activation object and keeps it, to put it back and to answer with it where nothing is inverted.
+    """Replaces an activation object, and keeps the original.
 
-    That is so where no gradient is needed (evaluation, generation), and while others have hooks on the activation: the
-    original object then computes the result, so that it is the unpatched model's to the bit, and is what hooks get.
+    The original computes the output where no gradient is needed (evaluation, generation) and while other code has hooks
+    on the activation. The output is then bitwise that of the unpatched model, and hooks get the same tensors.
     """
 
     original: Callable[[Tensor], Tensor]
@@ -39,14 +39,14 @@ class PatchedActivation(InvertedActivation, Replacement):
         super().__init__(curve, backend)
         self.plan = plan
         self.is_strict = is_strict
-        # Not as a submodule: the patched model has the modules of the unpatched one and no more.
+        # Not a submodule: a patched model has the same modules as the unpatched one.
         object.__setattr__(self, "original", original)
         if isinstance(original, nn.Module):
             hooks.share(original, self)
         self.train(getattr(original, "training", True))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # `torch.fx` looks for a module that is called among the model's, where one in a function's place is not.
+        # `torch.fx` looks up each called module in the model, and does not find one that replaces a function.
         if not isinstance(self.original, nn.Module) and any(isinstance(value, Proxy) for value in args):
             return self.original(*args, **kwargs)
         return super().__call__(*args, **kwargs)
@@ -64,11 +64,10 @@ class PatchedActivation(InvertedActivation, Replacement):
             return self._native(input)
         if not self.plan.is_gate:
             return invert(input, self.curve, self.backend, self.plan.saving)
-        # No tensor, but the block multiplies it at once, and what it is multiplied with is part of the operation.
-        pending: Any = PendingActivation(
-            input, self.curve, self.plan.saving, self.backend, self._native, self.is_strict
-        )
-        product: Tensor = pending
+        # Not a tensor: the block multiplies it at once, and the other factor is part of the operation.
+        output = DeferredOutput(input, self.curve, self.plan.saving, self.backend, self._native, self.is_strict)
+        deferred: Any = DeferredActivation(output)
+        product: Tensor = deferred
         return product
 
     def register_full_backward_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
@@ -78,7 +77,7 @@ class PatchedActivation(InvertedActivation, Replacement):
         return self._register("register_backward_hook", *args, **kwargs)
 
     def _register(self, method: str, *args: Any, **kwargs: Any) -> RemovableHandle:
-        """On the original, since the kind of its backward hooks is kept beside the hooks themselves."""
+        """Register on the original module, which also stores the kind of its backward hooks."""
         if not isinstance(self.original, nn.Module):
             handle: RemovableHandle = getattr(super(), method)(*args, **kwargs)
             return handle
@@ -87,7 +86,7 @@ class PatchedActivation(InvertedActivation, Replacement):
         return handle
 
     def _native(self, input: Tensor) -> Tensor:
-        """What the original object computes, without its hooks."""
+        """The output of the original, without running its hooks."""
         original: Any = self.original
         result: Tensor = original.forward(input) if isinstance(original, nn.Module) else original(input)
         return result
@@ -97,15 +96,15 @@ class PatchedActivation(InvertedActivation, Replacement):
 
 
 class LearnedActivation:
-    """Base of the classes that an activation with parameters of its own has while its block is patched.
+    """Base of the classes that activations with learned parameters have while they are patched.
 
-    It is not replaced: state dicts, optimizers and wrappers know its parameters. The instance stays, and only its class
-    becomes a subclass of the original one that overrides `forward` and adds no state but `has_warned`.
+    The instance stays, since state dicts, optimizers and wrappers know its parameters. Only its class changes, to a
+    subclass of the original one that overrides `forward` and adds no state but `has_warned`.
 
     Attributes:
         name: how the report calls it.
-        original_class: the class to go back to.
-        has_warned: whether the module has said that it is not inverted for now.
+        original_class: the class in the unpatched model.
+        has_warned: whether the module has warned that it is not inverted for now.
     """
 
     name: ClassVar[str]
@@ -113,7 +112,7 @@ class LearnedActivation:
     has_warned: bool = False
 
     def is_to_invert(self, *tensors: Tensor) -> bool:
-        """Whether a gradient is needed for one of the tensors that it computes with, and no hook of others is on it."""
+        """Whether one of the tensors that it computes with needs a gradient, and no other code has a hook on it."""
         if not wants_gradient(*tensors):
             return False
         hook = hooks.hook_of_others(self)  # type: ignore[arg-type]
@@ -123,7 +122,7 @@ class LearnedActivation:
 
     @staticmethod
     def reason_to_leave(module: Any) -> str | None:
-        """Why a module of the original class, or of this one, cannot be inverted as it is; None if it can."""
+        """Why a module of the original class, or of this one, cannot be inverted; None if it can."""
         raise NotImplementedError
 
 

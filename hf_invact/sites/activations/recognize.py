@@ -1,4 +1,4 @@
-"""Which curve an activation object computes, decided from the object that is installed."""
+"""Recognizes which curve an activation object computes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ...curves import (
 from ..names import full_name
 from .patched import Inverse, LearnedActivation, original_class
 
-# Classes by their full name, so that nothing of Transformers is imported to look one up.
+# Classes by full name, so that looking one up does not import Transformers.
 _CURVE_OF_CLASS: dict[str, Curve] = {
     "torch.nn.modules.activation.SiLU": SILU,
     "transformers.activations.SiLUActivation": SILU,
@@ -51,7 +51,7 @@ _CURVE_OF_CLASS: dict[str, Curve] = {
     "transformers.activations.SqrtSoftplusActivation": SQRTSOFTPLUS,
 }
 _CURVE_OF_APPROXIMATION = {"none": GELU, "tanh": GELU_TANH}
-# Those whose instances differ. Values that cannot be inverted are refused with ValueError.
+# Classes whose instances differ. A ValueError is raised for settings that cannot be inverted.
 _CURVE_OF_INSTANCE: dict[str, Callable[[Any], Curve]] = {
     "torch.nn.modules.activation.GELU": lambda module: _CURVE_OF_APPROXIMATION[module.approximate],
     "torch.nn.modules.activation.LeakyReLU": lambda module: leaky_relu(module.negative_slope),
@@ -71,7 +71,7 @@ _CURVE_OF_FUNCTION: dict[Hashable, Curve] = {
     F.relu6: RELU6,
 }
 
-# Those with parameters of their own, and the names of the classes of `learned` for them.
+# Classes with learned parameters, and the classes of `learned` that patch them.
 _LEARNED = {
     "torch.nn.modules.activation.PReLU": "PatchedPReLU",
     "transformers.activations.XIELUActivation": "PatchedXIELU",
@@ -82,12 +82,12 @@ _LEFT_ALONE = {
     "torch.nn.modules.activation.ReLU": _SAVES_OUTPUT,
     "torch.nn.modules.activation.Tanh": _SAVES_OUTPUT,
     "torch.nn.modules.activation.Sigmoid": _SAVES_OUTPUT,
-    "transformers.activations.LinearActivation": "it keeps nothing",
+    "transformers.activations.LinearActivation": "it saves nothing",
 }
 
 
 def curve_of(activation: object) -> Curve | None:
-    """The curve that an activation object computes; None where it is not known, or cannot be inverted.
+    """The curve that an activation object computes; None if it is unknown or cannot be inverted.
 
     Args:
         activation: a module or a function. Only exact classes count: a subclass may compute something else.
@@ -108,13 +108,13 @@ def curve_of(activation: object) -> Curve | None:
 def _is_hashable(value: object) -> TypeGuard[Hashable]:
     try:
         hash(value)
-    except TypeError:  # also of what says it is, and holds something that is not
+    except TypeError:  # also for objects that define __hash__ but hold something unhashable
         return False
     return True
 
 
 def learned_class_of(activation: object) -> type[LearnedActivation] | None:
-    """The class that inverts an activation with parameters of its own, patched already or not; None for any other."""
+    """The class that patches an activation with learned parameters; None for other activations."""
     name = _LEARNED.get(full_name(original_class(activation)))
     if name is None:
         return None
@@ -125,7 +125,7 @@ def learned_class_of(activation: object) -> type[LearnedActivation] | None:
 
 
 def inverse_of(activation: object) -> Inverse | None:
-    """What `slot.install` needs to invert an activation object; None where it is not known, or cannot be inverted."""
+    """What `install.install` needs to invert an activation object; None if it is unknown or cannot be inverted."""
     learned = learned_class_of(activation)
     if learned is None:
         return curve_of(activation)
@@ -133,7 +133,7 @@ def inverse_of(activation: object) -> Inverse | None:
 
 
 def reason_to_leave(activation: object) -> str | None:
-    """Why an activation that is known is better left as it is, or has to be; None for any other."""
+    """Why a known activation is left alone; None for any other."""
     if learned := learned_class_of(activation):
         return learned.reason_to_leave(activation)
     name = full_name(type(activation))
@@ -146,7 +146,7 @@ def reason_to_leave(activation: object) -> str | None:
 
 
 def recognise(activations: Iterable[type[nn.Module] | Callable[..., Any]], curve: Curve) -> None:
-    """Have `curve_of` find a curve for module classes and functions.
+    """Make `curve_of` return a curve for module classes and functions.
 
     Raises:
         ValueError: one of them is known already otherwise, or is neither a class nor a function. None is then added.
@@ -177,17 +177,17 @@ def recognise(activations: Iterable[type[nn.Module] | Callable[..., Any]], curve
 
 
 def describe(activation: object) -> str:
-    """How messages call an activation object."""
+    """The name of an activation object in messages."""
     return original_class(activation).__name__ if isinstance(activation, nn.Module) else repr(activation)
 
 
 def learned_activations() -> tuple[str, ...]:
-    """Names of the classes that have parameters of their own."""
+    """The names of the classes with learned parameters."""
     return tuple(name.rpartition(".")[2] for name in _LEARNED)
 
 
 def supported_activations() -> tuple[str, ...]:
-    """Short names of what `inverse_of` knows, for messages."""
+    """The short names of all activations that `inverse_of` knows, for messages."""
     functions = [getattr(function, "__name__", repr(function)) for function in _CURVE_OF_FUNCTION]
     classes = (name.rpartition(".")[2] for name in (*_CURVE_OF_CLASS, *_CURVE_OF_INSTANCE, *_LEARNED))
     return tuple(sorted({*classes, *functions}))

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, ResNetConfig
 
 from hf_invact.patching.probing.arguments import Calls, calls
 from hf_invact.patching.probing.signature import signature
-from hf_invact.patching.weights.shadow import without_memory
+from hf_invact.patching.weights.fake_copy import without_memory
 from hf_invact.patching.weights.sharding import ShardedError
 from tests.models import tiny_model
 from tests.patching.probing.modalities import (

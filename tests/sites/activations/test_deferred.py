@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hf_invact.curves import SILU
 from hf_invact.memory import SavedActivations
-from hf_invact.sites.activations.deferred import PendingActivation
+from hf_invact.sites.activations.deferred import DeferredActivation, DeferredOutput
 from hf_invact.sites.kind import NotApplicable
 from tests.helpers import normal
 
@@ -30,8 +30,8 @@ def leaves(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     return gate, up
 
 
-def pending(gate: Tensor, *, is_strict: bool = False) -> PendingActivation:
-    return PendingActivation(gate, SILU, "output", "eager", F.silu, is_strict)
+def pending(gate: Tensor, *, is_strict: bool = False) -> DeferredActivation:
+    return DeferredActivation(DeferredOutput(gate, SILU, "output", "eager", F.silu, is_strict))
 
 
 def in_place(act: Any, up: Tensor) -> Tensor:
@@ -213,8 +213,8 @@ def test_a_look_changes_nothing(look: Callable[[Any], Any], mode: Callable[[], A
 def test_every_special_method_of_a_tensor_is_there() -> None:
     methods = {name for name in dir(Tensor) if name.startswith("__") and callable(getattr(Tensor, name))}
     methods -= {"__torch_dispatch__"}  # of subclasses of Tensor alone
-    assert methods <= set(dir(PendingActivation))
-    own = {name for name in methods if getattr(PendingActivation, name) is getattr(object, name, None)}
+    assert methods <= set(dir(DeferredActivation))
+    own = {name for name in methods if getattr(DeferredActivation, name) is getattr(object, name, None)}
     assert own <= {"__init_subclass__", "__new__", "__subclasshook__", "__getattribute__", "__class__"}
 
 
@@ -224,10 +224,10 @@ def test_the_value_is_computed_under_the_autocast_that_the_activation_was_called
 
     gate, up = leaves()
     with torch.autocast("cpu", torch.bfloat16):
-        act, expected = PendingActivation(gate, SILU, "output", "eager", native), native(gate)
+        act, expected = DeferredActivation(DeferredOutput(gate, SILU, "output", "eager", native)), native(gate)
     assert expected.dtype == torch.bfloat16
     assert torch.equal(act * up, expected * up)
-    act = PendingActivation(gate, SILU, "output", "eager", native)
+    act = DeferredActivation(DeferredOutput(gate, SILU, "output", "eager", native))
     with torch.autocast("cpu", torch.bfloat16):
         assert act.dtype == torch.float32
 

@@ -37,6 +37,6 @@ def test_train_as_unpatched_to_the_bit(activation: str, dtype: torch.dtype) -> N
 
 
 def test_the_plan_that_rebuilds_them_is_refused_with_the_one_that_works() -> None:
-    reason = "in torch.float16 a product with silu does not tell the activation's output; the plan 'gate-inputs'"
+    reason = "in torch.float16 the output of silu cannot be computed from a product; the plan 'gate-inputs'"
     with pytest.raises(PatchingError, match=f"refused, since plan='gate-output' is demanded: .*{reason}"):
         patch_model(small_gates("silu", torch.float16), InvActConfig(plan="gate-output"))

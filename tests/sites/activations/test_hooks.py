@@ -152,7 +152,7 @@ def test_a_site_with_a_hook_is_left_alone_with_that_reason() -> None:
     first, second = patch_model(model).sites
     assert first.plan is None
     assert first.reason.startswith(
-        "left alone: a hook of others is on it (tests.sites.activations.test_hooks.test_a_site_with"
+        "left alone: other code has a hook on it (tests.sites.activations.test_hooks.test_a_site_with"
     )
     assert second.plan == "gate-output"
 
@@ -173,7 +173,7 @@ def test_a_hook_that_comes_later_is_reported_once_and_its_end_saves_again() -> N
         model(**batch(model))
     (warning,) = caught
     assert str(warning.message).startswith(
-        "SiLUActivation is not inverted while a hook of others is on it (tests.sites"
+        "SiLUActivation is not inverted while other code has a hook on it (tests.sites"
     )
     assert hooked.total_bytes == plain.total_bytes > patched.total_bytes
     for handle in handles:

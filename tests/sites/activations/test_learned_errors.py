@@ -132,7 +132,7 @@ def test_a_weight_that_becomes_negative_is_computed_exactly_with_one_warning_for
         loss, gradients = loss_and_gradients(model, x)
         loss_and_gradients(model, x)
     assert len(caught) == 2
-    assert "a PReLU is not inverted any more" in str(caught[0].message)
+    assert "a PReLU is no longer inverted" in str(caught[0].message)
     assert "got -0.5" in str(caught[0].message)
 
     # Again, once it is positive.

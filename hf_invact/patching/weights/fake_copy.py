@@ -1,4 +1,4 @@
-"""Copies a model whose weights are sharded or missing, without memory, so that its blocks can be measured."""
+"""Copies a model whose weights are sharded or missing to fake tensors, so that its blocks can be measured."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CONTAINERS = (list, tuple, set, dict, OrderedDict)
 
 @contextmanager
 def without_memory(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy with weights of fake tensors, whose mode is active inside.
+    """Inside, a copy with fake tensors as weights, and their mode is active.
 
     They are on the CPU, wherever the model is: not every process may know that, and CUDA's random numbers cannot be put
     back among fake tensors. An autocast that is active for the model's device holds for the CPU as well.
@@ -36,22 +36,22 @@ def without_memory(model: nn.Module) -> Iterator[nn.Module]:
     device = next((weight.device.type for weight in model.parameters() if not weight.is_meta), "cpu")
     autocast = torch.autocast("cpu", torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
     fake_tensors = FakeTensorMode(allow_non_fake_inputs=True)
-    fake_tensors.cache_enabled = False  # PyTorch keeps the entries of this cache for ever
-    _LOGGER.addFilter(_tell_nothing)
+    fake_tensors.cache_enabled = False  # PyTorch never frees the entries of this cache
+    _LOGGER.addFilter(_suppress)
     try:
         with fake_tensors, _GroupedProducts(), autocast:
             yield _Copies(model).of(model)
     finally:
-        _LOGGER.removeFilter(_tell_nothing)
+        _LOGGER.removeFilter(_suppress)
 
 
-def _tell_nothing(record: logging.LogRecord) -> bool:
-    """Every scope that is tried in vain would else be reported as an error, with its traceback."""
+def _suppress(record: logging.LogRecord) -> bool:
+    """Suppress the traceback that PyTorch logs for every scope that fails."""
     return False
 
 
 class _GroupedProducts(TorchDispatchMode):
-    """Gives matrix products of experts in other dtypes than bfloat16, which alone fake tensors know."""
+    """Computes grouped matrix products of experts in all dtypes; fake tensors support bfloat16 only."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -63,11 +63,11 @@ class _GroupedProducts(TorchDispatchMode):
 
 
 class _Copies:
-    """The copies of a model's modules: without hooks, with the same classes and attributes."""
+    """The copies of a model's modules, with the same classes and attributes, without hooks."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules: dict[int, nn.Module] = {}
-        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}  # with the original, which keeps its id from being reused
+        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}  # with the original, so that its id is not reused
         self._gathered = dict(_gathered(model))
 
     def of(self, module: nn.Module) -> nn.Module:
@@ -102,7 +102,7 @@ class _Copies:
         return type(value)(self._value(each, module) for each in value)
 
     def _unwrap(self, module: nn.Module, copy: nn.Module) -> None:
-        """Leave out what Accelerate and Transformers put around a forward: it would run the original."""
+        """Remove the wrappers of Accelerate and Transformers around a forward, which would run the original."""
         forward = called_forward(module)
         if getattr(forward, "__func__", forward) is type(module).forward:
             del vars(copy)["forward"]
@@ -119,11 +119,11 @@ class _Copies:
 
 
 def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
-    raise NoProbeError("its forward is not its class's")
+    raise NoProbeError("its forward is not that of its class")
 
 
 def _forward_in_mixed_precision(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Casts as the hooks of FSDP2 do. It is a method, so that it does not tell apart units that are alike."""
+    """Casts as FSDP2's hooks do. A method, so that equal units stay equal for `signature`."""
     policy = self._mixed_precision
     if policy.cast_forward_inputs:
         args, kwargs = tree_map(partial(_cast, policy.param_dtype), (args, kwargs))
@@ -137,7 +137,7 @@ def _cast(dtype: torch.dtype | None, value: Any) -> Any:
 
 
 def _computed_size(tensor: Tensor, module: nn.Module) -> torch.Size:
-    """With which a forward pass computes."""
+    """The size that a forward pass computes with."""
     if hasattr(tensor, "ds_shape"):
         return torch.Size(tensor.ds_shape)
     if not is_dtensor(tensor):
@@ -145,16 +145,16 @@ def _computed_size(tensor: Tensor, module: nn.Module) -> torch.Size:
     mesh, size = tensor.device_mesh, list(tensor.size())  # type: ignore[attr-defined]
     if is_in_fsdp(module):
         if mesh.ndim > 1:
-            raise NoProbeError("it cannot be told which of its weights' dimensions FSDP gathers")
+            raise NoProbeError("it is unknown which dimensions of its weights FSDP gathers")
         return tensor.size()
     for dimension, placement in enumerate(tensor.placements):  # type: ignore[attr-defined]
-        if hasattr(placement, "dim"):  # of the first process, where the processes' shares differ
+        if hasattr(placement, "dim"):  # the first process's, if the processes' shares differ
             size[placement.dim] = -(-size[placement.dim] // mesh.size(dimension))
     return torch.Size(size)
 
 
 def _gathered(model: nn.Module) -> Iterator[tuple[Tensor, tuple[torch.Size, torch.dtype]]]:
-    """The weights that FSDP2 gathers, with the size and the dtype that they then have."""
+    """The weights that FSDP2 gathers, with their size and dtype after gathering."""
     for state in fsdp2_states(model):
         groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
         for group in filter(None, groups):

@@ -1,4 +1,4 @@
-"""Has the modules of a probe compute what they compute, and nothing beside it."""
+"""Turns off what modules do beside their forward computation, for the time of a probe."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...sites import original_of
 
 CHECKPOINT = "checkpoint"  # in names of attributes and functions
 _TURNING_OFF = ("no_", "non_", "not_", "disable", "skip", "without")  # in names of flags that mean the opposite
-# What `torch.utils.checkpoint.checkpoint` takes for itself.
+# Arguments of `torch.utils.checkpoint.checkpoint` itself.
 _OPTIONS = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
-# Where wrappers of PyTorch that compile, checkpoint or offload a module hold it.
+# Attributes in which PyTorch's wrappers for compiling, checkpointing and offloading hold the wrapped module.
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
-# Whose hooks set the weight that a module computes with: weight and spectral normalization, pruning.
+# Hooks of this package set the weight that a module uses: weight and spectral normalization, pruning.
 _PART_OF_THE_FORWARD = "torch.nn.utils."
 
 
@@ -30,12 +30,12 @@ def isolate(module: nn.Module) -> None:
     for each in modules_in(module):
         _turn_checkpointing_off(each)
     for each in modules_in(module):
-        # PyTorch calls this instead of what runs the hooks; set in the instance, it concerns nobody else.
+        # PyTorch calls this instead of the function that runs hooks. Other instances are not affected.
         vars(each)["_compiled_call_impl"] = _what_to_call(each)
 
 
 def modules_in(module: nn.Module) -> list[nn.Module]:
-    """It and those below it, also the ones that patching has put aside: what stands in their place may call them."""
+    """A module and all modules in it, including originals that patching has replaced and that may still be called."""
     each_and_original = ((each, original_of(each)) for each in module.modules())
     return [each for pair in each_and_original for each in dict.fromkeys(pair) if isinstance(each, nn.Module)]
 
@@ -49,7 +49,9 @@ def _turn_checkpointing_off(module: nn.Module) -> None:
         elif name in own and CHECKPOINT in name and callable(value):
             own[name] = _call
     bound = own.get("forward")
-    if CHECKPOINT in getattr(getattr(bound, "func", bound), "__name__", ""):  # fairscale's: it calls that of the class
+    if CHECKPOINT in getattr(
+        getattr(bound, "func", bound), "__name__", ""
+    ):  # fairscale's, which calls the forward of the class
         del own["forward"]
 
 
@@ -66,7 +68,7 @@ def _what_to_call(module: nn.Module) -> Callable[..., Any]:
 
 
 def is_part_of_the_forward(hook: object) -> bool:
-    """Whether a hook sets the weight that its module computes with."""
+    """Whether a hook sets the weight that its module uses."""
     return any(base.__module__.startswith(_PART_OF_THE_FORWARD) for base in type(hook).__mro__)
 
 
