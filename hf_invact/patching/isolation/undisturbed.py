@@ -23,14 +23,15 @@ Step: TypeAlias = tuple[str, Callable[[], object]]  # what it restores, and how
 def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Inside, training mode without hooks and checkpointing (see `isolate`). Afterwards everything is restored.
 
-    That is, of all modules in it: their class, attributes, submodules, hooks and modes; the contents of lists,
-    dictionaries, sets and deques in attributes, at any depth; values, shapes and storages of buffers and of tensors in
-    attributes; generators in attributes; of parameters what they are and where their data lie, and their values as far
-    as operations of PyTorch write to them. And random numbers, see `own_random_numbers`. Other objects that a forward
-    pass changes (a config, a file, what a closure holds) and gradients that it accumulates itself stay changed.
+    Restored are, for the module and all modules in it: class, attributes, submodules, hooks and modes; the contents of
+    lists, dictionaries, sets and deques in attributes, at any depth; values, shapes and storages of buffers and of
+    tensors in attributes; generators in attributes. Parameters: which they are, where their data is stored, and values
+    that operations of PyTorch have overwritten. Random numbers: see `own_random_numbers`. Not restored are other
+    objects that a forward pass changes (a config, a file, the variables of a closure) and gradients that it
+    accumulates itself.
 
     Raises:
-        PatchingError: something could not be put back, all else is.
+        PatchingError: something could not be restored. Everything else is.
     """
     steps, writes = list(_steps(module)), Writes(module)
     try:

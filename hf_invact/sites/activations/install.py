@@ -69,7 +69,7 @@ def installed_plan(block: nn.Module, attribute: str) -> ActivationPlan | None:
 
 @contextmanager
 def suspended(block: nn.Module, attribute: str) -> Iterator[None]:
-    """Inside, the original object with its own class. Afterwards what was there before, whatever is installed inside."""
+    """Inside, the original object with its own class; afterwards what was there before, whatever was installed."""
     installed = getattr(block, attribute, None)
     if installed is None:
         yield
