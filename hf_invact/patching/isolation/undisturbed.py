@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...sites.errors import PatchingError
 from .isolate import isolate, modules_in
 from .randomness import own_random_numbers
-from .writes import Writes
+from .writes import Writes, is_large
 
 Step: TypeAlias = tuple[str, Callable[[], object]]  # what it restores, and how
 
@@ -25,10 +25,10 @@ def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
 
     Restored are, for the module and all modules in it: class, attributes, submodules, hooks and modes; the contents of
     lists, dictionaries, sets and deques in attributes, at any depth; values, shapes and storages of buffers and of
-    tensors in attributes; generators in attributes. Parameters: which they are, where their data is stored, and values
-    that operations of PyTorch have overwritten. Random numbers: see `own_random_numbers`. Not restored are other
-    objects that a forward pass changes (a config, a file, the variables of a closure) and gradients that it
-    accumulates itself.
+    tensors in attributes; generators in attributes. Parameters: which they are, and where their data is stored. Their
+    values, and those of large buffers, are restored if operations of PyTorch have overwritten them. Random numbers: see
+    `own_random_numbers`. Not restored are other objects that a forward pass changes (a config, a file, the variables
+    of a closure) and gradients that it accumulates itself.
 
     Raises:
         PatchingError: something could not be restored. Everything else is.
@@ -76,7 +76,9 @@ def _steps_of(name: str, module: nn.Module, seen: set[int]) -> Iterator[Step]:
     for attribute, value in vars(module).items():
         for part in _parts(value, seen):
             if isinstance(part, Tensor):
-                yield f"a tensor in {attribute} of {name}", _put_back_tensor(part)
+                has_copy_on_write = attribute == "_buffers" and is_large(part)
+                put_back = partial(_put_back_place, part, part.data) if has_copy_on_write else _put_back_tensor(part)
+                yield f"a tensor in {attribute} of {name}", put_back
             elif isinstance(part, torch.Generator):
                 yield f"the generator {attribute} of {name}", partial(part.set_state, part.get_state())
             elif isinstance(part, dict):

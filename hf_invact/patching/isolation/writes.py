@@ -1,4 +1,4 @@
-"""Undoes what a forward pass writes to its weights."""
+"""Undoes what a forward pass writes to weights and to large buffers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+LARGE = 1 << 20  # bytes
+
 
 class Writes(TorchDispatchMode):
-    """Copies a parameter's storage before the first operation that writes to it, since all of them may be large.
+    """Copies the storage of a parameter or a large buffer before the first operation that writes to it.
+
+    So nothing is copied of a model that does not write to its weights, however large these are.
 
     Operations that PyTorch does not see (a kernel of another library, NumPy) are missed.
     """
@@ -22,7 +26,9 @@ class Writes(TorchDispatchMode):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self._names = {weight.untyped_storage()._cdata: name for name, weight in module.named_parameters()}
+        buffers = ((name, buffer) for name, buffer in module.named_buffers() if is_large(buffer))
+        weights = (*module.named_parameters(), *buffers)
+        self._names = {weight.untyped_storage()._cdata: name for name, weight in weights}
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(
@@ -39,6 +45,11 @@ class Writes(TorchDispatchMode):
         """What was written to, and how to restore it."""
         for key, (storage, before) in self._before.items():
             yield f"the values of {self._names[key]!r}", partial(storage.copy_, before)
+
+
+def is_large(tensor: Tensor) -> bool:
+    """Whether a tensor is copied only once something writes to it. Quantized weights may be buffers."""
+    return tensor.numel() * tensor.element_size() > LARGE
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:

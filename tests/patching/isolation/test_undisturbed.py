@@ -14,6 +14,7 @@ from torch.ao.quantization import FakeQuantize, MovingAveragePerChannelMinMaxObs
 
 from hf_invact import PatchingError, patch_model
 from hf_invact.patching.isolation.undisturbed import undisturbed
+from hf_invact.patching.isolation.writes import LARGE
 
 CPU = torch.device("cpu")
 
@@ -197,3 +198,27 @@ def test_a_model_that_is_patched_in_inference_mode() -> None:
     with torch.inference_mode():
         (site,) = patch_model(model).sites
     assert site.plan == "output"
+
+
+def test_large_buffers_are_copied_only_if_they_are_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Quantized(Block):
+        def prepare(self) -> None:
+            self.register_buffer("packed", torch.ones(LARGE, dtype=torch.int32))
+            self.register_buffer("written", torch.ones(LARGE, dtype=torch.int32))
+
+        def leave(self, x: Tensor) -> None:
+            self.written.add_(1)
+
+    copied: list[int] = []
+    clone = torch.UntypedStorage.clone
+    monkeypatch.setattr(torch.UntypedStorage, "clone", lambda self: copied.append(self.nbytes()) or clone(self))
+    block = Quantized()
+    packed = block.packed
+    assert_left_as_it_was(block)
+    assert block.packed is packed
+    assert (block.written == 1).all()
+    assert set(copied) == {4 * LARGE}
+    copied.clear()
+    with undisturbed(block, torch.device("cpu")):
+        block.packed.sum()
+    assert copied == []
