@@ -39,7 +39,7 @@ def _decide(model: nn.Module, selection: Selection, config: InvActConfig) -> dic
     decisions = present(model, sites, config)
     decisions |= {site: Decision(None, reason=f"left alone: {why}") for site, why in obstacles.items()}
     with ExitStack() as originals:
-        for site in sites:
+        for site in (*sites, *selection.others):
             originals.enter_context(site.kind.suspended(site))
         if is_sharded(model):
             decisions |= _on_a_copy(model, sites, decisions, fallbacks, config)

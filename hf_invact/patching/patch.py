@@ -52,6 +52,8 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
         reasons = "; ".join(dict.fromkeys(row.reason for row in report.sites))
         raise PatchingError(f"nothing to invert ({reasons}):\n{report}")
     _check_demands(report, config)
+    for site in selection.others:
+        site.kind.restore(site)
     for site, decision in decisions.items():
         install(site, decision, config)
         remember(site, decision, config)

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..ops import check_device
-from ..sites import Site
+from ..sites import Site, patched_sites
 from ..sites.errors import PatchingError
 from .config import InvActConfig
 from .weights.sharding import plain_name
@@ -22,10 +22,12 @@ class Selection:
     Attributes:
         sites: of all the kinds that the config names, also those that are not selected.
         chosen: qualified names of blocks.
+        others: sites of other kinds that are patched now.
     """
 
     sites: tuple[Site, ...]
     chosen: frozenset[str]
+    others: tuple[Site, ...]
 
     def is_chosen(self, site: Site) -> bool:
         """Whether the patterns select it."""
@@ -64,7 +66,8 @@ def select(model: nn.Module, config: InvActConfig) -> Selection:
         check_device(config.backend, model.parameters())
     except RuntimeError as error:
         raise PatchingError(str(error)) from None
-    return Selection(sites, chosen)
+    others = tuple(site for site in patched_sites(model) if site.kind not in config.kinds)
+    return Selection(sites, chosen, others)
 
 
 def _chosen(names: Sequence[str], config: InvActConfig) -> frozenset[str]:

@@ -192,6 +192,14 @@ def test_a_plan_is_demanded_of_its_kind_alone(model: nn.Module) -> None:
     assert [row.plan for row in report.sites] == ["cube-input", "cube-input", "output", "output"]
 
 
+def test_kinds_that_a_later_config_does_not_name_are_restored(model: nn.Module) -> None:
+    expected = patch_model(model, InvActConfig(sites=("cube",)))
+    patch_model(model)
+    assert patch_model(model, InvActConfig(sites=("cube",))) == expected
+    assert [site.name for site in sites.patched_sites(model)] == ["0.cube", "1.cube"]
+    assert type(model[0].act) is nn.GELU
+
+
 def test_one_that_is_left_alone_says_why(model: nn.Module) -> None:
     model[0].cube.is_flat = True
     report = patch_model(model, InvActConfig(sites=("cube",)))
