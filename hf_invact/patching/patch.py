@@ -105,7 +105,7 @@ def _check_demands(report: PatchReport, config: InvActConfig) -> None:
 def _row(site: Site, decision: Decision) -> SiteReport:
     return SiteReport(
         plain_name(site.name),
-        type(site.holder).__name__,
+        site.block,
         site.original,
         site.computes if decision.plan else None,
         decision.plan.name if decision.plan else None,

@@ -53,6 +53,7 @@ class Site:
         name: qualified name of what is patched, e.g. ``model.layers.0.mlp.act_fn``.
         holder_name: qualified name of the module that holds it, which patterns of `InvActConfig` match.
         holder: that module.
+        block: name of its class in the unpatched model.
         original: how messages call what the unpatched model has there.
         computes: the name of the operation that can take its place; None where none is known.
     """
@@ -61,6 +62,7 @@ class Site:
     name: str
     holder_name: str
     holder: nn.Module
+    block: str
     original: str
     computes: str | None
 

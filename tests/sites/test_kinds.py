@@ -66,7 +66,7 @@ class Cubes(sites.SiteKind[CubeSite, Plan]):
     def find(self, model: nn.Module) -> Iterator[CubeSite]:
         for name, module in model.named_modules():
             if isinstance(module, Cube):
-                yield CubeSite(self, name, name, module, "Cube", "cube")
+                yield CubeSite(self, name, name, module, block="Cube", original="Cube", computes="cube")
 
     def patched(self, model: nn.Module) -> Iterator[CubeSite]:
         return (site for site in self.find(model) if self.installed(site))

@@ -141,6 +141,7 @@ class Activations(SiteKind[ActivationSite, ActivationPlan]):
             name=f"{name}.{attribute}" if name else attribute,
             holder_name=name,
             holder=holder,
+            block=type(holder).__name__,
             original=describe(original),
             computes=inverse.name if inverse else None,
             attribute=attribute,
