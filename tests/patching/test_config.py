@@ -92,3 +92,22 @@ def test_from_dict_refuses_an_unknown_key_with_a_hint_and_the_known_ones(key: st
 def test_from_dict_refuses_a_bad_value() -> None:
     with pytest.raises(ValueError, match="exclude must be a list"):
         InvActConfig.from_dict({"exclude": "*.mlp"})
+
+
+def test_plans_and_kinds_of_sites_in_lists() -> None:
+    config = InvActConfig.from_dict({"plan": ["output", "gate-output"], "sites": ["activation"]})
+    assert (config.plan, config.sites) == (("output", "gate-output"), ("activation",))
+    assert [plan.name for plan in config.plans] == ["gate-output", "output"]
+    assert InvActConfig().plans == ()
+
+
+@pytest.mark.parametrize("plan", [[], ["output", "best"], [1]], ids=repr)
+def test_a_list_with_an_unknown_plan_is_refused(plan: list[Any]) -> None:
+    with pytest.raises(ValueError, match="unknown plan .*; known: auto, gate-inputs, input, gate-output, output"):
+        InvActConfig(plan=plan)
+
+
+@pytest.mark.parametrize("kinds", [[], "activation", ["activations"], None], ids=repr)
+def test_unknown_kinds_of_sites_are_refused(kinds: Any) -> None:
+    with pytest.raises(ValueError, match="sites must be a list of kinds of sites, of activation, got"):
+        InvActConfig(sites=kinds)
