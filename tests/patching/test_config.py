@@ -103,7 +103,7 @@ def test_plans_and_kinds_of_sites_in_lists() -> None:
 
 @pytest.mark.parametrize("plan", [[], ["output", "best"], [1]], ids=repr)
 def test_a_list_with_an_unknown_plan_is_refused(plan: list[Any]) -> None:
-    with pytest.raises(ValueError, match="unknown plan .*; known: auto, gate-inputs, input, gate-output, output"):
+    with pytest.raises(ValueError, match=r"unknown plan .*; known: auto, gate-inputs, input, gate-output, output"):
         InvActConfig(plan=plan)
 
 
