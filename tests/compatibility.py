@@ -1,4 +1,4 @@
-"""Records what tests of combinations measure in results/compatibility.json, of which docs/compatibility.md is made."""
+"""Records what the tests of combinations measure in results/compatibility.json, the source of docs/compatibility.md."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Matrix:
         assert abs(_change(cell) - _change(committed)) <= ALLOWED_CHANGE, f"differs from {again}"
 
     def write(self) -> None:
-        """Write the file, if that was asked for. Rows that no test has recorded stay: delete the file to begin anew."""
+        """Write the file, if asked to. Rows that no test has recorded stay: delete the file to start from scratch."""
         if not self._is_written:
             return
         for group in [group for group in GROUPS if group in self.groups]:

@@ -1,4 +1,4 @@
-"""Set before any library is imported: no hub, no processes that fight for the cores, and kernels without a GPU."""
+"""Set before any library is imported: no hub, threads that wait without using a core, and kernels without a GPU."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""The one table of cases that drives the tests, the error bars, and what the tests share."""
+"""The table of cases for the tests of operators, the error bounds, and what the tests share."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hf_invact.ops import SAVINGS, Saving, gate
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
-# A gate's product is made with no smaller factor, where it is kept in place of the activation's output: in these dtypes
-# (for a factor in float16 this is 0), and for these curves.
+# A gate that keeps its product instead of the activation's output replaces smaller factors by this one. It does so in
+# these dtypes (in float16 this number is 0), and for these curves.
 TINY = 2.0**-60
 PRODUCT_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 GATED = tuple(curve for curve in CURVES.values() if curve.name not in ("clipped_gelu", "hardswish", "laplace", "relu6"))
@@ -72,7 +72,7 @@ CLOSED_BARS = {
 
 
 def error_bar(curve: Curve, dtype: torch.dtype) -> ErrorBar:
-    """What is promised of a curve."""
+    """The bounds that are promised for a curve."""
     if isinstance(curve.inverse, ClosedForm):
         return CLOSED_BARS[dtype]
     bar = replace(ERROR_BARS[dtype], **HIGHER_BARS.get((curve.name, dtype), {}))
@@ -84,9 +84,9 @@ def error_bar(curve: Curve, dtype: torch.dtype) -> ErrorBar:
 def native_slack(curve: Curve, dtype: torch.dtype) -> float:
     """By how much the bar next to the turning point is higher for the error of PyTorch's own float32 output there.
 
-    The bars were measured where that is up to 2 units in the last place, which the formulas reckon with: they halve the
+    The bars were measured where that is up to 2 units in the last place, which the formulas allow for: they halve the
     derivative's error, which goes as the output's root. On a CPU without AVX-512 gelu's output is off by 8 units, which
-    nothing that sees it alone can know.
+    no formula in that output can correct.
     """
     if dtype != torch.float32 or curve.x_min is None:
         return 1.0
@@ -106,7 +106,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """The same numbers in every dtype, but for rounding."""
+    """The same numbers in every dtype, up to rounding."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
@@ -211,7 +211,7 @@ def exact_derivative(curve: Curve, x: Tensor) -> Tensor:
 
 
 def last_place(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between numbers of `dtype` at these float64 values."""
+    """The distance between adjacent numbers of `dtype` at these float64 values."""
     info = torch.finfo(dtype)
     exponent = torch.frexp(value.abs()).exponent - 1
     return torch.ldexp(torch.full_like(value, info.eps), exponent.clamp(min=round(math.log2(info.smallest_normal))))

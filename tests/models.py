@@ -36,7 +36,7 @@ each_model = pytest.mark.parametrize("name", MODEL_NAMES)
 
 
 def tiny_model(name: str, *, activation: Any = None, **config: Any) -> PreTrainedModel:
-    """A model with its language-modelling head, in training mode. Its weights depend on nothing but the arguments.
+    """A model with its language-modelling head, in training mode. Its weights depend only on the arguments.
 
     Args:
         name: one of `MODEL_NAMES`.
@@ -45,7 +45,7 @@ def tiny_model(name: str, *, activation: Any = None, **config: Any) -> PreTraine
     """
     options = AutoConfig.for_model(name, **{**_COMMON, **_CONFIGS[name], **config})
     if activation is not None:
-        # Past the config's own check, which forbids the callable that the model allows.
+        # Set after the config's own validation, which rejects the callable that the model accepts.
         vars(options)["activation_function" if name == "gpt2" else "hidden_act"] = activation
     auto_class = AutoModelForMaskedLM if name == "bert" else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):

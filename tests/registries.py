@@ -1,4 +1,4 @@
-"""Fixtures for tests of patching: registries that forget, and a backend that counts its calls."""
+"""Fixtures for tests of patching: registries that are restored, and a backend that counts its calls."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ REFUSED = {"plain_bytes": None, "patched_bytes": None, "plan": "refused", "note"
 
 
 def written(path: Path, **cells: dict[str, Any]) -> Matrix:
-    """A file with a row of these cells, by column; and what compares with it."""
+    """A file with a row of these cells, by column; and a `Matrix` that compares with it."""
     matrix = Matrix(path, is_written=True)
     for column, cell in cells.items():
         matrix.record("Adapters", "LoRA", column, **cell)

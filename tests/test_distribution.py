@@ -108,7 +108,7 @@ def test_the_wheel_holds_the_package_alone(built: Built) -> None:
     }
 
 
-def test_the_wheel_asks_only_for_what_the_package_imports(built: Built) -> None:
+def test_the_wheel_requires_only_what_the_package_imports(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("METADATA"))
         metadata = archive.read(name).decode()
@@ -127,7 +127,7 @@ def test_the_source_distribution_holds_what_git_tracks(built: Built) -> None:
 
 @pytest.fixture(scope="module")
 def environment(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a new environment with the wheel. All else comes from the one that runs the tests."""
+    """The programs of a new environment with the wheel. The rest comes from the environment that runs the tests."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")

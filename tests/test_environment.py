@@ -70,7 +70,7 @@ def test_the_backend_that_each_device_gets_and_why(
         assert expected[1] in reason
 
 
-def test_a_device_that_fails_says_so(machine: pytest.MonkeyPatch) -> None:
+def test_a_device_that_fails_is_reported(machine: pytest.MonkeyPatch) -> None:
     def fail(device: torch.device) -> Any:
         raise RuntimeError("CUDA error: out of memory\nand many lines more")
 
@@ -89,7 +89,7 @@ def test_the_devices_of_this_machine() -> None:
     assert all(device["name"] and device["backend"] in backends.BACKENDS for device in devices)
 
 
-def test_each_activation_is_told_once_by_how_it_is_inverted() -> None:
+def test_each_activation_is_listed_once_by_how_it_is_inverted() -> None:
     groups = describe_installation()["activations"]
     assert groups["exact formula, one bit per element"] == ["hardswish"]
     assert {"gelu", "silu"} < set(groups["fitted formula, one bit per element"])

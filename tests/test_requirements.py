@@ -15,7 +15,7 @@ FILES = sorted([*ROOT.glob("requirements-*.txt"), *ROOT.glob("constraints*.txt")
 
 
 def requirements(path: Path) -> list[Requirement]:
-    """What a file asks for, and what the files ask for that it includes."""
+    """What a file requires, and what the files that it includes require."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         text = line.partition("#")[0].strip()
@@ -27,7 +27,7 @@ def requirements(path: Path) -> list[Requirement]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_nothing_is_asked_for_twice_on_the_same_platform(path: Path) -> None:
+def test_nothing_is_required_twice_on_the_same_platform(path: Path) -> None:
     asked = [(canonicalize_name(each.name), str(each.marker)) for each in requirements(path)]
     assert len(asked) > 1
     assert sorted(set(asked)) == sorted(asked)

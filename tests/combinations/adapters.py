@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from tests.models import tiny_model
 from tests.trainer.helpers import records
 
-# Regular expressions of the layers that get an adapter, and of IA3's that feed the MLP's last projection.
+# Regular expressions for the layers that get an adapter. For IA3 two lists: all layers, and those of them whose input
+# is scaled instead of the output (`feedforward_modules`).
 TARGETS = {
     "gpt2": {"attention": r".*\.attn\.(c_attn|c_proj)", "MLP": r".*\.mlp\.(c_fc|c_proj)"},
     "bert": {
@@ -31,7 +32,7 @@ IA3["mistral"] = IA3["llama"]
 
 
 def with_adapters(model: nn.Module, config: PeftConfig, *, are_float32: bool = True) -> Any:
-    """The model with adapters, whose weights depend on nothing else."""
+    """The model with adapters, whose weights depend only on these arguments."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return get_peft_model(model, config, autocast_adapter_dtype=are_float32)

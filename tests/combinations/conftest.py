@@ -1,4 +1,4 @@
-"""As for the tests of the Trainer: every training run collects garbage, and the libraries' own objects are many."""
+"""As in the Trainer's tests: every training run collects garbage, which is slow with the libraries' many objects."""
 
 from tests.trainer.conftest import frozen_libraries
 

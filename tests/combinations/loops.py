@@ -1,4 +1,4 @@
-"""Training loops without a Trainer, where it cannot be asked for what a row needs on a CPU."""
+"""Training loops without a Trainer, for rows that the Trainer does not support on a CPU."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def loop(
 
 
 def compiled_loop(model: Any, flag: bool) -> tuple[Run, int]:
-    """The same of a model that is compiled as one graph; and how many graphs there were in all."""
+    """The same for a model that is compiled as one graph; also returns how often it was compiled."""
     torch._dynamo.reset()
     report = patch_model(model) if flag else None
     counter = CompileCounterWithBackend(PARTITIONING)

@@ -1,4 +1,4 @@
-"""The one table of combinations: each row is trained on the four models, and is a row of docs/compatibility.md."""
+"""The table of combinations: each row is trained on the four models, and is a row of docs/compatibility.md."""
 
 from __future__ import annotations
 
@@ -63,10 +63,12 @@ def _frozen_but_for_lora(name: str) -> torch.nn.Module:
     return model
 
 
-KEPT_ANYWAY = "Only the checkpoints are kept; a layer keeps less while it is recomputed. (BERT's head is outside.)"
+KEPT_ANYWAY = (
+    "Only the checkpoints are kept; a layer keeps less while it is recomputed. (BERT's head is not checkpointed.)"
+)
 OFFLOADED = (
-    "What is copied: a tensor once for each operation that saves it, so that a GELU's output, which the next layer "
-    "saves as well, gains nothing."
+    "The change is that of the copied bytes. A tensor is copied once for each operation that saves it, so saving a "
+    "GELU's output, which the next layer saves as well, gains nothing."
 )
 CHECKPOINTED = [
     Combination(

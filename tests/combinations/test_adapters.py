@@ -1,4 +1,4 @@
-"""What can be done with adapters and a patched model, beside training: added, merged, disabled."""
+"""What can be done with the adapters of a patched model besides training: adding, merging, disabling."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from tests.compatibility import Matrix
 from tests.models import batch, each_model, tiny_model
 from tests.trainer.helpers import is_patched
 
-AFTERWARDS = "Patched before the adapters came: the plan is that of the model without them. Patch again to plan anew."
-MERGED = "Merged weights and results are those of the plain model. Frozen layers are trainable again in this row."
-DISABLED = "With gradients to the embeddings, as checkpointing asks for; everything else is frozen."
+AFTERWARDS = (
+    "Patched before the adapters were added, with the plan for the model without them. Patch again to update it."
+)
+MERGED = "Merged weights and results are the same as in the plain model. Frozen layers are trainable again in this row."
+DISABLED = "All weights are frozen. Only the embeddings' output needs a gradient, as checkpointing requires."
 
 
 def record(matrix: Matrix, row: str, name: str, plain: Run, patched: Run, note: str) -> None:

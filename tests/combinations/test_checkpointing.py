@@ -37,7 +37,7 @@ def test_checkpointing_trains_as_without_the_flag_and_keeps_the_checkpoints(
 
 @each_model
 def test_less_is_kept_while_a_layer_is_recomputed(name: str) -> None:
-    """Seen where the second forward pass is an ordinary one, of the reentrant kind."""
+    """Observed with reentrant checkpointing, whose second forward pass is an ordinary one."""
 
     def most_kept(flag: bool) -> int:
         model = tiny_model(name)
@@ -79,7 +79,7 @@ def test_offloading(name: str, tmp_path: Path, matrix: Matrix) -> None:
         CHECKPOINTING, "`torch.autograd.graph.save_on_cpu`", tiny_model, around_forward=offloading, note=OFFLOADED
     )
     plain, patched = compare(combination, name, tmp_path)
-    assert len(set(offloading.copied[: len(plain.losses)])) == 1, "as much in each step"
+    assert len(set(offloading.copied[: len(plain.losses)])) == 1, "the steps copy different amounts"
     plain.saved_bytes, patched.saved_bytes = offloading.copied[0], offloading.copied[-1]
     assert (patched.saved_bytes < plain.saved_bytes) == (name != "bert")
     assert patched.saved_bytes < 1.03 * plain.saved_bytes

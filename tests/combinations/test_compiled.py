@@ -17,7 +17,7 @@ WHOLE_MODEL = Combination(
     "torch.compile",
     "whole model, one graph",
     model_of,
-    note="One layer, without dropout. Against the compiled plain model, which already recomputes what is cheap.",
+    note="One layer, without dropout. The compiled plain model already recomputes cheap functions.",
 )
 
 

@@ -24,7 +24,7 @@ SCALED = Combination(
     PRECISION,
     "autocast float16, gradient scaler (loop)",
     tiny_model,
-    note="The Trainer's `fp16=True` trains in float32 on a CPU, without a word.",
+    note="On a CPU, the Trainer's `fp16=True` silently trains in float32.",
 )
 
 
@@ -46,14 +46,14 @@ def test_autocast_to_float16_with_the_gradient_scaler(name: str, matrix: Matrix)
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh"])
 @each_half_dtype
-def test_under_autocast_gpt2s_activation_returns_the_very_tensor_that_the_next_layer_keeps(
+def test_under_autocast_gpt2s_activation_returns_the_same_tensor_that_the_next_layer_keeps(
     dtype: torch.dtype, activation: str
 ) -> None:
     model = tiny_model("gpt2", activation=activation)
     patch_model(model, InvActConfig(autocast_dtype=dtype))
     outputs: list[torch.Tensor] = []
     mlps = [layer.mlp for layer in model.transformer.h]
-    ends = [watch_outputs(mlp.act, outputs.append) for mlp in mlps]  # not by hooks, with which they are not inverted
+    ends = [watch_outputs(mlp.act, outputs.append) for mlp in mlps]  # not with hooks, which would prevent inversion
     with torch.autocast("cpu", dtype), record_saved() as saved:
         model(**batch(model, tokens=12))  # so that no weight has as many elements
     for end in ends:

@@ -51,7 +51,7 @@ class Combination:
 
 @dataclass
 class Run:
-    """What came of a training.
+    """The outcome of a training run.
 
     Attributes:
         model: the trained one, unpatched.
@@ -70,14 +70,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two runs may be apart, relative to the loss and to the norm of the whole gradient."""
+    """How much two runs may differ, relative to the loss and to the norm of the whole gradient."""
 
     first_loss: float
     loss: float
     gradient: float
 
 
-# First losses are those of PyTorch's own forward; GPT-2's formula is spelled out, and rounded otherwise.
+# First losses are bit-identical, except in GPT-2: its own activation is unfused, and rounds differently.
 TOLERANCES = {
     torch.float32: Tolerance(first_loss=2e-7, loss=1e-6, gradient=1e-5),
     torch.bfloat16: Tolerance(first_loss=0.001, loss=0.02, gradient=0.03),
@@ -86,7 +86,7 @@ TOLERANCES = {
 
 
 class _Recorder(TrainerCallback):
-    """Notes the gradients of the first step, before the optimizer uses them."""
+    """Records the gradients of the first step, before the optimizer uses them."""
 
     def __init__(self) -> None:
         self.gradients: dict[str, Tensor] = {}
@@ -98,7 +98,7 @@ class _Recorder(TrainerCallback):
 
 
 class RecordingTrainer(Trainer):
-    """Notes the losses as they are, and enters a context around each forward pass."""
+    """Records the losses as they are, and enters a context around each forward pass."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -133,7 +133,7 @@ def train(combination: Combination, name: str, folder: Path, *, flag: bool, is_e
 
 
 def dtype_of(combination: Combination, model: nn.Module) -> torch.dtype:
-    """What a model is trained in: autocast's dtype, or the least precise one of its weights."""
+    """The dtype that a model is trained in: autocast's, or the least precise one of its weights."""
     if combination.options.get("bf16"):
         return torch.bfloat16
     dtypes = [weight.dtype for weight in model.parameters() if weight.dtype in TOLERANCES]
@@ -141,7 +141,7 @@ def dtype_of(combination: Combination, model: nn.Module) -> torch.dtype:
 
 
 def in_float32(model: nn.Module) -> nn.Module:
-    """The model computing in float32, with the weights that it has (quantized ones stay what they are)."""
+    """The model, computing in float32 with the same weights (quantized ones stay quantized)."""
     for module in model.modules():
         if hasattr(module, "compute_dtype"):  # of bitsandbytes
             module.compute_dtype = torch.float32
@@ -173,7 +173,7 @@ def compare(combination: Combination, name: str, folder: Path) -> tuple[Run, Run
 
 
 def check_losses_and_gradients(plain: Run, patched: Run, name: str, dtype: torch.dtype) -> None:
-    """The same first loss, and the same losses and gradients within what the dtype tells."""
+    """The same first loss, and the same losses and gradients within the dtype's tolerance."""
     allowed = TOLERANCES[dtype]
     assert len(plain.losses) == STEPS
     assert max(plain.losses) / min(plain.losses) > 1.01, "the weights hardly changed"
@@ -190,14 +190,14 @@ def check_precision(plain: Run, patched: Run, exact: Run) -> None:
 
 
 def plan_of(report: PatchReport | None) -> str:
-    """What is done in the MLPs (BERT's head has an activation of its own)."""
+    """The plan of the MLPs (BERT's head has an activation of its own)."""
     assert report is not None
     (plan,) = {site.plan for site in report.sites if ".predictions." not in site.name}
     return plan or "left alone"
 
 
 def check_saved_bytes(plain: Run, patched: Run, tokens: int | None = None) -> None:
-    """Fewer are saved where anything is patched, and never more; as many fewer as the report says."""
+    """Fewer bytes are saved if anything is patched, by as many as the report says, and never more."""
     assert patched.report is not None
     saving = plain.saved_bytes - patched.saved_bytes
     assert saving >= 0

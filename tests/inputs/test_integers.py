@@ -1,4 +1,4 @@
-"""What is real among fake tensors."""
+"""Which tensors stay real among fake ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REAL: dict[str, Callable[[], Any]] = {
     "positions": lambda: torch.arange(4),
     "a mask": lambda: torch.ones(4, dtype=torch.bool),
     "what is computed from positions": lambda: torch.arange(4).max() > 2,
-    "a number that is drawn": lambda: torch.rand([]) < 2,
+    "a random scalar": lambda: torch.rand([]) < 2,
 }
 FAKE: dict[str, Callable[[], Any]] = {
     "numbers": lambda: torch.ones(4),
@@ -31,7 +31,7 @@ def test_settings_have_values(make: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("make", FAKE.values(), ids=list(FAKE))
-def test_numbers_have_none(make: Callable[[], Any]) -> None:
+def test_numbers_have_no_values(make: Callable[[], Any]) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True), RealSettings():
         assert isinstance(make(), FakeTensor)
 

@@ -74,7 +74,7 @@ def first_that_runs(model: PreTrainedModel) -> dict[str, Any]:
     for batch in small_inputs(model, samples=2, tokens=4):
         try:
             model(**batch)
-        except Exception:  # of inputs that are not enough, models raise anything
+        except Exception:  # without all their inputs, models raise exceptions of any kind
             continue
         return batch
     raise AssertionError("accepts none")
@@ -96,7 +96,7 @@ def test_numbers_have_the_dtype_of_the_model_and_are_the_same_every_time() -> No
     assert torch.equal(one, other)
 
 
-def test_one_sample_more_changes_nothing_else() -> None:
+def test_one_more_sample_changes_nothing_else() -> None:
     model = ViTModel(ViTConfig(**IMAGES))
     one, two = (next(small_inputs(model, samples, 4))["pixel_values"] for samples in (1, 2))
     assert one.shape[1:] == two.shape[1:]

@@ -113,7 +113,7 @@ def test_trains_again_as_a_fresh_model(
 
 @each_error
 def test_an_interrupted_step_is_freed(error: type[BaseException], tmp_path: Path) -> None:
-    """If a failed step still held memory, the next one would fail."""
+    """If a failed step kept holding memory, the next one would fail too."""
     model = tiny_model("llama")
     args = arguments(tmp_path, use_inverted_activations=True)
     products: list[weakref.ref[Tensor]] = []

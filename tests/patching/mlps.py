@@ -18,7 +18,7 @@ from tests.models import tiny_model
 INTERMEDIATE, HIDDEN = 96, 32
 BATCH = (2, 16)
 
-# The projections into an MLP and the one out of it, in the first layer.
+# The projections into and out of the MLP of the first layer.
 LAYER = {
     "gpt2": ("transformer.h.0.mlp", ("c_fc",), "c_proj"),
     "bert": ("bert.encoder.layer.0", ("intermediate.dense",), "output.dense"),
@@ -33,12 +33,12 @@ class Training:
     """How an MLP is trained.
 
     Attributes:
-        dtype: of the weights.
-        autocast: to bfloat16.
-        frozen: "up" (all projections into the MLP), "down".
-        adapters: LoRA on "up", "down".
-        dropout: of the adapters.
-        are_adapters_float32: as by PEFT's default.
+        dtype: dtype of the weights.
+        autocast: whether to compute under autocast to bfloat16.
+        frozen: the frozen projections: "up" (all into the MLP), "down".
+        adapters: the projections with LoRA: "up", "down".
+        dropout: dropout of the adapters.
+        are_adapters_float32: whether the adapters are in float32, PEFT's default.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -54,7 +54,7 @@ class MLP:
 
     def __init__(self, name: str, training: Training) -> None:
         prefix, into, out = LAYER[name]
-        # GPT-2: its formula as one function, and no dropout behind the block.
+        # GPT-2: the fused function, and no dropout after the block.
         options: dict[str, Any] = {"activation": "gelu_pytorch_tanh", "resid_pdrop": 0.0} if name == "gpt2" else {}
         self.training = training
         self.model: nn.Module = tiny_model(name, num_hidden_layers=1, **options).to(training.dtype)
@@ -85,9 +85,9 @@ class MLP:
         return torch.autocast("cpu", torch.bfloat16) if self.training.autocast else nullcontext()
 
     def kept(self) -> float:
-        """What the block keeps beyond its input and the adapters' tensors of their rank, in units of `INTERMEDIATE`.
+        """What the block keeps, without its input and the adapters' low-rank tensors, in units of `INTERMEDIATE`.
 
-        By one token more, so that copies of weights do not count.
+        It is the difference that one more token makes, so that copies of weights do not count.
         """
         tokens = BATCH[0] * BATCH[1]
         size = tokens * INTERMEDIATE * (2 if self.training.autocast else self.training.dtype.itemsize)

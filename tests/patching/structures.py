@@ -1,4 +1,4 @@
-"""Small models whose blocks are not registered: their activations are found by the form of what holds them."""
+"""Small models whose blocks are not registered: their activations are found by the structure around them."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Structure:
     """A model.
 
     Attributes:
-        name: `model_type`.
-        sites: of its first layers.
-        plan: of each.
-        saved: what one of them then keeps less per token, in tensors of the intermediate size (float32).
-        config: beside the common values.
-        is_fused: whether the activation is the very function that replaces it, so that results are equal to the bit.
+        name: its `model_type`.
+        sites: the names of those in its first layers.
+        plan: the plan of each site.
+        saved: how much less each site then keeps per token, in tensors of the intermediate size (float32).
+        config: its values besides the common ones.
+        is_fused: whether the activation is the same function that replaces it, so that results are bit-identical.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Structure:
         return self.name
 
     def model(self, **config: Any) -> PreTrainedModel:
-        """In training mode; its weights depend on nothing but the arguments."""
+        """In training mode; its weights depend only on the arguments."""
         options = AutoConfig.for_model(self.name, **{**_TEXT, **self.config, **config})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -88,7 +88,7 @@ def output_and_gradients(model: PreTrainedModel) -> tuple[Tensor, dict[str, Tens
 _BIT = 1 / 32  # of a tensor: one bit for each element
 _VIT = "layers.0.mlp.activation_fn" if has_transformers("5.9") else "encoder.layer.0.intermediate.intermediate_act_fn"
 STRUCTURES = (
-    # One projection makes both halves: `up` is written out, so that the other half is freed.
+    # One projection computes both halves: `up` is copied, so that the other half is freed.
     Structure("phi3", ("layers.0.mlp.activation_fn",), "gate-output", 2 - _BIT),
     # Two of four experts for each token, each of the intermediate size.
     Structure("mixtral", ("layers.0.mlp.experts.act_fn",), "gate-output", 4 - 2 * _BIT, {"num_local_experts": 4}),
@@ -117,7 +117,7 @@ STRUCTURES = (
         1 - _BIT,
         {"hidden_sizes": [24], "depths": [1], "num_stages": 1, "patch_size": 4},
     ),
-    # What uses it is called through a method of the layer.
+    # Its consumer is called through a method of the layer.
     Structure(
         "longformer", ("encoder.layer.0.intermediate.intermediate_act_fn",), "output", 1 - _BIT, {"attention_window": 4}
     ),

@@ -29,7 +29,7 @@ def test_is_frozen() -> None:
 
 @pytest.mark.parametrize("field", ["include", "exclude"])
 @pytest.mark.parametrize("patterns", ["*.mlp", [1], None, 3], ids=repr)
-def test_patterns_that_are_no_list_of_strings_are_refused(field: str, patterns: Any) -> None:
+def test_patterns_that_are_not_a_list_of_strings_are_refused(field: str, patterns: Any) -> None:
     with pytest.raises(ValueError, match=rf"{field} must be a list of patterns such as \['\*.mlp'\], got "):
         InvActConfig(**{field: patterns})
 
@@ -42,7 +42,7 @@ def test_an_unknown_plan_is_refused_with_the_known_ones(plan: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", torch.float32, "float32", 16], ids=repr)
-def test_what_is_no_dtype_of_autocast_is_refused_with_the_known_ones(dtype: Any) -> None:
+def test_an_invalid_autocast_dtype_is_refused_with_the_valid_ones(dtype: Any) -> None:
     with pytest.raises(ValueError, match="autocast_dtype must be one of bfloat16, float16 or null, got"):
         InvActConfig(autocast_dtype=dtype)
 
@@ -54,13 +54,13 @@ def test_an_unknown_backend_is_refused_with_the_known_ones(backend: str) -> None
 
 
 @pytest.mark.parametrize("backend", [None, ["eager"]], ids=repr)
-def test_a_backend_that_is_no_name_is_refused(backend: Any) -> None:
+def test_a_backend_that_is_not_a_name_is_refused(backend: Any) -> None:
     with pytest.raises(ValueError, match="backend must be the name of a backend, got"):
         InvActConfig(backend=backend)
 
 
 @pytest.mark.parametrize("require", ["true", 1, None], ids=repr)
-def test_a_requirement_that_is_no_boolean_is_refused(require: Any) -> None:
+def test_a_requirement_that_is_not_a_boolean_is_refused(require: Any) -> None:
     with pytest.raises(ValueError, match="require must be true or false, got"):
         InvActConfig(require=require)
 

@@ -1,4 +1,4 @@
-"""What a block keeps for the backward pass, whatever is trained: as little as can be, and never more than before."""
+"""What a block keeps for the backward pass, whatever is trained: as little as possible, never more than before."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def trainings(draw: st.DrawFn) -> Training:
         frozen=draw(subsets),
         adapters=draw(subsets),
         dropout=draw(st.sampled_from([0.0, 0.05])),
-        # Beside weights in half precision they work under autocast alone.
+        # Float32 adapters on half-precision weights work only under autocast.
         are_adapters_float32=autocast and draw(st.booleans()),
     )
 

@@ -19,7 +19,7 @@ from tests.models import LAYERS, MODEL_NAMES, batch, each_model, loss_and_gradie
 
 
 def assert_gradients_close(got: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
-    """Weight by weight; what is tiny beside the largest gradient is noise (a key's bias has none but for rounding)."""
+    """Weight by weight. A gradient that is tiny relative to the largest is noise (that of a key's bias is rounding)."""
     assert got.keys() == expected.keys()
     noise = relative / 10 * max(gradient.double().norm() for gradient in expected.values())
     for name, gradient in expected.items():
@@ -40,11 +40,11 @@ def activations_outside_layers(model: PreTrainedModel) -> int:
     return len(activation_sites(model)) - LAYERS
 
 
-# GPT-2's own activation is a formula of many steps, which the fused function replaces.
+# GPT-2's own activation is unfused, and is replaced by the fused function.
 @pytest.mark.parametrize(
     ("name", "activation"), [("gpt2", "gelu_pytorch_tanh"), ("bert", None), ("mistral", None), ("llama", None)]
 )
-def test_first_loss_is_the_same_to_the_bit(name: str, activation: str | None) -> None:
+def test_first_loss_is_bit_identical(name: str, activation: str | None) -> None:
     model = tiny_model(name, activation=activation)
     plain, _ = loss_and_gradients(model)
     patch_model(model)
@@ -85,7 +85,7 @@ def test_gradients_are_the_same_under_checkpointing(name: str, use_reentrant: bo
     checkpointed_loss, checkpointed = loss_and_gradients(model)
     assert torch.equal(checkpointed_loss, loss)
     assert_gradients_close(checkpointed, expected, relative=1e-6)
-    # The reentrant kind runs the first time without gradients.
+    # Reentrant checkpointing runs the first forward pass without gradients.
     head = activations_outside_layers(model)
     assert calls == {"forward": (LAYERS if use_reentrant else 2 * LAYERS) + head, "backward": LAYERS + head}
 
@@ -123,7 +123,7 @@ def test_the_operation_runs_once_for_each_layer(name: str, calls: Counter[str]) 
 
 
 @each_model
-def test_results_without_gradients_are_the_same_to_the_bit(name: str) -> None:
+def test_results_without_gradients_are_bit_identical(name: str) -> None:
     model = tiny_model(name).eval()
     inputs = {"input_ids": batch(model)["input_ids"]}
     with torch.no_grad():

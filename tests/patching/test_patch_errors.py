@@ -1,4 +1,4 @@
-"""What cannot be patched is refused with a way out, and the model is left as it was."""
+"""What cannot be patched is refused with advice on what to do, and the model is left unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.patching.mlps import MLP, Training
 
 @contextmanager
 def refusal(model: nn.Module, *parts: str) -> Iterator[None]:
-    """The block raises a PatchingError whose message has all these parts, and the model is unchanged to the byte."""
+    """The block raises a PatchingError whose message has all these parts, and the model stays byte-identical."""
     before = pickle.dumps(model)
     with pytest.raises(PatchingError) as error:
         yield
@@ -86,7 +86,7 @@ def test_a_pattern_that_matches_nothing(field: str) -> None:
         patch_model(model, InvActConfig(**{field: ("*.mlp", "*.ffn")}))
 
 
-def test_patterns_are_of_blocks_and_not_of_sites() -> None:
+def test_patterns_match_blocks_and_not_sites() -> None:
     model = tiny_model("llama")
     with refusal(
         model, "the pattern '*.act_fn' matches none of the model's blocks: model.layers.0.mlp, model.layers.1.mlp"
@@ -127,7 +127,7 @@ def test_a_function_that_is_not_known() -> None:
 
 
 class Unhashable:
-    """A callable that no table can look up."""
+    """A callable that cannot be looked up in a dict."""
 
     __hash__ = None
 
@@ -145,7 +145,7 @@ def test_a_callable_that_cannot_be_looked_up_is_not_known_either() -> None:
         patch_model(model)
 
 
-def test_the_ways_out_that_the_message_names() -> None:
+def test_the_remedies_that_the_message_names() -> None:
     model = tiny_model("llama")
     model.model.layers[0].mlp.act_fn = nn.Softsign()
     assert patch_model(model, InvActConfig(exclude=("*.0.mlp",))).patched == 1
@@ -157,7 +157,7 @@ def test_the_ways_out_that_the_message_names() -> None:
     assert patch_model(model).patched == 2
 
 
-def test_an_activation_that_is_registered_as_what_it_is_not() -> None:
+def test_an_activation_that_is_registered_as_a_different_one() -> None:
     model = tiny_model("llama")
     activation = model.model.layers[0].mlp.act_fn = nn.Softsign()
     register_activation("silu", used_as=[nn.Softsign])

@@ -33,7 +33,7 @@ def same_objects(some: list[object], others: list[object]) -> bool:
 
 
 @each_model
-def test_the_very_objects_are_put_back(name: str) -> None:
+def test_the_same_objects_are_put_back(name: str) -> None:
     model = tiny_model(name)
     originals = installed(model)
     patch_model(model)
@@ -43,7 +43,7 @@ def test_the_very_objects_are_put_back(name: str) -> None:
 
 
 @each_model
-def test_the_pickled_model_is_the_same_to_the_byte(name: str) -> None:
+def test_the_pickled_model_is_byte_identical(name: str) -> None:
     model = tiny_model(name)
     before = pickle.dumps(model)
     patch_model(model)
@@ -53,7 +53,7 @@ def test_the_pickled_model_is_the_same_to_the_byte(name: str) -> None:
 
 
 @each_model
-def test_loss_and_gradients_are_those_of_before(name: str) -> None:
+def test_loss_and_gradients_are_as_before_patching(name: str) -> None:
     model = tiny_model(name)
     loss, gradients = loss_and_gradients(model)
     with inverted_activations(model):

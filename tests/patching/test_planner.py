@@ -1,4 +1,4 @@
-"""How a plan is decided: by a probe that equal blocks share, else by default, or as the config demands."""
+"""How a plan is chosen: by a probe that equal blocks share, else by rule, or as the config demands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def figures(site: SiteReport) -> tuple[str | None, int | None, int | None]:
 
 
 @each_model
-def test_the_autocast_that_training_will_run_under_counts(name: str) -> None:
+def test_the_autocast_of_training_is_taken_into_account(name: str) -> None:
     """Adapters in float32 keep the product, but under autocast a copy of it."""
     model = MLP(name, Training(torch.float32, adapters=ADAPTERS, are_adapters_float32=True)).model
     without = patch_model(model).sites[0]
@@ -39,7 +39,7 @@ def test_the_autocast_that_training_will_run_under_counts(name: str) -> None:
     assert active == of_config == by_name
 
 
-def test_of_plans_that_keep_as_much_the_exact_one_is_taken() -> None:
+def test_of_plans_that_keep_equally_much_the_exact_one_is_chosen() -> None:
     model = tiny_model("llama", activation="relu2")  # which needs no side bits
     for layer in model.model.layers:
         layer.mlp.down_proj.requires_grad_(False)
@@ -49,7 +49,7 @@ def test_of_plans_that_keep_as_much_the_exact_one_is_taken() -> None:
     assert exact.plan == "gate-inputs"
 
 
-CALLS: list[int] = []  # not in the block, where a probe would put back what it was
+CALLS: list[int] = []  # not an attribute of the block, which a probe would restore
 
 
 class Counted(nn.Module):
@@ -100,7 +100,7 @@ def test_a_frozen_one_among_equal_blocks_has_its_own_plan() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_a_model_with_gradient_checkpointing_is_measured_like_any(name: str) -> None:
+def test_a_model_with_gradient_checkpointing_is_measured_like_any_other(name: str) -> None:
     model = tiny_model(name)
     report = patch_model(model)
     unpatch_model(model)
@@ -159,7 +159,7 @@ class Odd(nn.Module):
 
 
 class FailsLater(Odd):
-    """Runs on a few tokens, and not on twice as many."""
+    """Runs on a few tokens, but not on twice as many."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert x.shape[1] < 6, "too many tokens"
@@ -217,7 +217,7 @@ def test_two_activations_in_one_block_do_not_disturb_each_other() -> None:
 
 @each_model
 def test_weights_whose_results_cannot_be_compared_are_measured_too(name: str) -> None:
-    """As some ranks hold them while another loads the real ones."""
+    """As the ranks hold that do not load the real weights themselves."""
     real = patch_model(tiny_model(name))
     model = tiny_model(name)
     with torch.no_grad():

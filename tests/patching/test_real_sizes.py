@@ -30,7 +30,7 @@ def mistral(layers: int) -> PreTrainedModel:
 
 
 def saved_bytes(layers: int, plan: str | None) -> int:
-    """What a training step of Mistral-7B with so many layers keeps for its backward pass, 1 x 4,096 tokens, sdpa."""
+    """What a training step of Mistral-7B with this many layers saves for backward, 1 x 4,096 tokens, sdpa."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = mistral(layers)
         if plan is not None:
@@ -42,7 +42,7 @@ def saved_bytes(layers: int, plan: str | None) -> int:
 
 
 def of_all_layers(plan: str | None) -> int:
-    """All layers keep the same."""
+    """All layers keep equally much."""
     one, two = saved_bytes(1, plan), saved_bytes(2, plan)
     return one + (LAYERS - 1) * (two - one)
 

@@ -82,7 +82,7 @@ def test_equal_sites_share_a_row(names: list[str], joined: str) -> None:
     assert str(report_of(*names)).splitlines()[2].split("  ")[1] == joined
 
 
-def test_equal_sites_share_a_row_wherever_they_stand() -> None:
+def test_equal_sites_share_a_row_wherever_they_are() -> None:
     report = report_of("0.a", "0.b", "1.a", "1.b")
     assert [line.split("  ")[1].strip() for line in str(report).splitlines()[2:4]] == ["0-1.a (2)", "0-1.b (2)"]
 
@@ -95,7 +95,7 @@ def test_equal_sites_share_a_row_wherever_they_stand() -> None:
         (88064, 45408, "86.00 KiB -> 44.34 KiB"),
     ],
 )
-def test_sizes_are_read_at_a_glance(before: int, after: int, text: str) -> None:
+def test_sizes_are_easy_to_compare(before: int, after: int, text: str) -> None:
     assert text in str(PatchReport((replace(SITE, before=before, after=after),)))
 
 

@@ -1,4 +1,4 @@
-"""What is no model, or not yet one, is refused in a sentence."""
+"""What is not a model, or not yet, is refused with one sentence that says why."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def in_context(model: Any) -> None:
     ],
     ids=["none", "string", "class", "list"],
 )
-def test_what_is_no_module(call: Callable[[Any], object], model: object, what: str) -> None:
+def test_what_is_not_a_module(call: Callable[[Any], object], model: object, what: str) -> None:
     with pytest.raises(PatchingError, match=f"^expected a model, an instance of torch.nn.Module, {re.escape(what)}"):
         call(model)
 
@@ -67,7 +67,7 @@ def test_layers_that_have_no_weights_yet(lazy: Callable[[], nn.Module]) -> None:
 
 @dataclass(frozen=True)
 class HoldsAList:
-    """Says that it can be hashed, and cannot."""
+    """Claims to be hashable, and is not."""
 
     values: list[int]
 

@@ -1,4 +1,4 @@
-"""Models of Transformers whose blocks nobody registered."""
+"""Transformers models whose blocks are not registered."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_results_are_the_same_and_gradients_are_close(structure: Structure) -> N
 
 
 @each_structure
-def test_a_training_step_keeps_as_much_less_as_the_report_says(structure: Structure) -> None:
+def test_a_training_step_keeps_less_by_as_much_as_the_report_says(structure: Structure) -> None:
     def total_bytes() -> int:
         torch.manual_seed(0)
         with SavedActivations(model) as saved:
@@ -81,7 +81,7 @@ def test_one_half_of_a_fused_projection_does_not_keep_the_other_alive(dtype: tor
 
 
 def test_a_frozen_fused_projection() -> None:
-    """Nothing keeps the product: the exact plan, whose inputs are views of one tensor, keeps that one."""
+    """Nothing else keeps the product. The exact plan is chosen: its inputs are views of one tensor, which it keeps."""
     (structure,) = (structure for structure in STRUCTURES if structure.name == "phi3")
     model = structure.model()
     model.layers[0].mlp.down_proj.requires_grad_(False)
@@ -90,7 +90,7 @@ def test_a_frozen_fused_projection() -> None:
 
 
 def test_experts_in_a_list() -> None:
-    """As older models hold them: each is a block of its own, and all of them share a probe."""
+    """As in older models: each expert is a block of its own, and all of them share a probe."""
 
     class Expert(nn.Module):
         def __init__(self) -> None:

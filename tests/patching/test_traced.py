@@ -1,4 +1,4 @@
-"""What a tracer writes down of a patched model is the unpatched one, in training too, and patching stays as it was."""
+"""Tracing a patched model records the unpatched operations, in training mode too, and the model stays patched."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ OWN_LOOP: tuple[Way, ...] = ("own-ddp", "own-fsdp2")
 SHARDED_BY_FSDP2: tuple[Way, ...] = ("fsdp2-at-load", "own-fsdp2")
 
 
-# Their names in docs/compatibility.md. (What the flag for FSDP does on a CPU is DDP.)
+# Their names in docs/compatibility.md. (On a CPU, the flag for FSDP gives DDP.)
 ROWS: Mapping[Way, str] = {
     "ddp": "DDP, by the Trainer",
     "ddp-accumulation": "DDP, by the Trainer, gradients accumulated",
@@ -39,7 +39,7 @@ class Case:
 
     Attributes:
         way: how the processes share the work.
-        patched: whether and when, seen from the wrapping or sharding of the model.
+        patched: whether it is patched before or after the model is wrapped or sharded, or not at all.
     """
 
     way: Way
@@ -52,8 +52,9 @@ class Case:
 
     @property
     def row(self) -> str:
-        """Of docs/compatibility.md."""
-        when = f", patched {self.patched} that" if self.way in OWN_LOOP else ""
+        """Its row in docs/compatibility.md."""
+        step = "sharding" if self.way in SHARDED_BY_FSDP2 else "wrapping"
+        when = f", patched {self.patched} {step}" if self.way in OWN_LOOP else ""
         return ROWS[self.way] + when
 
     def __str__(self) -> str:
@@ -61,7 +62,7 @@ class Case:
 
 
 def _cases(models: Mapping[Way, Sequence[str]]) -> list[Case]:
-    """The Trainer's callback comes before it wraps a model, and after one is sharded while it is made."""
+    """The Trainer's callback patches before it wraps a model, but after a model is sharded while it is loaded."""
     times: Mapping[Way, Sequence[Patched]] = {
         "fsdp2-at-load": ("no", "after"),
         "zero3": ("no", "after"),
@@ -85,12 +86,12 @@ CASES = _cases(
         "own-fsdp2": MODEL_NAMES,
     }
 )
-# What the installed Transformers may lack, with the version that brought it.
+# What the installed Transformers may lack, with the version that introduced it.
 SINCE: Mapping[Way, tuple[str, str]] = {
     "fsdp-flag": ("5.10", "--fsdp without a value"),
     "fsdp2-at-load": ("5.13", "DistributedConfig(fsdp_size=...)"),
 }
-# These need DeepSpeed, which is not installed for the tests. (The stages are of a process, so this order.)
+# These need DeepSpeed, which is not installed for the tests. (The ZeRO stage is global to a process, hence this order.)
 DEEPSPEED_CASES = _cases({"zero2": ("llama", "bert"), "zero3": ("llama", "bert")})
 TABLES = {"torch": CASES, "deepspeed": DEEPSPEED_CASES}
 

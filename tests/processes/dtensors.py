@@ -26,7 +26,7 @@ FUNCTIONS: list[tuple[Callable[..., Tensor], Callable[..., Tensor]]] = [
 
 
 def placed(x: Tensor, mesh: DeviceMesh, placement: Placement) -> DTensor:
-    """Of rows and columns that two processes cannot share evenly, in column-major order."""
+    """A DTensor in column-major order, whose rows and columns two processes cannot share evenly."""
     if placement.is_partial():
         return DTensor.from_local(x / 2, mesh, [placement]).detach().requires_grad_()
     return distribute_tensor(x, mesh, [placement]).detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Starts a script in two processes, and reads what each leaves."""
+"""Starts a script in two processes, and reads the results that each writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each way of sharding makes of a small model, patched and not; started by torchrun in each process."""
+"""A small model under each way of sharding, patched and not; started by torchrun in each process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {
     **{"intermediate_size": 96, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2},
 }
 EXPERTS = {"mixtral": {"num_local_experts": 4}, "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2}}
-# Since which version of Transformers it shards so while it loads.
+# The version of Transformers that introduced this kind of sharding at load.
 SINCE = {"tensor parallel": "5.17", "expert parallel": "5.21"}
 AT_LOAD = {
     **{f"tensor parallel, {name}": name for name in ("qwen2", "phi3", "starcoder2", "mixtral", "qwen3_moe")},
@@ -59,7 +59,7 @@ def fsdp1(model: nn.Module, units: set[type[nn.Module]], **options: Any) -> nn.M
 
 
 def flat_lora() -> tuple[nn.Module, Callable[[nn.Module], nn.Module]]:
-    """As PEFT's policy has it: what is trained is a unit of its own."""
+    """As with PEFT's policy: what is trained is a unit of its own."""
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     torch.manual_seed(0)
     return get_peft_model(tiny_model("llama"), config), lambda model: FullyShardedDataParallel(
@@ -75,7 +75,7 @@ def is_trained_linear(module: nn.Module) -> bool:
 
 
 def phi3() -> tuple[nn.Module, Callable[[nn.Module], nn.Module]]:
-    """Of an MLP that is a unit of its own, one process has parts of both weights, the other of one only."""
+    """Each MLP is a unit of its own: one process has parts of both weights, the other of only one."""
     model = fresh("phi3")
     layer = model.model.layers[0]
     return model, lambda model: fsdp1(model, {type(layer), type(layer.mlp)}, use_orig_params=True)
@@ -143,7 +143,7 @@ def where_one_process_loads() -> PatchReport:
 
 
 def by_the_callback(folder: Path) -> tuple[PatchReport | None, PatchReport | None]:
-    """When the Trainer is made, and again when training begins: before and after it wraps the model."""
+    """Patched when the Trainer is created, and again when training begins: before and after it wraps the model."""
     model = tiny_model("llama")
     callback, args = InvertedActivationsCallback(), arguments(folder, use_inverted_activations=True)
     callback.on_init_end(args, TrainerState(), TrainerControl(), model=model)
@@ -170,6 +170,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    from tests.processes import sharded  # by this name the tests know what is saved
+    from tests.processes import sharded  # the name under which the tests find the results
 
     sharded.main(Path(sys.argv[1]))

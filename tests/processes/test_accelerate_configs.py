@@ -26,7 +26,7 @@ def arguments(name: str) -> argparse.Namespace:
 
 
 def environment(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What accelerate would start each process with, set here as well."""
+    """The environment variables that accelerate would start each process with, set here."""
     args, config, _ = _validate_launch_command(arguments(name))
     assert args.num_processes == 8
     args.deepspeed_fields_from_accelerate_config = ",".join(config.deepspeed_config)  # as the launcher does next

@@ -1,4 +1,4 @@
-"""Activations that are DTensors, in two real processes: inverted, each part where it is."""
+"""Activations that are DTensors, in two real processes: each process inverts its own part."""
 
 from __future__ import annotations
 

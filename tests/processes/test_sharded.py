@@ -1,4 +1,4 @@
-"""Weights that are sharded when a model is patched, in two real processes: they agree, and train as without."""
+"""Weights that are sharded when a model is patched, in two real processes: they agree, and train as unpatched."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", sharded.FSDP1)
-def test_fsdp1_trains_as_without(name: str, when: str, found: list[dict[str, Any]]) -> None:
+def test_fsdp1_trains_as_unpatched(name: str, when: str, found: list[dict[str, Any]]) -> None:
     first, second = (results[f"{name}, {when}"] for results in found)
     assert second.report == first.report
     assert all(("not measured" in site.reason) == (when == "after") for site in first.report.sites)
@@ -49,8 +49,8 @@ def test_weights_that_are_sharded_at_load_are_measured(way: str, found: list[dic
         plain, patched = results[f"{way}, no"], results[f"{way}, after"]
         assert patched.losses == pytest.approx(plain.losses, rel=1e-5)
         saved = plain.saved_bytes - patched.saved_bytes
-        if way.startswith("tensor"):  # with experts, how many tokens come here depends on the tokens
-            assert saved == pytest.approx(32 * first.report.saved_bytes_per_token, rel=0.02)  # in a batch
+        if way.startswith("tensor"):  # under expert parallelism, a process's number of tokens depends on the routing
+            assert saved == pytest.approx(32 * first.report.saved_bytes_per_token, rel=0.02)
         assert saved > 0
 
 

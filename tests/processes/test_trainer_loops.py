@@ -1,4 +1,4 @@
-"""What a Trainer does around its steps: it accumulates, starts again with less, resumes, and searches."""
+"""What a Trainer does around its steps: accumulating gradients, halving the batch, resuming, searching."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Gradients(TrainerCallback):
 
 
 def accumulate(folder: Path, *, flag: bool, pieces: int) -> tuple[Trainer, list[dict[str, Tensor]]]:
-    """Three steps with batches of four, each in so many pieces."""
+    """Three steps with batches of four, each accumulated from this many pieces."""
     gradients = Gradients()
     options = {"per_device_train_batch_size": 4 // pieces, "gradient_accumulation_steps": pieces}
     args = arguments(folder, use_inverted_activations=flag, **options)
@@ -65,7 +65,7 @@ def test_accumulated_gradients_are_those_without_the_flag(tmp_path: Path) -> Non
 
 
 def times_patched(model: PreTrainedModel) -> list[int]:
-    """How many inverted activations stand one in another, of each MLP."""
+    """How many inverted activations are nested in each other, for each MLP."""
 
     def depth(activation: Any) -> int:
         return 1 + depth(activation.original) if isinstance(activation, PatchedActivation) else 0
@@ -74,7 +74,7 @@ def times_patched(model: PreTrainedModel) -> list[int]:
 
 
 class TimesPatched(TrainerCallback):
-    """Notes at each event how many times the MLPs are patched."""
+    """Records at each event how many times the MLPs are patched."""
 
     def __init__(self) -> None:
         self.at_train_begin: list[list[int]] = []
@@ -109,7 +109,7 @@ def test_finding_the_batch_size_patches_once_and_unpatches(error: Callable[[], R
     plain, _, _ = train(False)
     patched, times, witness = train(True)
     assert patched._train_batch_size == plain._train_batch_size == (4 if has_accelerate("1.9") else 2)
-    assert times.at_train_begin == [[1] * LAYERS] * 2  # with 5 records, and with so many
+    assert times.at_train_begin == [[1] * LAYERS] * 2  # with batches of 5, and of the size that fits
     assert witness.patched["train_end"] == [False]
     assert times_patched(patched.model) == [0] * LAYERS
     assert len(losses(plain)) == 3

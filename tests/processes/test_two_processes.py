@@ -16,6 +16,7 @@ from tests.processes.launch import launch
 from tests.versions import since_transformers
 
 WORKER = Path(__file__).with_name("worker.py")
+SHARDED_FIRST = "Weights are sharded before the model is patched, so plans are measured on a copy."
 
 Records: TypeAlias = list[dict[str, Record]]  # by process
 
@@ -55,8 +56,8 @@ PATCHED = [case for case in CASES if case.patched != "no"]
 
 
 @each(CASES)
-def test_it_is_what_its_name_says(case: Case, found: Records) -> None:
-    """Accelerate makes DDP of FSDP on a CPU without a word: what is said to be sharded must be."""
+def test_each_case_trains_what_its_name_says(case: Case, found: Records) -> None:
+    """Accelerate silently falls back from FSDP to DDP on a CPU, so sharded cases must really be sharded."""
     for record in (records[str(case)] for records in found):
         assert record.world == WORLD
         is_sharded = case.way in SHARDED_BY_FSDP2
@@ -76,7 +77,7 @@ def test_the_processes_agree(case: Case, found: Records) -> None:
 @each(PATCHED)
 def test_losses_gradients_and_bytes(case: Case, found: Records) -> None:
     for rank, (plain, patched) in pairs(case, found):
-        is_fused = case.model != "gpt2"  # whose formula is spelled out: the last place may differ
+        is_fused = case.model != "gpt2"  # whose formula is unfused, so the last digit may differ
         assert patched.losses[0] == pytest.approx(plain.losses[0], rel=0 if is_fused else 5e-7, abs=0), rank
         assert patched.losses == pytest.approx(plain.losses, rel=1e-5), rank
         assert patched.gradients.keys() == plain.gradients.keys()
@@ -96,7 +97,7 @@ def test_plans_are_measured_on_whole_weights_and_on_a_copy_of_sharded_ones(case:
 
 
 @each([case for case in PATCHED if case.way in ROWS])
-def test_the_matrix_says_so(case: Case, found: Records, matrix: Matrix) -> None:
+def test_the_results_are_those_of_the_matrix(case: Case, found: Records, matrix: Matrix) -> None:
     record(case, found, matrix)
 
 
@@ -107,7 +108,7 @@ def record(case: Case, found: Records, matrix: Matrix) -> None:
         plain_bytes=plain.saved_bytes,
         patched_bytes=patched.saved_bytes,
         plan=patched.plans[0][0] or "left alone",
-        note="Weights are sharded before it is patched, so plans are measured on a copy." if is_copied(case) else "",
+        note=SHARDED_FIRST if is_copied(case) else "",
     )
 
 
@@ -143,6 +144,6 @@ def is_copied(case: Case) -> bool:
 
 
 def pairs(case: Case, found: Records) -> Iterator[tuple[int, tuple[Record, Record]]]:
-    """What each process saw without and with."""
+    """What each process saw, without the patch and with it."""
     for rank, records in enumerate(found):
         yield rank, (records[str(case.plain)], records[str(case)])

@@ -64,7 +64,7 @@ def load_sharded(name: str, folder: Path) -> PreTrainedModel:
 
 
 class Gradients(TrainerCallback):
-    """Keeps those of the last step."""
+    """Keeps the gradients of the last step."""
 
     last: dict[str, Tensor]
 
@@ -98,7 +98,7 @@ def train_by_hand(case: Case) -> Record:
 
 
 def shard(model: PreTrainedModel) -> nn.Module:
-    """Each layer by itself, then the rest, as is usual."""
+    """Each layer on its own, then the rest, as is usual."""
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
     for layer in layers:
         fully_shard(layer)

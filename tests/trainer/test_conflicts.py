@@ -142,8 +142,10 @@ def test_trains_once_the_replacement_is_undone(tmp_path: Path) -> None:
     assert losses(trainer) == losses(fresh)
 
 
-REFUSED = "Refused with an error that names both flags and the way out: each replaces the MLP's activation."
-WITHOUT_MLPS = "`liger_kernel_config={'swiglu': False, 'geglu': False}`, of which the tests run what runs on a CPU."
+REFUSED = "Refused with an error that names both flags and says what to do, since each replaces the MLP's activation."
+WITHOUT_MLPS = (
+    "With `liger_kernel_config={'swiglu': False, 'geglu': False}`. The tests run the part of it that runs on a CPU."
+)
 # Kernels that do not run in Triton's interpreter.
 NO_KERNEL: dict[str, Any] = {"rope": False, "rms_norm": False, "fused_linear_cross_entropy": False}
 

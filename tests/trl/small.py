@@ -1,4 +1,4 @@
-"""TRL's trainers on small models and data that are made on the spot."""
+"""TRL's trainers, with small models and data that need no download."""
 
 from __future__ import annotations
 

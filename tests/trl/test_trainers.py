@@ -145,15 +145,15 @@ def test_the_flag_in_trls_own_parser(tmp_path: Path) -> None:
     assert args.use_inverted_activations is False
 
 
-# On a CPU there is nothing to offload from, and TRL does not ask: with and without inverted activations it fails.
+# On a CPU there is nothing to offload from. TRL does not check this, and fails with or without inverted activations.
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="for a machine without an accelerator")
 @pytest.mark.parametrize("callbacks", [[], [InvertedActivationsCallback()]], ids=["plain", "inverted"])
-def test_offloading_is_trls_to_refuse_on_a_cpu(callbacks: list[Any], tmp_path: Path) -> None:
+def test_trls_offloading_fails_on_a_cpu(callbacks: list[Any], tmp_path: Path) -> None:
     with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'type'"):
         sft(tmp_path, *callbacks, activation_offloading=True)
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="the test below is for it")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="the next test covers an accelerator")
 def test_offloading_with_the_cpu_named_as_the_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL's own code packs and unpacks every tensor; what a CPU lacks (streams, pinned memory) is turned off."""
     on_a_cpu = {"use_pin_memory": False, "use_streams": False}
@@ -188,7 +188,7 @@ def test_offloading_with_the_cpu_named_as_the_accelerator(tmp_path: Path, monkey
     assert_learned_the_same(inverted, plain)
     assert losses(plain) == losses(trained(sft(tmp_path)))
     assert len(all_offloaded) == len(fewer_offloaded) == 3
-    # Without streams a tensor that two operations save is copied twice, so less is won than without offloading.
+    # Without streams a tensor that two operations save is copied twice, so less is saved than without offloading.
     assert all(0 < few < 0.92 * many for few, many in zip(fewer_offloaded, all_offloaded, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""While a block is probed, nothing runs that is not its forward pass."""
+"""While a block is probed, nothing but its forward pass runs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,12 @@ def test_no_hook_of_a_module_or_a_weight_runs() -> None:
     def note(kind: str) -> Callable[..., None]:
         return lambda *args: fired.append(kind)
 
-    for module in (model, model[0], model[0].up, model[0].down):  # one on the activation itself keeps it from inversion
+    for module in (
+        model,
+        model[0],
+        model[0].up,
+        model[0].down,
+    ):  # a hook on the activation itself prevents its inversion
         module.register_forward_hook(note("forward"))
         module.register_forward_hook(note("always"), always_call=True)
         module.register_forward_pre_hook(note("pre-forward"))
@@ -151,7 +156,7 @@ def test_checkpoint_wrappers_change_no_decision(name: str, impl: CheckpointImpl)
 
 
 class Flagged(MLP):
-    """Checkpoints by itself, as many older models do."""
+    """Checkpoints its own forward pass, as many older models do."""
 
     use_checkpointing = True
 
@@ -163,7 +168,7 @@ class Flagged(MLP):
 
 
 def bound(module: nn.Module) -> nn.Module:
-    """As fairscale does it."""
+    """As fairscale does."""
 
     def checkpointed_forward(forward: Callable[..., Tensor], module: Any, *args: Any) -> Tensor:
         result: Tensor = checkpoint(forward, module(), *args, use_reentrant=False)
@@ -173,7 +178,7 @@ def bound(module: nn.Module) -> nn.Module:
     return module
 
 
-def test_what_is_called_checkpointing_is_turned_off() -> None:
+def test_flags_named_after_checkpointing_are_turned_off() -> None:
     assert figures(patch_model(nn.Sequential(Flagged(), nn.Tanh()))) == MEASURED
 
 
@@ -194,7 +199,7 @@ def test_a_layer_whose_forward_is_bound_to_a_checkpointed_one() -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
-def test_a_block_that_cannot_be_kept_from_checkpointing_says_so(use_reentrant: bool) -> None:
+def test_a_block_whose_checkpointing_cannot_be_turned_off_is_reported(use_reentrant: bool) -> None:
     class Always(MLP):
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = checkpoint(super().forward, x, use_reentrant=use_reentrant)

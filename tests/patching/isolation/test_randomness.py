@@ -1,4 +1,4 @@
-"""A probe draws random numbers of its own, and leaves everybody else's alone."""
+"""A probe draws random numbers of its own, and does not affect any other generator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.models import tiny_model
 CPU = torch.device("cpu")
 
 
-def test_another_thread_that_trains_goes_on_with_its_random_numbers() -> None:
+def test_the_random_numbers_of_another_training_thread_are_unaffected() -> None:
     def states(draws: int) -> list[bytes]:
         torch.manual_seed(0)
         found = []
@@ -57,7 +57,7 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_the_same_numbers_every_time_and_none_of_the_global_generator(name: str) -> None:
+def test_numbers_are_the_same_every_time_and_not_from_the_global_generator(name: str) -> None:
     def draw() -> tuple[Tensor, Tensor]:
         with own_random_numbers(CPU):
             return DRAWS[name](x), DRAWS[name](x)
@@ -72,7 +72,7 @@ def test_the_same_numbers_every_time_and_none_of_the_global_generator(name: str)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_mask_of_native_dropout_is_kept_as_the_kernel_does() -> None:
+def test_the_mask_of_native_dropout_is_kept_as_by_the_kernel() -> None:
     x = torch.ones(1000, requires_grad=True)
     with own_random_numbers(CPU):
         y, mask = torch.native_dropout(x, 0.25, True)
@@ -87,7 +87,7 @@ def test_the_mask_of_native_dropout_is_kept_as_the_kernel_does() -> None:
     assert not none.any()
 
 
-def test_a_seed_that_is_set_inside_is_put_back() -> None:
+def test_a_seed_that_is_set_inside_is_restored() -> None:
     state = torch.get_rng_state()
     with own_random_numbers(CPU):
         torch.manual_seed(12345)

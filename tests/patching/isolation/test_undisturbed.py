@@ -1,4 +1,4 @@
-"""Whatever a forward pass leaves behind is put back after a probe, each thing by itself."""
+"""Everything that a forward pass changes is restored after a probe, each thing independently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Block(nn.Module):
-    """What tests derive from: it calls `leave` in each forward pass."""
+    """The base class of the tests' blocks. Calls `leave` in each forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Block(nn.Module):
 
 
 def assert_left_as_it_was(block: Block) -> None:
-    """Patching has to probe it, and to change nothing of its state or mode."""
+    """Patching has to probe the block, and to change neither its state nor its mode."""
     block.eval()
     before = {name: value.clone() for name, value in block.state_dict().items()}
     (site,) = patch_model(nn.Sequential(block, nn.Tanh())).sites
@@ -158,13 +158,13 @@ def test_a_graph_from_before_can_still_be_run_backward() -> None:
 
 
 class Stubborn(dict[str, Any]):
-    """Lets nothing be taken out."""
+    """Cannot be emptied."""
 
     def clear(self) -> None:
         raise RuntimeError("not mine")
 
 
-def test_one_thing_that_cannot_be_put_back_keeps_no_other_from_it_and_is_an_error() -> None:
+def test_what_cannot_be_restored_is_an_error_and_all_else_is_restored() -> None:
     class Keeps(Block):
         def prepare(self) -> None:
             self.stubborn = Stubborn()
@@ -180,7 +180,7 @@ def test_one_thing_that_cannot_be_put_back_keeps_no_other_from_it_and_is_an_erro
     assert block.norm.num_batches_tracked == 0
 
 
-def test_what_is_put_back_when_the_block_raises() -> None:
+def test_what_is_restored_when_the_block_raises() -> None:
     class Raises(Block):
         def leave(self, x: Tensor) -> None:
             self.norm(x.transpose(1, 2))

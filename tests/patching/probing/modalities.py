@@ -1,4 +1,4 @@
-"""Models with inputs of all kinds, and the modules of theirs whose calls are recorded."""
+"""Models with inputs of all kinds, and which of their modules have their calls recorded."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ PARTS: dict[str, Callable[[], PreTrainedModel]] = {
 
 
 def kinds_of(model: nn.Module) -> dict[nn.Module, Hashable]:
-    """The blocks with an activation, and what is around them."""
+    """The blocks with an activation, and the modules around them."""
     around = (each.module for name, *_ in find_activations(model) for each in surroundings(model, name))
     return {module: signature(module) for module in around if module is not model}
 
 
 def named(model: nn.Module, cls: str) -> dict[nn.Module, Hashable]:
-    """All modules of a class, by its name, as of one kind."""
+    """All modules of the class with this name, as one kind."""
     return {module: cls for module in model.modules() if type(module).__name__ == cls}
 
 
@@ -127,7 +127,7 @@ class Layer(nn.Module):
 
 
 class Model(PreTrainedModel):
-    """Three layers, and something that is called with what comes out of them."""
+    """Three layers, and a module that is called with their output."""
 
     config_class = PretrainedConfig
 
@@ -154,7 +154,7 @@ class Model(PreTrainedModel):
 
 
 def of_a_whole_run(model: PreTrainedModel, kinds: dict[nn.Module, Hashable], samples: int) -> dict[Hashable, Any]:
-    """The arguments of the first call of each kind in a forward pass that runs all layers."""
+    """The arguments of each kind's first call in a forward pass that runs all layers."""
     model = model.train()
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
@@ -176,7 +176,7 @@ def of_a_whole_run(model: PreTrainedModel, kinds: dict[nn.Module, Hashable], sam
 
 
 def assert_equal(one: Any, other: Any, *, values: bool = True) -> None:
-    """Structure, shapes, dtypes and settings; also numbers, unless `values` is off."""
+    """The same structure, shapes, dtypes and settings; also the same numbers, unless `values` is false."""
     ones, structure = tree_flatten(one)
     others, other_structure = tree_flatten(other)
     assert structure == other_structure

@@ -1,4 +1,4 @@
-"""With which arguments models call their modules: as in a forward pass, though most of it is not run."""
+"""The arguments that models pass to their modules: those of a whole forward pass, though most of it is not run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def assert_same(one: Calls, other: Calls) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_call_is_that_of_a_whole_forward_pass(name: str) -> None:
+def test_recorded_calls_are_those_of_a_whole_forward_pass(name: str) -> None:
     model = CASES[name]()
     kinds = kinds_of(model)
     result = calls(model, kinds, samples=2)
@@ -49,12 +49,12 @@ def test_a_call_is_that_of_a_whole_forward_pass(name: str) -> None:
     assert result.failure is None
     assert result.found.keys() == whole.keys() == set(kinds.values())
     for kind, arguments in whole.items():
-        # Numbers differ by dropout, and after a layer that was not run.
+        # Values differ because of dropout, and after a layer that was not run.
         assert_equal((result.found[kind].args, result.found[kind].kwargs), arguments, values=name == "mistral")
 
 
 @pytest.mark.parametrize("make", PARTS.values(), ids=list(PARTS))
-def test_parts_are_run_for_what_text_alone_does_not_call(make: Callable[[], PreTrainedModel]) -> None:
+def test_parts_that_text_alone_does_not_call_are_run_too(make: Callable[[], PreTrainedModel]) -> None:
     model = make()
     kinds = kinds_of(model)
     result = calls(model, kinds, samples=1)
@@ -62,13 +62,13 @@ def test_parts_are_run_for_what_text_alone_does_not_call(make: Callable[[], PreT
     assert result.found.keys() == set(kinds.values())
 
 
-def test_one_sample_more_makes_the_first_dimension_larger_and_no_other() -> None:
+def test_one_more_sample_enlarges_only_the_first_dimension() -> None:
     model = tiny_model("mistral")
     one, two = (calls(model, named(model, "MistralMLP"), samples).found["MistralMLP"].args[0] for samples in (1, 2))
     assert (one.shape, two.shape) == ((1, 4, 32), (2, 4, 32))
 
 
-def test_of_a_model_that_raises_the_calls_before_are_kept() -> None:
+def test_calls_before_an_exception_are_kept() -> None:
     model = Model(PretrainedConfig(way="raises"))
     kinds: dict[nn.Module, Hashable] = {**named(model, "Layer"), model.last: "last"}
     result = calls(model, kinds, samples=1)
@@ -76,7 +76,7 @@ def test_of_a_model_that_raises_the_calls_before_are_kept() -> None:
     assert result.failure == ("not called: Linear; Model.forward(input_ids) raised ValueError: no second layer today")
 
 
-def test_without_a_model_of_transformers_it_says_so() -> None:
+def test_the_lack_of_a_transformers_model_is_reported() -> None:
     module = nn.Sequential(nn.Linear(8, 8))
     assert calls(module, {module[0]: 0}, 1) == Calls({}, "Sequential is no model of Transformers, and holds none")
 
@@ -86,7 +86,7 @@ class Unheard(Model):
         return bar_codes
 
 
-def test_without_inputs_that_are_known_it_says_so() -> None:
+def test_unknown_inputs_are_reported() -> None:
     model = Unheard(PretrainedConfig(way="plain"))
     result = calls(model, named(model, "Layer"), 1)
     assert not result.found
@@ -115,11 +115,11 @@ def test_a_model_is_found_within_what_wraps_it(wrap: Callable[[nn.Module], nn.Mo
 
 
 @pytest.mark.parametrize("name", ["bert", "mistral", "gpt2"])
-def test_of_a_frozen_model_with_adapters_the_call_is_one_that_needs_a_gradient(name: str) -> None:
+def test_the_call_of_a_frozen_model_with_adapters_needs_a_gradient(name: str) -> None:
     model = get_peft_model(tiny_model(name), LoraConfig(target_modules="all-linear", fan_in_fan_out=name == "gpt2"))
     layer = {"bert": "BertLayer", "mistral": "MistralDecoderLayer", "gpt2": "GPT2Block"}[name]
     call = calls(model, named(model, layer), 1).found[layer]
-    # The first layer's input needs none, since the embeddings are frozen.
+    # The first layer's input needs no gradient, since the embeddings are frozen.
     assert any(call.needs_gradient)
     leaves = call.arguments().leaves
     assert [leaf.shape for leaf in leaves] == [(1, 4, 32)]
@@ -140,7 +140,7 @@ def state(model: nn.Module) -> Iterator[object]:
     [*(CASES[name] for name in ("bert", "wav2vec2", "bart")), lambda: from_config(ResNetConfig(**STAGES))],
     ids=["bert", "wav2vec2", "bart", "resnet"],
 )
-def test_it_leaves_nothing_behind_and_finds_the_same_again(make: Callable[[], PreTrainedModel]) -> None:
+def test_it_leaves_no_trace_and_is_repeatable(make: Callable[[], PreTrainedModel]) -> None:
     model = make().eval()
     kinds = kinds_of(model) or {module: "norm" for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
     torch.manual_seed(3)
@@ -156,7 +156,7 @@ def test_it_leaves_nothing_behind_and_finds_the_same_again(make: Callable[[], Pr
 
 
 @pytest.mark.parametrize("name", ["bert", "wav2vec2", "whisper", "mixtral"])
-def test_of_weights_that_are_missing_a_copy_is_called_with_the_same_shapes(name: str) -> None:
+def test_with_missing_weights_a_copy_is_called_with_the_same_shapes(name: str) -> None:
     model = CASES[name]()
     kinds = {path: signature(module) for path, module in model.named_modules() if module in kinds_of(model)}
     meta = copy.deepcopy(model).to("meta")
@@ -190,8 +190,8 @@ def test_it_runs_under_autocast() -> None:
     assert calls(model, kinds, 1).found["BertOutput"].args[0].dtype is torch.float32
 
 
-def test_hidden_states_that_a_model_collects_by_hooks_are_there() -> None:
-    # LLaVA's projector gets those of the last layer but one.
+def test_hidden_states_that_a_model_collects_with_hooks_are_available() -> None:
+    # LLaVA's projector gets those of the second to last layer.
     model = PARTS["llava"]()
     found = calls(model, named(model, "LlavaMultiModalProjector"), 2).found
     assert found["LlavaMultiModalProjector"].args[0].shape == (2, 4, 32)

@@ -1,4 +1,4 @@
-"""A plan is installed only where the block's result and gradients stay what they were."""
+"""A plan is installed only if the block's result and gradients stay the same."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_wrong_slopes_are_seen_and_rounding_is_not(dtype: torch.dtype) -> None:
 
 
 @DTYPES
-def test_a_gradient_that_is_nothing_but_rounding_tells_nothing(dtype: torch.dtype) -> None:
+def test_a_gradient_of_rounding_errors_alone_is_ignored(dtype: torch.dtype) -> None:
     large, eps = normal(100, 8), torch.finfo(dtype).eps
     nothing = eps / 3 * normal(100, 8, seed=1)
     assert difference(measurement(large, nothing), measurement(large, -nothing), dtype) is None
@@ -104,7 +104,7 @@ def test_gradients_that_are_not_finite() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_name)
 def test_the_tolerance_is_that_of_the_activation_and_not_of_the_sum_behind_it(dtype: torch.dtype) -> None:
-    """BLOOM adds a float32 residual to what autocast computes in half precision, by a formula of several roundings."""
+    """BLOOM adds a float32 residual to what autocast computes in half precision, with a formula that rounds often."""
     (structure,) = (structure for structure in STRUCTURES if structure.name == "t5")
     mixed = structure.model().to(dtype)
     for name, module in mixed.named_modules():

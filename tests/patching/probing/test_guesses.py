@@ -1,4 +1,4 @@
-"""The arguments that are made up for a module of which it is not known how a model calls it."""
+"""The arguments that are guessed for a module if it is unknown how the model calls it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 class Layer(nn.Module):
-    """Requires more than its hidden states."""
+    """Requires further arguments besides its hidden states."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Layer(nn.Module):
         raise NotImplementedError
 
 
-def test_what_a_layer_requires_beside_its_hidden_states() -> None:
+def test_what_a_layer_requires_besides_its_hidden_states() -> None:
     layer = Layer()
     ((few, many, tokens),) = guessed_calls(layer, layer, layer, torch.bfloat16, CPU)
     assert (few.args[0].shape, many.args[0].shape, tokens) == ((1, 4, 8), (1, 8, 8), 4)

@@ -22,7 +22,7 @@ def scope_of(module: nn.Module, dtype: torch.dtype = torch.float32) -> Scope:
 
 
 class Block(nn.Module):
-    """Has all that a forward pass can change: buffers, attributes, submodules' statistics, and random numbers."""
+    """Its forward pass changes buffers, attributes, submodules' statistics, and the state of random generators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def test_buffers_attributes_and_statistics_are_as_they_were() -> None:
 
 def test_weights_that_a_forward_pass_casts_are_as_they_were() -> None:
     class Casting(nn.Linear):
-        """As layers of bitsandbytes do."""
+        """As bitsandbytes layers do."""
 
         def forward(self, x: Tensor) -> Tensor:
             self.bias.data = self.bias.data.to(torch.bfloat16)
@@ -88,13 +88,13 @@ def test_modes_of_all_modules_are_as_they_were(name: str, training: bool) -> Non
     assert [module.training for module in model.modules()] == modes
 
 
-def test_a_model_in_evaluation_is_measured_as_it_will_be_trained() -> None:
+def test_a_model_in_evaluation_mode_is_measured_in_training_mode() -> None:
     model = tiny_model("bert")
     assert patch_model(model) == patch_model(tiny_model("bert").eval())
 
 
 @each_model
-def test_random_numbers_go_on_as_if_there_had_been_no_probe(name: str) -> None:
+def test_random_numbers_continue_as_if_there_had_been_no_probe(name: str) -> None:
     model = tiny_model(name)
     torch.manual_seed(7)
     state = torch.get_rng_state()
@@ -130,7 +130,7 @@ def test_gradients_are_as_they_were(name: str, accumulated: bool) -> None:
 
 
 @each_model
-def test_hooks_are_as_they_were_and_nothing_is_metered_any_more(name: str) -> None:
+def test_hooks_are_as_they_were_and_metering_has_ended(name: str) -> None:
     model = tiny_model(name)
     model.register_forward_hook(lambda *args: None)
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_always_called")
@@ -144,7 +144,7 @@ def test_hooks_are_as_they_were_and_nothing_is_metered_any_more(name: str) -> No
     assert len(outside) == 1
 
 
-def test_gradients_are_recorded_inside_and_not_outside_where_they_were_not() -> None:
+def test_gradients_are_recorded_inside_the_probe_and_stay_disabled_outside() -> None:
     with torch.no_grad():
         report = patch_model(tiny_model("bert"))
         assert not torch.is_grad_enabled()
@@ -173,7 +173,7 @@ def test_leaves_no_trace_when_the_block_raises() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
-def test_counts_what_one_token_more_keeps(dtype: torch.dtype) -> None:
+def test_counts_what_one_more_token_keeps(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)).to(dtype)
     scope = scope_of(model, dtype)
     # The inputs of the activation and of the second layer; neither its own input nor copies of weights.

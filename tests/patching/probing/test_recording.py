@@ -38,7 +38,7 @@ def count_runs(modules: Any) -> list[nn.Module]:
     return ran
 
 
-def test_of_an_encoder_before_a_decoder_one_layer_is_run() -> None:
+def test_only_one_layer_of_an_encoder_before_a_decoder_is_run() -> None:
     model = bart(layers=12)
     kinds = kinds_of(model)
     ran = count_runs(model.encoder.layers)

@@ -1,4 +1,4 @@
-"""What is run to probe an activation: the smallest module that holds what consumes it."""
+"""What is run to probe an activation: the smallest module that contains the consumer of its output."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_scope_of_a_block(name: str, block: str, attribute: str, scope: str) -> 
 
 
 class Inner(nn.Module):
-    """A projection and its activation, without what consumes it, as in BERT."""
+    """A projection and its activation, without its consumer, as in BERT."""
 
     def __init__(self, after: Callable[[Tensor], Any] = lambda y: y) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def test_a_block_whose_consumer_cannot_be_run_is_not_probed() -> None:
         find_scope_of(nn.ModuleList([model]), "0.0.inner", "act")
 
 
-def test_lists_of_modules_are_no_levels() -> None:
+def test_lists_of_modules_do_not_count_as_levels() -> None:
     model = nn.ModuleDict({"a": nn.ModuleList([nn.ModuleList([nn.GELU()])]), "b": nn.Linear(8, 8)})
     with pytest.raises(NoProbeError, match="the size of its hidden states is not known"):
         find_scope_of(model, "a.0", "0")
@@ -143,7 +143,7 @@ def test_the_default_device_and_dtype_do_not_matter(device: str, dtype: torch.dt
     assert site.plan == "output"
 
 
-def test_the_width_of_the_hidden_states_may_be_the_fourth_that_is_found() -> None:
+def test_the_width_of_the_hidden_states_may_be_the_fourth_candidate() -> None:
     class Routed(nn.Module):
         def __init__(self) -> None:
             super().__init__()

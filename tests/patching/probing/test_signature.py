@@ -1,4 +1,4 @@
-"""Blocks share a probe if nothing tells them apart that a forward pass may look at."""
+"""Blocks share a probe if they differ in nothing that a forward pass may look at."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 @pytest.fixture
 def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The modules that were searched for."""
+    """The blocks for which a scope was searched, that is, which did not share a probe."""
     found: list[str] = []
     find_scope = planner.find_scope
 
@@ -59,7 +59,7 @@ def test_a_block_that_overwrites_its_activation_among_others_that_print_alike(pr
 
 
 class Inner(nn.Module):
-    """What consumes the activation is in the layer around it."""
+    """The activation's consumer is in the layer around it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def test_attributes(one: object, other: object, is_alike: bool) -> None:
     assert (signature(Block(one)) == signature(Block(other))) is is_alike
 
 
-def test_a_collection_that_holds_itself() -> None:
+def test_a_collection_that_contains_itself() -> None:
     cycle: list[object] = []
     cycle.append(cycle)
     assert signature(Block(cycle)) == signature(Block(cycle))

@@ -19,7 +19,7 @@ from tests.models import batch, tiny_model
 
 
 class Inner(nn.Module):
-    """A projection and its activation, without what consumes it."""
+    """A projection and its activation, without its consumer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Inner(nn.Module):
 
 
 class Middle(nn.Module):
-    """Of the same kind as those around it."""
+    """Built like the modules around it."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Outer(nn.Module):
 
 
 class Wrapper(nn.Module):
-    """As users write them."""
+    """As users write it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def test_two_levels_around_a_block_are_tried_and_no_third() -> None:
     ],
     ids=["compiled", "checkpointed", "offloaded", "of a user", "sequential", "list", "nested"],
 )
-def test_wrappers_are_no_levels(wrap: Callable[..., nn.Module]) -> None:
+def test_wrappers_do_not_count_as_levels(wrap: Callable[..., nn.Module]) -> None:
     assert plans(nn.ModuleList([wrap(Outer(wrap(Middle(wrap(Inner())))))])) == PLAIN
 
 

@@ -1,4 +1,4 @@
-"""What is measured on a copy without memory, where weights are sharded or missing: as with the weights."""
+"""If weights are sharded or missing, a copy without memory is measured, with the same result as the weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RULES = {
 
 @pytest.fixture
 def four_processes() -> Iterator[None]:
-    """This process as the first of four, the others of which do not exist: nobody can be waited for."""
+    """This process as the first of four, of which the others do not exist: any communication would hang."""
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     yield
     torch.distributed.destroy_process_group()
@@ -77,8 +77,8 @@ def test_tensor_parallelism_within_fsdp2(four_processes: None) -> None:
     assert_measured_on_a_copy(patch_model(model), patch_model(tiny_model("llama", intermediate_size=48)))
 
 
-def test_a_share_that_differs_between_processes_counts_as_the_firsts(four_processes: None) -> None:
-    """So that all of them decide the same."""
+def test_if_shares_differ_between_processes_the_first_ones_counts(four_processes: None) -> None:
+    """So that all processes make the same decision."""
     mesh, model = init_device_mesh("cpu", (4,)), tiny_model("llama", intermediate_size=90)
     tensor_parallel(model, mesh)
     assert_measured_on_a_copy(patch_model(model), patch_model(tiny_model("llama", intermediate_size=23)))
@@ -105,7 +105,7 @@ def test_zero_3_counts_as_with_whole_weights(name: str, kept_whole: int) -> None
 
 
 @each_model
-def test_weights_of_which_not_even_the_size_is_known_leave_a_rule(name: str) -> None:
+def test_weights_of_unknown_size_are_decided_by_rule(name: str) -> None:
     model = tiny_model(name)
     for parameter in model.parameters():
         parameter.data = torch.empty(0)
@@ -115,7 +115,7 @@ def test_weights_of_which_not_even_the_size_is_known_leave_a_rule(name: str) -> 
 
 
 class Peculiar(nn.Module):
-    """Changes itself in its forward, refers to its parts in more than one way, and ties weights."""
+    """Changes itself in its forward pass, refers to its parts in more than one way, and ties weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ def test_a_copy_leaves_the_model_as_it_is() -> None:
 
 
 class Layer(nn.Module):
-    """Holds the consumer of an activation that its block returns."""
+    """Holds the consumer of the activation whose output its block returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,8 +160,8 @@ class Layer(nn.Module):
         return result
 
 
-def test_a_forward_that_is_not_its_classs_is_not_run_on_a_copy() -> None:
-    """It would run the original, and whatever communicates in it."""
+def test_a_forward_that_was_replaced_is_not_run_on_a_copy() -> None:
+    """It would run the original module, which may communicate."""
     with torch.device("meta"):
         layer = Layer()
     assert patch_model(layer).patched == 1
@@ -172,7 +172,7 @@ def test_a_forward_that_is_not_its_classs_is_not_run_on_a_copy() -> None:
     assert ran == []
 
 
-def test_an_autocast_that_is_active_counts() -> None:
+def test_active_autocast_is_taken_into_account() -> None:
     with torch.device("meta"):
         model = tiny_model("llama")
     with torch.autocast("cpu", torch.bfloat16):

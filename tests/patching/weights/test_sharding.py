@@ -1,4 +1,4 @@
-"""What may be run for a probe where weights are sharded, or what wraps them communicates."""
+"""What a probe may run if weights are sharded, or if a wrapper communicates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("process_group")
 
 
 class Block(nn.Module):
-    """Counts the forward passes of all of its kind."""
+    """Counts the forward passes of all instances."""
 
     forwards: ClassVar[int] = 0
 
@@ -69,7 +69,7 @@ def test_nothing_is_run_in_or_around_fsdp1(wrap: Callable[[nn.Module], nn.Module
 
 
 @pytest.mark.parametrize("wrap", [*FSDP1.values(), fully_shard], ids=[*FSDP1.keys(), "FSDP2"])
-def test_what_was_measured_before_stays_with_its_figures(wrap: Callable[[nn.Module], Any]) -> None:
+def test_what_was_measured_before_sharding_keeps_its_figures(wrap: Callable[[nn.Module], Any]) -> None:
     model = nn.Sequential(Block(), Block())
     before = patch_model(model)
     assert before.saved_bytes_per_token > 0
@@ -81,7 +81,7 @@ def test_what_was_measured_before_stays_with_its_figures(wrap: Callable[[nn.Modu
     assert Block.forwards == 0
 
 
-def test_figures_of_other_precision_do_not_stay_though_the_plan_does() -> None:
+def test_the_plan_stays_but_not_the_figures_of_another_precision() -> None:
     model = tiny_model("llama")
     patch_model(model)
     fully_shard(model)
@@ -107,7 +107,7 @@ def test_ddp_is_measured_as_what_it_wraps() -> None:
     assert [(site.plan, site.before, site.after, site.reason) for site in sites] == figures
 
 
-def test_whole_weights_are_not_taken_for_sharded() -> None:
+def test_unsharded_weights_are_not_mistaken_for_sharded() -> None:
     assert not is_sharded(DistributedDataParallel(tiny_model("llama")))
     assert is_sharded(fsdp1(nn.Sequential(Block())))
     assert is_sharded(fully_shard(nn.Sequential(Block())))

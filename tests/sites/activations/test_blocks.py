@@ -112,7 +112,7 @@ def test_a_subclass_may_be_registered_on_its_own() -> None:
     assert block_of(SpecialFeedForward()) == Block(full_name(SpecialFeedForward), "squash")
 
 
-def test_what_is_in_the_place_of_a_registered_blocks_activation_is_found_whatever_it_is() -> None:
+def test_a_registered_blocks_activation_is_found_whatever_it_is() -> None:
     register_block(FeedForward, activation="up")
     assert activation_sites(FeedForward()) == ["up"]
 

@@ -1,4 +1,4 @@
-"""What others have put in the place of a block, or of its forward: told apart from what is harmless, and refused."""
+"""Blocks or forward methods that others have replaced: refused, and told apart from harmless changes."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_refusal_after_patching_leaves_what_was_patched() -> None:
 
 @pytest.fixture
 def ligers_classes(liger: None) -> None:
-    """Llama as Liger leaves it for models that are made afterwards."""
+    """Llama's classes as Liger leaves them for models that are created afterwards."""
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
     apply_liger_kernel_to_llama(fused_linear_cross_entropy=False)

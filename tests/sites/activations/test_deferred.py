@@ -146,7 +146,7 @@ def test_a_product_is_one_operation(use: Use) -> None:
 
 
 @pytest.mark.parametrize("use", OTHERS.values(), ids=OTHERS)
-def test_strictly_nothing_but_a_product_is_allowed(use: Use) -> None:
+def test_in_strict_mode_only_a_product_is_allowed(use: Use) -> None:
     gate, up = leaves()
     if use is OTHERS["multiplied twice"]:
         use(pending(gate, is_strict=True), up)
@@ -195,7 +195,9 @@ LOOKS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_a_look_changes_nothing(look: Callable[[Any], Any], mode: Callable[[], AbstractContextManager[Any]]) -> None:
+def test_looking_at_the_value_changes_nothing(
+    look: Callable[[Any], Any], mode: Callable[[], AbstractContextManager[Any]]
+) -> None:
     def use(act: Any, up: Tensor) -> Tensor:
         with mode():
             seen.append(look(act))

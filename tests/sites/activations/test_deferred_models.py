@@ -1,4 +1,4 @@
-"""Models whose gates are inverted: copied, compiled, and looked into."""
+"""Models whose gates are inverted: copied, compiled, and inspected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers import normal
 from tests.models import batch, loss_and_gradients, tiny_model
 
 
-def test_a_block_that_looks_while_it_trains() -> None:
+def test_a_block_that_inspects_its_activation_while_it_trains() -> None:
     def watching(self: Any, x: Tensor) -> Tensor:
         act = self.act_fn(self.gate_proj(x))
         with torch.no_grad():
@@ -48,7 +48,7 @@ def patched_llama() -> Any:
 
 
 def replicated(model: Any) -> Any:
-    """As `nn.DataParallel` copies it to a device, but for the parameters, which both share here."""
+    """A copy as `nn.DataParallel` makes it for a device, except that both share the parameters here."""
     modules = list(model.modules())
     copies = {module: module._replicate_for_data_parallel() for module in modules}
     for module, replica in copies.items():

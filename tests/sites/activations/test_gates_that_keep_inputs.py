@@ -28,7 +28,7 @@ def losses_and_gradients(model: nn.Module) -> list[torch.Tensor]:
     [("silu", torch.float16), ("relu6", torch.bfloat16), ("relu6", torch.float32)],
     ids=["silu-float16", "relu6-bfloat16", "relu6-float32"],
 )
-def test_train_as_unpatched_to_the_bit(activation: str, dtype: torch.dtype) -> None:
+def test_train_bit_identically_to_the_unpatched_model(activation: str, dtype: torch.dtype) -> None:
     model = small_gates(activation, dtype)
     expected = losses_and_gradients(model)
     report = patch_model(model)

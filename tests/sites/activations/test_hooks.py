@@ -1,4 +1,4 @@
-"""Hooks of others on an activation: they run, and get and do what they get and do in the unpatched model."""
+"""Hooks of others on an activation: they run, with the same arguments and effect as in the unpatched model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* is not inverted while a hook:
 
 
 class Doubled(torch.autograd.Function):
-    """The value itself, with twice its gradient."""
+    """The identity, with twice the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Doubled(torch.autograd.Function):
 
 
 class Seen:
-    """What hooks note: the modules that they get, and terms of the loss."""
+    """What hooks record: the modules that they are called with, and terms of the loss."""
 
     def __init__(self) -> None:
         self.modules: list[nn.Module] = []
@@ -83,7 +83,7 @@ Run = tuple[Tensor, dict[str, Tensor | None], list[Tensor]]
 
 
 def activations(model: Any) -> list[nn.Module]:
-    """Those of the layers, as the model holds them now."""
+    """The activations of the layers, as the model holds them now."""
     layers = model.model.layers if hasattr(model, "model") else [layer.mlp for layer in model.transformer.h]
     return [layer.mlp.act_fn if hasattr(layer, "mlp") else layer.act for layer in layers]
 
@@ -157,7 +157,7 @@ def test_a_site_with_a_hook_is_left_alone_with_that_reason() -> None:
     assert second.plan == "gate-output"
 
 
-def test_a_hook_that_comes_later_is_reported_once_and_its_end_saves_again() -> None:
+def test_a_hook_that_is_added_later_is_reported_once_and_its_removal_saves_again() -> None:
     model = tiny_model("llama")
     with SavedActivations(model) as plain:
         model(**batch(model))
@@ -224,7 +224,7 @@ def test_hooks_of_a_copy_are_its_own(copied: Callable[[Any], Any]) -> None:
 
 
 class Penalty(TrainerCallback):
-    """Registers hooks between the making of the Trainer and its training."""
+    """Registers hooks after the Trainer is created and before it trains."""
 
     def __init__(self) -> None:
         self.calls = 0

@@ -1,4 +1,4 @@
-"""The module that stands in an activation's place."""
+"""The module that replaces an activation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_install_and_restore(make: Callable[[], Any]) -> None:
 
 
 @each_activation
-def test_install_over_a_patched_slot_keeps_the_first_original(make: Callable[[], Any]) -> None:
+def test_install_over_a_patched_activation_keeps_the_first_original(make: Callable[[], Any]) -> None:
     original = make()
     module = block(original)
     install.install(module, "act", SILU, "auto", OUTPUT)

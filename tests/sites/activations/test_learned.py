@@ -1,4 +1,4 @@
-"""Blocks whose activation has parameters of its own: it stays in place, and only how it computes changes."""
+"""Blocks whose activation has learned parameters: the module stays in place, and only its computation changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def registered_blocks(own_registries: None) -> None:
 
 
 @each_name
-def test_the_module_stays_and_its_class_goes_and_comes_back(name: str) -> None:
+def test_the_module_stays_and_its_class_is_replaced_and_restored(name: str) -> None:
     model = two_blocks(name)
     original, patched = CLASSES[name]
     activations, before = [block.act_fn for block in model], pickle.dumps(model)
@@ -50,7 +50,7 @@ def test_report(name: str) -> None:
 
 
 @each_name
-def test_loss_is_the_same_to_the_bit_and_gradients_are_close(name: str) -> None:
+def test_loss_is_bit_identical_and_gradients_are_close(name: str) -> None:
     model = two_blocks(name)
     plain_loss, plain = loss_and_gradients(model)
     patch_model(model)
@@ -75,7 +75,7 @@ def test_parameters_and_state_dict_are_untouched(name: str) -> None:
     two_blocks(name).load_state_dict(model.state_dict())
 
 
-# Plain PReLU keeps its input; plain xIELU that, three tensors of intermediate results, and a mask of bytes.
+# Plain PReLU keeps its input; plain xIELU its input, three intermediate results, and a mask of bytes.
 @pytest.mark.parametrize(("name", "plain", "patched"), [("prelu", 2, 1), ("xielu", 5.25, 1 + 1 / 32)])
 def test_keeps_the_output_and_at_most_one_bit_per_element(name: str, plain: float, patched: float) -> None:
     model = two_blocks(name)[0]
@@ -95,7 +95,7 @@ def test_keeps_the_output_and_at_most_one_bit_per_element(name: str, plain: floa
 
 @each_name
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_training_goes_the_same_way(name: str, dtype: torch.dtype) -> None:
+def test_training_has_the_same_losses_and_parameters(name: str, dtype: torch.dtype) -> None:
     def train(*, patched: bool) -> tuple[list[float], nn.Module]:
         model = two_blocks(name).to(dtype)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -141,7 +141,7 @@ def test_without_gradients_it_is_the_original(name: str, monkeypatch: pytest.Mon
 
 
 @each_name
-def test_is_inverted_for_the_sake_of_its_parameters_alone(name: str) -> None:
+def test_is_inverted_if_only_its_parameters_or_only_its_input_need_a_gradient(name: str) -> None:
     block: Any = two_blocks(name)[0]
     patch_model(block)
     assert "Inverted" in block.act_fn(normal(8, WIDTH)).grad_fn.name()

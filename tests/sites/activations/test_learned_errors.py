@@ -1,4 +1,4 @@
-"""Activations with parameters of their own that cannot be inverted as they are: they are left as they are."""
+"""Activations with learned parameters that cannot be inverted: they are left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An activation of one's own: fitted, measured, refused with a reason, and found in models."""
+"""A user's own activation: fitted, measured, refused with a reason, and found in models."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_errors_are_near_the_floor(derivative: Function | None) -> None:
     bf16, fp16, fp32 = (registered.errors[dtype] for dtype in (torch.bfloat16, torch.float16, torch.float32))
     assert bf16.floor is not None
     assert fp16.floor is not None
-    # In half precision its own two roundings move the output by more than the one that is assumed.
+    # In half precision it rounds twice, which moves the output by more than the one rounding that is assumed.
     assert bf16.rms < 1.2 * bf16.floor.rms < 0.004
     assert fp16.rms < 1.2 * fp16.floor.rms < 0.0008
     assert fp32.rms < 2e-6
@@ -143,7 +143,7 @@ def test_an_error_above_the_bound_is_refused() -> None:
         register_activation("telu", telu, max_error=1e-9)
 
 
-def test_a_forward_that_is_bad_in_half_precision_is_refused() -> None:
+def test_a_forward_that_is_inaccurate_in_half_precision_is_refused() -> None:
     def squareplus(x: Tensor) -> Tensor:
         return (x + torch.sqrt(x * x + 4)) / 2  # cancels on the left, and overflows
 
@@ -157,7 +157,7 @@ def test_a_forward_that_changes_the_dtype_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["silu", "telu"])
-def test_a_name_is_given_once(name: str) -> None:
+def test_a_name_that_is_taken_is_refused(name: str) -> None:
     def steep(x: Tensor) -> Tensor:
         return F.silu(2 * x)
 
@@ -203,4 +203,4 @@ print(sizes[-1] - sizes[1])
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_registering_keeps_no_memory() -> None:
     printed = subprocess.run([sys.executable, "-c", GROWTH], check=True, capture_output=True, text=True).stdout
-    assert int(printed) < 10 * 2**20  # of five activations; their measuring takes and frees ten times as much
+    assert int(printed) < 10 * 2**20  # of five activations; measuring them allocates and frees ten times as much
