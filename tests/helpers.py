@@ -24,10 +24,10 @@ TINY = 2.0**-60
 PRODUCT_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 GATED = tuple(curve for curve in CURVES.values() if curve.name not in ("clipped_gelu", "hardswish", "laplace", "relu6"))
 
-# Fitted and over the whole line (clipped_gelu is GELU's fit between its limits), and exact.
+# Curves that are fitted everywhere (clipped_gelu uses GELU's fit between its limits), and those with exact formulas.
 FITTED = tuple(curve for curve in CURVES.values() if isinstance(curve.inverse, Fit) and curve.limits is None)
 CLOSED = tuple(curve for curve in CURVES.values() if isinstance(curve.inverse, ClosedForm))
-# One closed form with a side bit, and three that only rise: of the output's sign, of its exponential and of its root.
+# One closed form with a side bit, and three of rising curves, in the output's sign, its exponential and its root.
 REPRESENTATIVES = tuple(CURVES[name] for name in ("hardswish", "elu", "softplus", "relu2"))
 
 # No dimension, no element, and sizes on both sides of a byte of bits and of a small piece (SMALL_PIECE elements).
@@ -41,7 +41,7 @@ class ErrorBar:
     """Bounds on the derivative's distance from the exact one, before it is rounded to the dtype.
 
     ``rms`` and ``bias`` hold for ``x ~ N(0, 1)``, ``max_away`` where ``|x - x_min| > 0.05``: next to the turning point
-    the rounding of ``y`` costs more than elsewhere.
+    the rounding of ``y`` causes a larger error than elsewhere.
     """
 
     max: float
@@ -56,13 +56,14 @@ ERROR_BARS = {
     torch.float16: ErrorBar(max=0.005, max_away=0.005, rms=0.0004, bias=3e-6),
     torch.float64: ErrorBar(max=1e-6, max_away=1e-6, rms=1e-6, bias=1e-7),
 }
-# Where a rounded output tells less (mish), or the two grids of rounded numbers happen to be out of step (quick_gelu).
+# Where a rounded output holds less information (mish), or the grids of rounded inputs and outputs differ more than
+# usual (quick_gelu).
 HIGHER_BARS: dict[tuple[str, torch.dtype], dict[str, float]] = {
     ("mish", torch.float32): {"max": 1.2e-4},
     ("mish", torch.bfloat16): {"max": 0.013, "max_away": 0.013, "rms": 0.00185},
     ("quick_gelu", torch.bfloat16): {"bias": 8e-5},
 }
-# Of the exact formulas, away from what is lost: tests/ops/test_closed_forms.py has the bounds in last places.
+# For exact formulas, except where digits are lost. tests/ops/test_closed_forms.py has bounds in last places.
 CLOSED_BARS = {
     torch.float32: ErrorBar(max=1.2e-4, max_away=2e-6, rms=1e-6, bias=1e-7),
     torch.bfloat16: ErrorBar(max=0.022, max_away=0.022, rms=0.003, bias=2e-4),
@@ -82,11 +83,11 @@ def error_bar(curve: Curve, dtype: torch.dtype) -> ErrorBar:
 
 @cache
 def native_slack(curve: Curve, dtype: torch.dtype) -> float:
-    """By how much the bar next to the turning point is higher for the error of PyTorch's own float32 output there.
+    """By how much the bar next to the turning point is raised, for the error of PyTorch's own float32 output there.
 
-    The bars were measured where that is up to 2 units in the last place, which the formulas allow for: they halve the
-    derivative's error, which goes as the output's root. On a CPU without AVX-512 gelu's output is off by 8 units, which
-    no formula in that output can correct.
+    The bars were measured where that error is up to 2 units in the last place. The formulas allow for it, which halves
+    the derivative's error, and this error is proportional to the root of the output's. On a CPU without AVX-512 gelu's
+    output is off by 8 units, which no formula in that output can correct.
     """
     if dtype != torch.float32 or curve.x_min is None:
         return 1.0

@@ -1,4 +1,4 @@
-"""What is in the wheel and in the source distribution, and that the wheel works by itself in a new environment."""
+"""What is in the wheel and in the source distribution, and that the wheel works on its own in a new environment."""
 
 from __future__ import annotations
 

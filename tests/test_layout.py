@@ -14,7 +14,7 @@ EXPERIMENTS = [path for path in SOURCES if path.is_relative_to(ROOT / "experimen
 
 MOST_LINES, MOST_FILES = 300, 12
 
-# Each part of the experiments may import those that stand before it.
+# Each part of the experiments may import those before it.
 ORDER = ("common", "benchmark", "methods", "finetuning", "compare", "reproduce")
 ALLOWED = {part: {*ORDER[: level + 1]} for level, part in enumerate(ORDER)}
 ALLOWED |= {part: {"common", part} for part in ("coverage", "compatibility", "derivative_errors")}

@@ -61,7 +61,7 @@ def test_under_autocast_gpt2s_activation_returns_the_same_tensor_that_the_next_l
     assert [dtype_name(output.dtype) for output in outputs] == [dtype_name(dtype)] * 2
     for output in outputs:
         storage = output.untyped_storage().data_ptr()
-        # By the activation, and by the linear layer after it; and nothing else of that size.
+        # Saved by the activation and by the linear layer after it; nothing else of that size is saved.
         assert sum(tensor.untyped_storage().data_ptr() == storage for tensor in saved) == 2
     wide = {tensor.untyped_storage().data_ptr() for tensor in saved if tensor.numel() == outputs[0].numel()}
     assert wide == {output.untyped_storage().data_ptr() for output in outputs}

@@ -1,4 +1,4 @@
-"""Differentiates activations and gates of DTensors beside the native ones; started by torchrun in each process."""
+"""Compares the gradients of activations and gates of DTensors with native ones; started by torchrun in each process."""
 
 from __future__ import annotations
 

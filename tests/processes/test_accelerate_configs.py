@@ -43,7 +43,7 @@ def test_every_file_is_tested() -> None:
 
 @each_config
 def test_accelerate_reads_it_and_knows_every_key(name: str) -> None:
-    config = load_config_from_file(str(FOLDER / f"{name}.yaml"))  # which refuses unknown keys, but for nested ones
+    config = load_config_from_file(str(FOLDER / f"{name}.yaml"))  # which refuses unknown keys, except nested ones
     assert isinstance(config, ClusterConfig)
     assert config.distributed_type.value == KINDS[name]
     assert config.mixed_precision == "bf16"
