@@ -96,7 +96,7 @@ def test_a_parameter_that_hides_the_input_is_refused(function: Callable[..., Ten
 
 
 @each_case
-def test_output_is_the_native_functions_bit_by_bit(case: Case) -> None:
+def test_output_is_bit_identical_to_the_native_functions(case: Case) -> None:
     ours, native = FUNCTIONS[case.curve.name]
     x = case.input().requires_grad_()
     y, expected = ours(x), native(x.detach())

@@ -1,4 +1,4 @@
-"""Every case of the table, in two real processes: the same losses and gradients as without, and fewer bytes in each."""
+"""Every case of the table, in two real processes: losses and gradients as unpatched, fewer bytes in each process."""
 
 from __future__ import annotations
 

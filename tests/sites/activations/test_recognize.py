@@ -173,7 +173,7 @@ def test_every_name_of_transformers_is_inverted_or_left_alone_for_a_reason(name:
     assert (curve is None) != (reason is None), (
         f"the installed Transformers offers the activation {name!r}, a {type(ACT2FN[name]).__name__}, which "
         f"{'is not known here' if curve is None else 'is both inverted and left alone'}: give its class a curve, or a "
-        "reason to leave it alone, in hf_invact/sites/activations/known.py, and run scripts/render_activations.py"
+        "reason to leave it alone, in hf_invact/sites/activations/recognize.py, and run scripts/render_activations.py"
     )
 
 
