@@ -1,4 +1,4 @@
-"""How a plan is chosen: by a probe that equal blocks share, else by rule, or as the config demands."""
+"""How a plan is chosen: by a probe that equal blocks share, else by default, or as the config demands."""
 
 from __future__ import annotations
 
