@@ -52,7 +52,7 @@ def missing_packages_named() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if not _is_a_package(str(error.name)):
+        if error.name is None or not _is_a_package(error.name):
             raise
         command = f"in the folder of this project, run: {INSTALL}"
         print(f"error: the package {error.name} is not installed; {command}", file=sys.stderr)

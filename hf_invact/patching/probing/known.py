@@ -17,7 +17,9 @@ from .signature import Signature, signature
 class KnownCalls:
     """The calls of some modules of a model, which is run when the first is asked for.
 
-    It is run on one sample and on two, see `calls`. Modules that are alike share their calls.
+    It is run on one sample and on two, see `calls`. Modules that are alike share their calls. A call in which nothing
+    needs a gradient gets one for its hidden states: there would be nothing to save for backward, though in training
+    they may have one (of a prompt that is trained, or by ``enable_input_require_grads``).
 
     Args:
         model: with nothing patched in it.
@@ -50,5 +52,9 @@ class KnownCalls:
             one, two = (calls(self._model, self._kinds, samples, self._autocast_dtype) for samples in (1, 2))
         except NoProbeError as error:
             return {}, str(error)
-        both = {kind: (call, two.found[kind]) for kind, call in one.found.items() if kind in two.found}
+        both = {
+            kind: (call.with_gradient(), two.found[kind].with_gradient())
+            for kind, call in one.found.items()
+            if kind in two.found
+        }
         return both, one.failure or two.failure if both else None

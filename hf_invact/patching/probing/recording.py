@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..isolation.isolate import modules_in
-
-Description: TypeAlias = tuple[TreeSpec, tuple[object, ...]]
+from ..nested import leaves, mapped
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, enum.Enum, torch.dtype, torch.device, torch.Size)
 
@@ -27,7 +25,7 @@ class Call:
 
     Attributes:
         args, kwargs: the arguments. Tensors are copies without a history; parameters are themselves.
-        needs_gradient: for each tensor or other value in them, in the order of ``tree_leaves((args, kwargs))``, whether
+        needs_gradient: for each tensor or other value in them, in the order of ``leaves((args, kwargs))``, whether
             it is a tensor, but no parameter, that a gradient was to be computed for.
     """
 
@@ -38,22 +36,31 @@ class Call:
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call with these arguments, which may be changed afterwards."""
-        values, structure = tree_flatten((args, kwargs))
-        copies: dict[int, Tensor] = {}
-        args, kwargs = tree_unflatten([_copied(value, copies) for value in values], structure)
-        return cls(args, kwargs, tuple(map(_needs_gradient, values)))
+        needs_gradient = tuple(map(_needs_gradient, leaves((args, kwargs))))
+        args, kwargs = mapped(partial(_copied, {}), (args, kwargs))
+        return cls(args, kwargs, needs_gradient)
+
+    def with_gradient(self) -> Call:
+        """The same call, with a gradient for its hidden states if nothing in it needs one.
+
+        Hidden states are the first floating-point tensor of several dimensions.
+        """
+        values = list(leaves((self.args, self.kwargs)))
+        states = (place for place, value in enumerate(values) if _could_be_hidden_states(value))
+        if any(self.needs_gradient) or (first := next(states, None)) is None:
+            return self
+        return replace(self, needs_gradient=tuple(place == first for place in range(len(values))))
 
     def arguments(self) -> Arguments:
         """To call a module with: new copies every time, since it may change them."""
-        values, structure = tree_flatten((self.args, self.kwargs))
         copies: dict[int, Tensor] = {}
-        leaves: dict[int, Tensor] = {}
-        for value, needs_gradient in zip(values, self.needs_gradient, strict=True):
-            if needs_gradient and id(value) not in leaves:
-                leaves[id(value)] = leaf = value.detach().requires_grad_()
+        inputs: dict[int, Tensor] = {}
+        for value, needs_gradient in zip(leaves((self.args, self.kwargs)), self.needs_gradient, strict=True):
+            if needs_gradient and id(value) not in inputs:
+                inputs[id(value)] = leaf = value.detach().requires_grad_()
                 copies[id(value)] = leaf.clone()
-        args, kwargs = tree_unflatten([_copied(value, copies) for value in values], structure)
-        return Arguments(args, kwargs, list(leaves.values()), list(copies.values()))
+        args, kwargs = mapped(partial(_copied, copies), (self.args, self.kwargs))
+        return Arguments(args, kwargs, list(inputs.values()), list(copies.values()))
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,12 @@ class Arguments:
     tensors: list[Tensor]
 
 
-def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
+def _could_be_hidden_states(value: Any) -> bool:
+    is_passed = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    return is_passed and value.is_floating_point() and value.dim() > 1
+
+
+def _copied(copies: dict[int, Tensor], value: Any) -> Any:
     """A copy of a tensor, the same one for the same tensor; anything else as it is."""
     if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
         return value
@@ -111,7 +123,7 @@ class Recorder:
         for module, kind in kinds.items():
             self._uncalled.setdefault(kind, set()).add(module)
         self._layers = set(_outermost({module for module, kind in kinds.items() if len(self._uncalled[kind]) > 1}))
-        self._results: dict[Hashable, list[tuple[Description, _Result]]] = {}
+        self._results: dict[Hashable, list[tuple[object, _Result]]] = {}
 
     def watch(self, model: nn.Module) -> None:
         """Intercept the calls of an isolated model's modules, in their attributes: `undisturbed` puts them back."""
@@ -124,14 +136,14 @@ class Recorder:
     def _call(self, module: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kind = self._kinds[module]
         self._note(module, kind, args, kwargs)
-        if module not in self._layers or (before := _description(args, kwargs)) is None:
+        if module not in self._layers or (before := _description_of(args, kwargs)) is None:
             return run(*args, **kwargs)
         for description, result in self._results.get(kind, ()):
             if description == before:
                 return result.again()
         versions = _versions(args, kwargs)
         output = run(*args, **kwargs)
-        if before == _description(args, kwargs) and versions == _versions(args, kwargs):
+        if before == _description_of(args, kwargs) and versions == _versions(args, kwargs):
             new = _Result.of(output)
             if new is not None:
                 self._results.setdefault(kind, []).append((before, new))
@@ -167,47 +179,59 @@ def _outermost(modules: set[nn.Module]) -> Iterator[nn.Module]:
 
 @dataclass(frozen=True)
 class _Result:
-    """What a layer has returned: copies, and which of the values needed a gradient."""
+    """What a layer has returned: a copy, and which of the values in it needed a gradient."""
 
-    values: Sequence[Any]
-    structure: TreeSpec
-    needs_gradient: Sequence[bool]
+    output: Any
+    needs_gradient: tuple[bool, ...]
 
     @classmethod
     def of(cls, output: Any) -> _Result | None:
-        """None where it holds what cannot be copied."""
-        values, structure = tree_flatten(output)
-        if not all(isinstance(value, (Tensor, *_PLAIN)) for value in values):
+        """None if it holds what cannot be copied."""
+        if not all(isinstance(value, (Tensor, *_PLAIN)) for value in leaves(output)):
             return None
-        copies: dict[int, Tensor] = {}
-        return cls(
-            [_copied(value, copies) for value in values], structure, [_needs_gradient(value) for value in values]
-        )
+        needs_gradient = tuple(map(_needs_gradient, leaves(output)))
+        return cls(mapped(partial(_copied, {}), output), needs_gradient)
 
     def again(self) -> Any:
         """A copy, to which the model may write."""
-        values = []
-        for value, needs_gradient in zip(self.values, self.needs_gradient, strict=True):
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                value = value.detach().requires_grad_(needs_gradient).clone()
-            values.append(value)
-        return tree_unflatten(values, self.structure)
+        needs_gradient = iter(self.needs_gradient)
+
+        def copied(value: Any) -> Any:
+            needs = next(needs_gradient)
+            is_passed = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+            return value.detach().requires_grad_(needs).clone() if is_passed else value
+
+        return mapped(copied, self.output)
 
 
-def _description(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Description | None:
-    """Equal for arguments for which a layer returns the same, up to numbers in tensors; None where nobody can tell."""
-    values, structure = tree_flatten((args, kwargs))
-    if not all(isinstance(value, (Tensor, *_PLAIN)) for value in values):
-        return None
-    return structure, tuple(_description_of(value) for value in values)
+def _description(value: Any) -> object:
+    """Equal for arguments for which a layer returns the same, up to numbers in tensors.
 
-
-def _description_of(value: Any) -> object:
+    Raises:
+        _Unknown: nobody can tell that of a value in them.
+    """
     if isinstance(value, Tensor):
         return type(value), value.shape, value.dtype, value.device, value.requires_grad
-    return type(value), value
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    if isinstance(value, dict):
+        return type(value), tuple((key, _description(each)) for key, each in value.items())
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(_description, value))
+    raise _Unknown
+
+
+class _Unknown(Exception):
+    pass
+
+
+def _description_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object | None:
+    try:
+        return _description((args, kwargs))
+    except _Unknown:
+        return None
 
 
 def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
     """Which change where a tensor is written to."""
-    return [value._version for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+    return [value._version for value in leaves((args, kwargs)) if isinstance(value, Tensor)]

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from ...sites.forwards import called_forward
 from ..errors import NoProbeError
+from ..nested import mapped
 from .sharding import MARKS, class_without_fsdp, fsdp2_states, is_dtensor, is_in_fsdp, mixed_precision_of
 
 _LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
@@ -126,9 +126,9 @@ def _forward_in_mixed_precision(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Casts as FSDP2's hooks do. A method, so that equal units stay equal for `signature`."""
     policy = self._mixed_precision
     if policy.cast_forward_inputs:
-        args, kwargs = tree_map(partial(_cast, policy.param_dtype), (args, kwargs))
+        args, kwargs = mapped(partial(_cast, policy.param_dtype), (args, kwargs))
     output = type(self).forward(self, *args, **kwargs)
-    return tree_map(partial(_cast, policy.output_dtype), output)
+    return mapped(partial(_cast, policy.output_dtype), output)
 
 
 def _cast(dtype: torch.dtype | None, value: Any) -> Any:

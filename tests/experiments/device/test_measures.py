@@ -129,7 +129,7 @@ def test_a_count_that_fails_does_not_cost_the_measurement(monkeypatch: pytest.Mo
         raise RuntimeError("no such tensor")
 
     monkeypatch.setattr("experiments.reproduce.memory.counting.count", fail)
-    monkeypatch.setattr("experiments.reproduce.memory.measured.measure", lambda *_: {"measured_note": "ran"})
+    monkeypatch.setattr("experiments.reproduce.memory.measured.measure_kept", lambda *_: {"measured_note": "ran"})
     found = counted.cases("cpu")[0].measure(CONDITIONS)
     assert (found["counted"], found["measured_note"]) == ({"failed": "RuntimeError: no such tensor"}, "ran")
 
@@ -153,7 +153,7 @@ def run_tests(folder: Path, source: str, seconds: float = 60.0) -> dict[str, Any
 
 def test_the_files_with_gpu_tests_are_found() -> None:
     names = [case.name for case in gpu_tests.cases("cuda")]
-    assert "tests/ops/test_triton.py" in names
+    assert "tests/ops/triton/test_activation.py" in names
     assert not {"tests/ops/test_gate.py", Path(__file__).relative_to(gpu_tests.ROOT).as_posix()} & set(names)
 
 

@@ -236,5 +236,5 @@ def test_the_value_is_computed_under_the_autocast_that_the_activation_was_called
 
 def test_an_autograd_function_that_would_drop_the_gradient_is_refused() -> None:
     gate, _ = leaves()
-    with pytest.raises(RuntimeError, match=r"given to a torch.autograd.Function, which would drop its gradient"):
+    with pytest.raises(RuntimeError, match=r"passed to a torch.autograd.Function, which would drop its gradient"):
         Negated.apply(pending(gate))

@@ -99,7 +99,7 @@ def test_an_activation_that_accelerate_has_wrapped_is_left_alone(name: str) -> N
     model = two_blocks(name)
     add_hook_to_module(model[0].act_fn, ModelHook())
     first, _ = patch_model(model).sites
-    assert first.reason.startswith("left alone: Accelerate, or another library, has bound its forward")
+    assert first.reason.startswith("left alone: another library, such as Accelerate, has replaced its forward")
 
 
 @each_name
@@ -108,7 +108,7 @@ def test_an_activation_that_accelerate_has_wrapped_once_is_left_alone(name: str)
     add_hook_to_module(model[0].act_fn, ModelHook())
     remove_hook_from_module(model[0].act_fn)
     first, _ = patch_model(model).sites
-    assert first.reason.startswith("left alone: Accelerate, or another library, has bound its forward")
+    assert first.reason.startswith("left alone: another library, such as Accelerate, has replaced its forward")
 
 
 def test_nothing_is_left_to_invert() -> None:

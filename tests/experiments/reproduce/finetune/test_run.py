@@ -146,10 +146,10 @@ def test_the_tables_say_what_was_found(written):
         "high": 3.0,
     }
     results["models"][0]["gradients"][0]["cosine_distance"] = 2e-7
-    assert "1 - cosine is at most 2.0e-07 **(above the bar)** in float32 and" in headline(results)
+    assert "1 - cosine is at most 2.0e-07 **(above the limit)** in float32 and" in headline(results)
     text = section(results)
     assert "+2.0e+00 [+1.0e+00, +3.0e+00] **(not 0)**" in text
-    assert "2.0e-07 **(above the bar)**" in text
+    assert "2.0e-07 **(above the limit)**" in text
 
 
 def test_every_method_has_a_colour_and_a_name_of_its_own() -> None:
