@@ -64,7 +64,7 @@ def _what_to_call(module: nn.Module) -> Callable[..., Any]:
         if wrapped in module._modules:
             return module.get_submodule(wrapped)
     hooks = [hook for hook in module._forward_pre_hooks.values() if is_part_of_the_forward(hook)]
-    return partial(_forward_with, hooks, module) if hooks else module.forward
+    return partial(_forward_with, hooks, module)
 
 
 def is_part_of_the_forward(hook: object) -> bool:
@@ -73,6 +73,7 @@ def is_part_of_the_forward(hook: object) -> bool:
 
 
 def _forward_with(hooks: list[Callable[..., Any]], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Looks the forward up at each call: models may replace it while they run, as some versions of Transformers do."""
     for hook in hooks:
         hook(module, args)
     return module.forward(*args, **kwargs)
