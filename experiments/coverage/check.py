@@ -204,20 +204,23 @@ def _activation_ulps(
     plain: PreTrainedModel, patched: PreTrainedModel, report: PatchReport, inputs: dict[str, Any]
 ) -> list[float]:
     """The difference in each call of an inverted module, for its input in the plain model."""
-    found: list[float] = []
+    calls: list[tuple[str, Tensor, Tensor]] = []
 
-    def compare(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        # The layout must be the same: PyTorch's vectorized and scalar functions differ in the last place.
-        with torch.enable_grad():
-            inverted = torch.clone(patched.get_submodule(name)(args[0].detach().requires_grad_()))
-        found.append(_ulps(output, inverted.detach()))
+    def note(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((name, args[0].detach(), output.detach()))
 
     modules = dict(plain.named_modules())
-    for site in report.sites:
-        if site.curve and site.name in modules:
-            modules[site.name].register_forward_hook(partial(compare, site.name))
+    names = [site.name for site in report.sites if site.curve and site.name in modules]
+    hooks = [modules[name].register_forward_hook(partial(note, name)) for name in names]
     with torch.no_grad():
         plain(**copy.deepcopy(inputs))
+    for hook in hooks:
+        hook.remove()  # models may share a module, which is not inverted while it has a hook
+    found: list[float] = []
+    for name, x, output in calls:
+        # The layout must be the same: PyTorch's vectorized and scalar functions differ in the last place.
+        inverted = torch.clone(patched.get_submodule(name)(x.requires_grad_()))
+        found.append(_ulps(output, inverted.detach()))
     return found
 
 

@@ -16,7 +16,9 @@ from .isolate import isolate, modules_in
 from .randomness import own_random_numbers
 from .writes import Writes, is_large
 
-Step: TypeAlias = tuple[str, Callable[[], object]]  # what it restores, and how
+Step: TypeAlias = tuple[tuple[str, ...], Callable[[], object]]  # what it restores, in words to join, and how
+
+_RESTORABLE = (dict, list, tuple, set, deque, Tensor, torch.Generator)
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def _take(steps: list[Step], name: str) -> None:
         try:
             put_back()
         except Exception as error:  # the others must still be restored; it is reported below
-            failures.append(f"{what} ({type(error).__name__}: {error})")
+            failures.append(f"{' '.join(what)} ({type(error).__name__}: {error})")
     if failures:
         raise PatchingError(
             f"running {name} on a few tokens, to measure it, has changed what cannot be restored: "
@@ -63,40 +65,44 @@ def _steps(root: nn.Module) -> Iterator[Step]:
     for module in modules_in(root):
         yield from _steps_of(type(module).__name__, module, seen)
     for name, weight in root.named_parameters():
-        yield f"the parameter {name!r}", partial(_put_back_place, weight, weight.data)
-        yield f"requires_grad of {name!r}", partial(_put_back_requires_grad, weight, weight.requires_grad)
+        yield ("the parameter", name), partial(_put_back_place, weight, weight.data)
+        yield ("requires_grad of", name), partial(_put_back_requires_grad, weight, weight.requires_grad)
         if weight._backward_hooks:
-            yield f"the hooks of {name!r}", partial(setattr, weight, "_backward_hooks", weight._backward_hooks)
+            yield ("the hooks of", name), partial(setattr, weight, "_backward_hooks", weight._backward_hooks)
             weight._backward_hooks = None
 
 
 def _steps_of(name: str, module: nn.Module, seen: set[int]) -> Iterator[Step]:
-    yield f"the class of {name}", partial(_put_back_class, module, type(module))
-    yield f"the attributes of {name}", partial(_refill, vars(module), dict(vars(module)))
+    yield ("the class of", name), partial(_put_back_class, module, type(module))
+    yield ("the attributes of", name), partial(_refill, vars(module), dict(vars(module)))
     for attribute, value in vars(module).items():
         for part in _parts(value, seen):
-            if isinstance(part, Tensor):
-                has_copy_on_write = attribute == "_buffers" and is_large(part)
-                put_back = partial(_put_back_place, part, part.data) if has_copy_on_write else _put_back_tensor(part)
-                yield f"a tensor in {attribute} of {name}", put_back
+            what = attribute, "of", name
+            if isinstance(part, dict):
+                yield ("the contents of", *what), partial(_refill, part, dict(part))
             elif isinstance(part, torch.Generator):
-                yield f"the generator {attribute} of {name}", partial(part.set_state, part.get_state())
-            elif isinstance(part, dict):
-                yield f"the contents of {attribute} of {name}", partial(_refill, part, dict(part))
+                yield ("the generator", *what), partial(part.set_state, part.get_state())
+            elif not isinstance(part, Tensor):
+                yield ("the contents of", *what), partial(_refill, part, list(part))
+            elif attribute == "_buffers" and is_large(part):
+                yield ("a tensor in", *what), partial(_put_back_place, part, part.data)
             else:
-                yield f"the contents of {attribute} of {name}", partial(_refill, part, list(part))
+                yield ("a tensor in", *what), _put_back_tensor(part)
 
 
 def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
     """What can be restored: mutable containers, tensors other than parameters, and generators."""
-    if not isinstance(value, (dict, list, tuple, set, deque, Tensor, torch.Generator)) or id(value) in seen:
+    if not isinstance(value, _RESTORABLE) or id(value) in seen:
         return
     seen.add(id(value))
-    if not isinstance(value, (tuple, nn.Parameter)):
+    if isinstance(value, (Tensor, torch.Generator)):
+        if not isinstance(value, nn.Parameter):
+            yield value
+        return
+    if not isinstance(value, tuple):
         yield value
-    if isinstance(value, (dict, list, tuple, set, deque)):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _parts(each, seen)
+    for each in value.values() if isinstance(value, dict) else value:
+        yield from _parts(each, seen)
 
 
 def _refill(container: Any, before: Any) -> None:

@@ -41,10 +41,10 @@ class Writes(TorchDispatchMode):
                 self._before[storage._cdata] = storage, storage.clone()
         return func(*args, **kwargs)
 
-    def steps(self) -> Iterator[tuple[str, Callable[[], object]]]:
+    def steps(self) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
         """What was written to, and how to restore it."""
         for key, (storage, before) in self._before.items():
-            yield f"the values of {self._names[key]!r}", partial(storage.copy_, before)
+            yield ("the values of", self._names[key]), partial(storage.copy_, before)
 
 
 def is_large(tensor: Tensor) -> bool:
