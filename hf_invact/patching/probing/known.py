@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import NoProbeError
 from .arguments import calls
@@ -38,7 +39,7 @@ class KnownCalls:
 
     @property
     def failure(self) -> str | None:
-        """Why a module's calls are missing, in a line; None where none is, or where the model cannot be run at all."""
+        """Why calls are missing, in a line; None if none is missing, or the model holds no model of Transformers."""
         return self._found[1]
 
     @cached_property
@@ -48,6 +49,8 @@ class KnownCalls:
 
     @cached_property
     def _found(self) -> tuple[dict[object, tuple[Call, Call]], str | None]:
+        if not any(isinstance(module, PreTrainedModel) for module in self._model.modules()):
+            return {}, None
         try:
             one, two = (calls(self._model, self._kinds, samples, self._autocast_dtype) for samples in (1, 2))
         except NoProbeError as error:
@@ -57,4 +60,4 @@ class KnownCalls:
             for kind, call in one.found.items()
             if kind in two.found
         }
-        return both, one.failure or two.failure if both else None
+        return both, one.failure or two.failure

@@ -70,7 +70,9 @@ def find_scope(
             failures.insert(0, f"what uses the result of {type(scope.module).__name__} cannot be run by itself")
             break
     failures.append("the size of its hidden states is not known")
-    raise NoProbeError("; ".join(filter(None, (known.failure, failures[0]))))
+    if known.failure and not any(known.of(each.module) for each in around):
+        failures[0] = f"{failures[0]}; {known.failure}"
+    raise NoProbeError(failures[0])
 
 
 def _attempts(model: nn.Module, around: Surrounding, known: KnownCalls) -> Iterator[Scope]:
