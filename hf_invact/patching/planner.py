@@ -69,8 +69,8 @@ class Planner:
             if key in self._decisions:
                 return self._decisions[key]
         try:
-            scope = find_scope(self.model, site, around, self.known, self.config.autocast_dtype)
-            key = keys[scope.module]
+            scope, outermost = find_scope(self.model, site, around, self.known, self.config.autocast_dtype)
+            key = keys[outermost]
             decision = self._measured(scope, measure(scope, self.config.autocast_dtype), site)
             if self.is_copy:
                 decision = replace(decision, reason=f"{decision.reason} ({COPIED})" if decision.reason else COPIED)

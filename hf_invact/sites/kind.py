@@ -133,8 +133,8 @@ class SiteKind(Protocol[AnySite, AnyPlan]):
     def suspended(self, site: AnySite) -> AbstractContextManager[None]:
         """What the unpatched model has there, inside; afterwards what was there, whatever is installed inside."""
 
-    def observed(self, site: AnySite, note: Callable[[Tensor], None]) -> AbstractContextManager[None]:
-        """Hand the result of each call of an unpatched site to a function, inside."""
+    def observed(self, site: AnySite, note: Callable[[Tensor, Tensor], None]) -> AbstractContextManager[None]:
+        """Inside, hand the input and the result of each call of an unpatched site to a function."""
 
     def notes(self, site: AnySite) -> dict[str, Any] | None:
         """Where to remember something about what is installed, for as long as it is; None where there is no place."""

@@ -101,11 +101,11 @@ class Cubes(sites.SiteKind[CubeSite, Plan]):
             site.holder.__class__ = before
 
     @contextmanager
-    def observed(self, site: CubeSite, note: Callable[[Tensor], None]) -> Iterator[None]:
+    def observed(self, site: CubeSite, note: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
         class Observed(Cube):
             def forward(self, x: Tensor) -> Tensor:
                 y = super().forward(x)
-                note(y)
+                note(x, y)
                 return y
 
         with self.suspended(site):

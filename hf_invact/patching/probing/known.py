@@ -14,13 +14,15 @@ from .arguments import calls
 from .recording import Call
 from .signature import Signature, signature
 
+SAMPLES = (2, 4)  # batch normalization refuses a single value
+
 
 class KnownCalls:
     """The calls of some modules of a model, which is run when the first is asked for.
 
-    It is run on one sample and on two, see `calls`. Modules that are alike share their calls. A call in which nothing
-    needs a gradient gets one for its hidden states: there would be nothing to save for backward, though in training
-    they may have one (of a prompt that is trained, or by ``enable_input_require_grads``).
+    It is run on few samples and on twice as many, see `calls`. Modules that are alike share their calls. A call in
+    which nothing needs a gradient gets one for its hidden states. Otherwise nothing would be saved for backward, but in
+    training they may need one (of a trained prompt, or by ``enable_input_require_grads``).
 
     Args:
         model: with nothing patched in it.
@@ -33,7 +35,7 @@ class KnownCalls:
         self._modules = [module for module in dict.fromkeys(modules) if module is not model]
 
     def of(self, module: nn.Module) -> tuple[Call, Call] | None:
-        """With one sample and with two; None where it is not known."""
+        """With few samples and with twice as many; None if it is not known."""
         found, kind = self._found[0], self._kinds.get(module)
         return None if kind is None else found.get(kind)
 
@@ -52,12 +54,12 @@ class KnownCalls:
         if not any(isinstance(module, PreTrainedModel) for module in self._model.modules()):
             return {}, None
         try:
-            one, two = (calls(self._model, self._kinds, samples, self._autocast_dtype) for samples in (1, 2))
+            few, many = (calls(self._model, self._kinds, samples, self._autocast_dtype) for samples in SAMPLES)
         except NoProbeError as error:
             return {}, str(error)
         both = {
-            kind: (call.with_gradient(), two.found[kind].with_gradient())
-            for kind, call in one.found.items()
-            if kind in two.found
+            kind: (call.with_gradient(), many.found[kind].with_gradient())
+            for kind, call in few.found.items()
+            if kind in many.found
         }
-        return both, one.failure or two.failure
+        return both, few.failure or many.failure

@@ -16,7 +16,7 @@ from ..weights.sharding import require_whole
 from .guesses import guessed_calls
 from .known import KnownCalls
 from .probe import Scope, autocast, reason
-from .recording import Call
+from .recording import Arguments, Call
 from .surroundings import Surrounding
 
 
@@ -26,8 +26,11 @@ def find_scope(
     around: Sequence[Surrounding],
     known: KnownCalls,
     autocast_dtype: torch.dtype | None = None,
-) -> Scope:
-    """The smallest module around a site that can be run by itself and uses the site's result.
+) -> tuple[Scope, nn.Module]:
+    """The smallest module around a site that can be run by itself, makes the site's input and uses its result.
+
+    A module that is given the site's input is taken only if no module around it can be run: whether anything else saves
+    that input cannot be seen in it.
 
     Args:
         model: the whole model.
@@ -36,18 +39,23 @@ def find_scope(
         known: how the model calls them. What it does not call is called with hidden states of a likely width.
         autocast_dtype: as for `measure`.
 
+    Returns:
+        What to run, and the outermost module that was tried.
+
     Raises:
         NoProbeError: there is none, or its weights are sharded or missing.
         PatchingError: what a run has changed could not be put back.
     """
     failures: list[str] = []
+    second_best: Scope | None = None
     done = 0  # the innermost level that is ruled out
     for each in around:
         if each.level <= done:
             continue
         for scope in _attempts(model, each, known):
+            arguments = scope.few.arguments()
             try:
-                output, observer = _try(scope, site, autocast_dtype)
+                output, observer = _try(scope, arguments, site, autocast_dtype)
             except PatchingError:
                 raise
             except Exception as error:  # whatever a foreign forward raises: reported as the reason
@@ -66,9 +74,15 @@ def find_scope(
             if _uses(output, observer.results[-1]):
                 dtypes = (*(weight.dtype for weight in scope.module.parameters()), output.dtype)
                 precision = _coarsest(scope, *dtypes, observer.results[-1].dtype, autocast_dtype=autocast_dtype)
-                return replace(scope, precision=precision)
+                scope = replace(scope, precision=precision)
+                if not observer.gets_any(arguments):
+                    return scope, each.module
+                second_best = second_best or scope
+                break
             failures.insert(0, f"what uses the result of {type(scope.module).__name__} cannot be run by itself")
             break
+    if second_best is not None:
+        return second_best, around[-1].module
     failures.append("the size of its hidden states is not known")
     if known.failure and not any(known.of(each.module) for each in around):
         failures[0] = f"{failures[0]}; {known.failure}"
@@ -103,7 +117,9 @@ def _tokens(module: nn.Module, call: Call) -> int:
     return max(1, states.numel() // max(1, width))
 
 
-def _try(scope: Scope, site: Site, autocast_dtype: torch.dtype | None) -> tuple[Tensor, _Observer]:
+def _try(
+    scope: Scope, arguments: Arguments, site: Site, autocast_dtype: torch.dtype | None
+) -> tuple[Tensor, _Observer]:
     observer = _Observer()
     hooks = torch.autograd.graph.saved_tensors_hooks(observer.saves.note, lambda tensor: tensor)
     with (
@@ -112,28 +128,35 @@ def _try(scope: Scope, site: Site, autocast_dtype: torch.dtype | None) -> tuple[
         autocast(scope, autocast_dtype),
         hooks,
     ):
-        return scope.run(scope.few.arguments()), observer
+        return scope.run(arguments), observer
 
 
 class _Observer:
     """Observes the calls of a site.
 
     Attributes:
+        inputs: storages of what its calls got.
         results: of its calls.
         is_hidden: whether what is saved for the backward pass cannot be seen from outside, since it runs without
             gradients, or the module has set hooks of its own that take what is saved. Checkpointing does one of these.
     """
 
     def __init__(self) -> None:
+        self.inputs: set[int] = set()
         self.results: list[Tensor] = []
         self.is_hidden = False
         self.saves = _Saves()
 
-    def note(self, result: Tensor) -> None:
+    def note(self, input: Tensor, result: Tensor) -> None:
+        self.inputs.add(input.untyped_storage()._cdata)
         self.results.append(result)
         before = self.saves.count
         torch.ones((), device="cpu", requires_grad=True).exp()
         self.is_hidden |= self.saves.count == before
+
+    def gets_any(self, arguments: Arguments) -> bool:
+        """Whether the site gets an argument of the module that is run, or a view of one."""
+        return any(tensor.untyped_storage()._cdata in self.inputs for tensor in arguments.tensors)
 
 
 class _Saves:

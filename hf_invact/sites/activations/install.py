@@ -87,8 +87,8 @@ def suspended(block: nn.Module, attribute: str) -> Iterator[None]:
 
 
 @contextmanager
-def observed(block: nn.Module, attribute: str, note: Callable[[Tensor], None]) -> Iterator[None]:
-    """Inside, pass the result of each call of an unpatched activation to a function."""
+def observed(block: nn.Module, attribute: str, note: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """Inside, pass the input and the result of each call of an unpatched activation to a function."""
     with replaced(block, attribute, _Observed(getattr(block, attribute), note)):
         yield
 
@@ -107,13 +107,13 @@ def replaced(block: nn.Module, attribute: str, activation: object) -> Iterator[N
 class _Observed(nn.Module):
     """Replaces an activation, and reports its results."""
 
-    def __init__(self, original: Callable[..., Tensor], note: Callable[[Tensor], None]) -> None:
+    def __init__(self, original: Callable[[Tensor], Tensor], note: Callable[[Tensor, Tensor], None]) -> None:
         super().__init__()
         self.original, self.note = original, note  # registered as a submodule, so that a probe restores it
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        result = self.original(*args, **kwargs)
-        self.note(result)
+    def forward(self, input: Tensor) -> Tensor:
+        result = self.original(input)
+        self.note(input, result)
         return result
 
 

@@ -120,7 +120,7 @@ class Activations(SiteKind[ActivationSite, ActivationPlan]):
     def suspended(self, site: ActivationSite) -> AbstractContextManager[None]:
         return install.suspended(site.holder, site.attribute)
 
-    def observed(self, site: ActivationSite, note: Callable[[Tensor], None]) -> AbstractContextManager[None]:
+    def observed(self, site: ActivationSite, note: Callable[[Tensor, Tensor], None]) -> AbstractContextManager[None]:
         return install.observed(site.holder, site.attribute, note)
 
     def notes(self, site: ActivationSite) -> dict[str, Any] | None:

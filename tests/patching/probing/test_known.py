@@ -10,14 +10,14 @@ from hf_invact.patching.probing.known import KnownCalls
 from tests.models import tiny_model
 
 
-def test_equal_layers_share_the_calls_with_one_and_with_two_samples() -> None:
+def test_equal_layers_share_the_calls_with_few_and_with_many_samples() -> None:
     model = tiny_model("llama")
     first, second = (layer.mlp for layer in model.model.layers)
     known = KnownCalls(model, [first, second, model], None)
     calls = known.of(first)
     assert calls is not None
     assert known.of(second) == calls
-    assert [call.args[0].shape for call in calls] == [(1, 4, 32), (2, 4, 32)]
+    assert [call.args[0].shape for call in calls] == [(2, 4, 32), (4, 4, 32)]
     assert known.of(model) is None
     assert known.failure is None
 
@@ -30,7 +30,7 @@ def test_a_frozen_model_gets_a_gradient_for_its_hidden_states() -> None:
     assert calls is not None
     assert [sum(call.needs_gradient) for call in calls] == [1, 1]
     (leaf,) = calls[0].arguments().leaves
-    assert leaf.shape == (1, 4, 32)
+    assert leaf.shape == (2, 4, 32)
     assert all(site.before is not None for site in patch_model(model).sites)
 
 

@@ -25,7 +25,8 @@ def find_scope_of(model: nn.Module, block: str, attribute: str) -> Scope:
     name = f"{block}.{attribute}"
     (site,) = (site for site in Activations().find(model) if site.name == name)
     around = surroundings(model, site.holder_name)
-    return find_scope(model, site, around, KnownCalls(model, [each.module for each in around], None))
+    scope, _ = find_scope(model, site, around, KnownCalls(model, [each.module for each in around], None))
+    return scope
 
 
 @pytest.mark.parametrize(
@@ -40,8 +41,8 @@ def find_scope_of(model: nn.Module, block: str, attribute: str) -> Scope:
 def test_scope_of_a_block(name: str, block: str, attribute: str, scope: str) -> None:
     found = find_scope_of(tiny_model(name).bfloat16(), block, attribute)
     assert type(found.module).__name__ == scope
-    assert (found.tokens, found.dtype, found.device.type) == (4, torch.bfloat16, "cpu")
-    assert (found.few.args[0].shape, found.many.args[0].shape) == ((1, 4, 32), (2, 4, 32))
+    assert (found.tokens, found.dtype, found.device.type) == (8, torch.bfloat16, "cpu")
+    assert (found.few.args[0].shape, found.many.args[0].shape) == ((2, 4, 32), (4, 4, 32))
 
 
 class Inner(nn.Module):
