@@ -207,7 +207,7 @@ def _activation_ulps(
     calls: list[tuple[str, Tensor, Tensor]] = []
 
     def note(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((name, args[0].detach().clone(), output.detach().clone()))  # a model may overwrite both
+        calls.append((name, _copy(args[0]), _copy(output)))  # a model may overwrite both
 
     modules = dict(plain.named_modules())
     names = [site.name for site in report.sites if site.curve and site.name in modules]
@@ -218,11 +218,15 @@ def _activation_ulps(
         hook.remove()  # models may share a module, which is not inverted while it has a hook
     found: list[float] = []
     for name, x, output in calls:
-        # The layout must be the same: PyTorch's vectorized and scalar functions differ in the last place. Times 1,
-        # since a gate's activation is inverted as part of a product.
+        # Times 1, since a gate's activation is inverted as part of a product.
         inverted = patched.get_submodule(name)(x.requires_grad_()) * torch.ones_like(x)
         found.append(_ulps(output, inverted.detach()))
     return found
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy with the same strides: PyTorch's vectorized and scalar functions differ in the last place."""
+    return torch.empty_strided(tensor.shape, tensor.stride()).copy_(tensor.detach())
 
 
 def _ulps(plain: Tensor, patched: Tensor) -> float:

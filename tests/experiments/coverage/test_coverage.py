@@ -22,6 +22,8 @@ from experiments.coverage.shrink import MODEL_TYPES, small_configs
 ROOT = Path(__file__).parents[3]
 RESULTS: dict[str, Any] = json.loads((ROOT / "results" / "coverage.json").read_text(encoding="utf-8"))
 PATCHED = [row for row in RESULTS["models"] if table.is_patched(row)]
+# Their `gelu_python` calls torch.erf, which is not the same function to the last places as the one inside F.gelu.
+ULPS = {"sew-d": 4, "videoprism": 3}
 EVERY = 10  # of all model types, this one is run again
 
 
@@ -39,9 +41,7 @@ def test_patched_types_keep_less_and_compute_the_same() -> None:
 def _broken(row: dict[str, Any]) -> list[str]:
     holds = {
         "keeps less": row["patched_bytes"] < row["plain_bytes"],
-        # 2 for one rounding. The formula of `gelu_python`, in SEW-D and VideoPrism, rounds after each of its steps.
-        # Where outputs are equal, only the dense copies differ that the check makes of views.
-        "activations are the same but for rounding": row["activation_ulps"] <= 4 or row["output_ulps"] == 0,
+        "activations are the same but for rounding": row["activation_ulps"] <= ULPS.get(row["model_type"], 2),
         "so are outputs": row["output_ulps"] == 0 or row["activation_ulps"] > 0,
         "gradients differ little": row["gradient_error"] < 1e-3,
     }
