@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, shown_as_one_line
 from ..common.limits import SEED_LIMIT
 from ..common.locks import locked
 from ..common.masking import masked_command
@@ -47,27 +47,24 @@ def draw(path: Path) -> list[Path]:
     return write_figures(content, path)
 
 
+@shown_as_one_line
 def main(argv: Sequence[str]) -> int:
     """The script. Returns 2, after one line, for an error that the user can fix; 1 if something failed."""
     transformers.utils.logging.set_verbosity_error()
-    try:
-        options = _parse(argv)
-        if options.plot_only is not None:
-            print(*draw(options.plot_only), sep="\n")
-            return 0
-        device = choose_device(options.device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        settings = settings_for(device.type, options.backends, options.seed, options.quick)
-        command = masked_command(["python", "scripts/benchmark.py", *argv])
-        path = options.output or results_path(settings, device)
-        with locked(path.with_name(f".{path.name}.lock"), str(path), "--output"):
-            run = Run(settings, device, path, options.minutes, command)
-            problems = run.measure()
-            draw(path)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = _parse(argv)
+    if options.plot_only is not None:
+        print(*draw(options.plot_only), sep="\n")
+        return 0
+    device = choose_device(options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    settings = settings_for(device.type, options.backends, options.seed, options.quick)
+    command = masked_command(["python", "scripts/benchmark.py", *argv])
+    path = options.output or results_path(settings, device)
+    with locked(path.with_name(f".{path.name}.lock"), str(path), "--output"):
+        run = Run(settings, device, path, options.minutes, command)
+        problems = run.measure()
+        draw(path)
     for problem in problems:
         print(problem, file=sys.stderr)
     run.say(f"wrote {run.results.path}")

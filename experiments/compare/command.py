@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..common.environment import describe_environment
-from ..common.errors import ConfigError
+from ..common.errors import shown_as_one_line
 from ..common.files import claim_folder, read_mapping, write_json
 from ..common.locks import locked_folder
 from ..common.masking import masked_command
@@ -21,7 +22,7 @@ from .comparison import compare_model, diverged
 from .plan import Experiment, Plan, PlannedRun, read_plan
 from .report import summary_table, write_report
 from .runs import announce, is_finished, log_of, progress_bars, train
-from .workers import RunFailed, run_in_process
+from .workers import run_in_process
 
 COMPARISON = "comparison.json"
 PLAN = "plan.json"  # marks the folder as made by this script
@@ -123,6 +124,7 @@ def _row(run: PlannedRun, result: dict[str, Any], plan: Plan) -> dict[str, Any]:
     return {"variant": run.variant, "seed": run.seed, "folder": folder, **copy, "diverged": divergence(result)}
 
 
+@shown_as_one_line
 def main(argv: Sequence[str]) -> int:
     """The script. Returns 2, after one line, for an error that the user can fix; 1 if a run failed or diverged."""
     parser = Parser(
@@ -136,23 +138,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--seeds", type=int, nargs="+", help="seeds to run; losses are compared with the spread between them"
     )
-    console, errors = Console(), Console(stderr=True, soft_wrap=True)
+    console = Console()
     began = time.monotonic()
-    try:
-        options, overrides = parser.parse_known_args(argv)
-        plan = read_plan(options.config, options.output_dir, options.seeds, overrides)
-        comparison = compare(plan, masked_command(["python", "scripts/compare.py", *argv]), console)
-    except ConfigError as error:
-        errors.print(f"error: {error}", markup=False, highlight=False)
-        return 2
-    except RunFailed as error:
-        errors.print(f"error: {error}\nRun the same command again to continue.", markup=False, highlight=False)
-        return 1
+    options, overrides = parser.parse_known_args(argv)
+    plan = read_plan(options.config, options.output_dir, options.seeds, overrides)
+    comparison = compare(plan, masked_command(["python", "scripts/compare.py", *argv]), console)
     report = plan.output_dir / "report.html"
     console.print(f"Took {time.monotonic() - began:.0f} s. The report: {report}", highlight=False)
     if lines := comparison["diverged"]:
-        what = "; ".join(lines)
-        errors.print(
-            f"error: the comparison is meaningless for trainings that diverged: {what}", markup=False, highlight=False
-        )
+        print(f"error: the comparison is meaningless for trainings that diverged: {'; '.join(lines)}", file=sys.stderr)
     return 1 if lines else 0

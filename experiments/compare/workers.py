@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, RunFailed
 from ..common.masking import masked_text
 from ..finetuning.arguments import parse_run
 from ..finetuning.run import finetune
@@ -33,10 +33,6 @@ _SECONDS_TO_END = 10  # seconds that a process has to clean up
 _START_METHOD = (
     "forkserver" if sys.platform == "linux" else "spawn"
 )  # the system libraries of macOS do not survive a fork
-
-
-class RunFailed(RuntimeError):
-    """A worker process ended with an error. The message says where its output is."""
 
 
 def run_in_process(job: str, argv: list[str], log: Path, progress: Progress) -> Any:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, shown_as_one_line
 from ..common.limits import SEED_LIMIT
 from ..common.masking import masked_command
 from ..common.parser import Parser
@@ -16,15 +16,11 @@ from .run import Options, Run
 from .stages import STAGES, Stage
 
 
+@shown_as_one_line
 def main(argv: Sequence[str], stages: Sequence[Stage] = STAGES) -> int:
     """The script: exit code 2, and one line, for what the user can correct; 1 where something failed."""
-    try:
-        options = _parse(argv, stages)
-        run = Run(stages, options)
-        content = run.measure()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run = Run(stages, _parse(argv, stages))
+    content = run.measure()
     for gap in gaps(content):
         print(f"not measured: {gap}")
     problems = faults(content)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,32 +140,28 @@ class Document:
 
 def faults(content: dict[str, Any]) -> list[str]:
     """One line for each thing in a file of results that failed."""
-    lines = []
-    for stage in content["stages"]:
-        if stage["state"] == FAILED:
-            lines.append(f"{stage['stage']}: {stage['reason']}")
-        for case in stage["cases"]:
-            name = f"{stage['stage']}, {case['case']}"
-            if case["state"] == FAILED:
-                lines.append(f"{name}: {case['reason']}")
-            lines += [f"{name}{where}: {what}" for where, what in _marked("failed", case.get("found"))]
-    return lines
+    return [line for stage in content["stages"] for line in _lines(stage, (FAILED,), "failed")]
 
 
 def gaps(content: dict[str, Any]) -> list[str]:
     """One line for each thing that was not measured, and why."""
-    lines = []
+    lines: list[str] = []
     for stage in content["stages"]:
-        if stage["state"] == NOT_RUN:
-            lines.append(f"{stage['stage']}: {stage['reason']}")
-        for case in stage["cases"]:
-            name = f"{stage['stage']}, {case['case']}"
-            if case["state"] in (NOT_RUN, UNAVAILABLE, CUT):
-                lines.append(f"{name}: {case['reason']}")
-            lines += [f"{name}{where}: {what}" for where, what in _marked("cut", case.get("found"))]
+        lines += _lines(stage, (NOT_RUN, UNAVAILABLE, CUT), "cut")
         lacking = Counter(what for case in stage["cases"] for _, what in _marked("unavailable", case.get("found")))
         lines += [f"{stage['stage']}, {count} times: {what}" for what, count in lacking.items()]
     return lines
+
+
+def _lines(stage: dict[str, Any], states: Collection[str], mark: str) -> Iterator[str]:
+    """One line for a stage and each of its cases in one of the states, and for what is so marked in what was found."""
+    if stage["state"] in states:
+        yield f"{stage['stage']}: {stage['reason']}"
+    for case in stage["cases"]:
+        name = f"{stage['stage']}, {case['case']}"
+        if case["state"] in states:
+            yield f"{name}: {case['reason']}"
+        yield from (f"{name}{where}: {what}" for where, what in _marked(mark, case.get("found")))
 
 
 def _marked(mark: str, found: Any, where: str = "") -> Iterator[tuple[str, str]]:

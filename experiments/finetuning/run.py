@@ -22,7 +22,7 @@ from hf_invact.trainer import InvertedActivationsCallback
 
 from ..common.disk import full_disk_named
 from ..common.environment import describe_environment
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, shown_as_one_line
 from ..common.files import claim_folder, write_json
 from ..common.locks import locked_folder
 from ..common.masking import masked_text
@@ -234,17 +234,14 @@ def _card(run: RunArguments) -> dict[str, Any]:
     }
 
 
+@shown_as_one_line
 def main(argv: Sequence[str]) -> int:
     """The script. Returns 2, after one line, for an error that the user can fix; 1 if the training diverged."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
-    try:
-        run = parse_run(argv)
-        diverged = finetune(run)["diverged"]
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run = parse_run(argv)
+    diverged = finetune(run)["diverged"]
     if diverged:
         print(
             f"error: the training diverged: {diverged}; its results are in {run.training.output_dir}", file=sys.stderr

@@ -13,11 +13,10 @@ import datasets
 import transformers
 from rich.console import Console
 
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, shown_as_one_line
 from ..common.files import claim_folder, read_mapping, write_json
 from ..common.locks import locked_folder
 from ..common.parser import Parser
-from ..compare.workers import RunFailed
 
 PARTS = {
     "memory": "what the published models keep for the backward pass, counted without a GPU",
@@ -39,22 +38,16 @@ def quiet_main(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+@shown_as_one_line
 def main(argv: Sequence[str]) -> int:
     """The script. Returns 2, after one line, for an error that the user can fix; 1 if a run failed."""
-    console, errors = Console(), Console(stderr=True, soft_wrap=True)
-    try:
-        options = _parser().parse_args(argv)
-        folder = options.output_dir or (QUICK_FOLDER if options.quick else FOLDER)
-        claim_folder(folder, MARKER)
-        with locked_folder(folder):
-            for part in PARTS if options.part == ALL else [options.part]:
-                _run(part, folder, options.quick, console)
-    except ConfigError as error:
-        errors.print(f"error: {error}", markup=False, highlight=False)
-        return 2
-    except RunFailed as error:
-        errors.print(f"error: {error}\nRun the same command again to continue.", markup=False, highlight=False)
-        return 1
+    console = Console()
+    options = _parser().parse_args(argv)
+    folder = options.output_dir or (QUICK_FOLDER if options.quick else FOLDER)
+    claim_folder(folder, MARKER)
+    with locked_folder(folder):
+        for part in PARTS if options.part == ALL else [options.part]:
+            _run(part, folder, options.quick, console)
     return 0
 
 

@@ -11,11 +11,10 @@ from rich.console import Console
 from hf_invact.display.figures import png
 
 from ...common.environment import describe_environment
-from ...common.errors import ConfigError
+from ...common.errors import ConfigError, RunFailed
 from ...common.files import write_atomically, write_json
 from ...compare.plan import PlannedRun
 from ...compare.runs import is_finished, progress_bars, train
-from ...compare.workers import RunFailed
 from ...finetuning.pretrained import find_pretrained
 from ...finetuning.results import divergence, finished_result
 from ..subjects import QUICK_SUBJECTS, SUBJECTS, Subject

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_invact.display.figures import png, saved_bytes_figure
-from hf_invact.display.sizes import UNITS
+from hf_invact.display.sizes import common_unit
 
 from ...common.files import write_atomically
 
@@ -20,7 +20,7 @@ def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
         if not entries:
             continue
         most = max(entry["kept_bytes"] for entry in entries)
-        unit = unit_of(most)
+        unit = common_unit(most)
         bars = {entry["variant"]: _visible(entry["parts"], most) for entry in entries}
         figure = saved_bytes_figure(bars, unit)
         figure.suptitle(f"{entries[0]['model']}, {entries[0]['setting']}", x=0.01, ha="left", fontsize=11)
@@ -32,8 +32,3 @@ def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
 def _visible(parts: Mapping[str, int], most: int) -> dict[str, int]:
     """Without parts that are too thin to see, which would only fill the legend."""
     return {part: count for part, count in parts.items() if count > most / 1000}
-
-
-def unit_of(most: int) -> str:
-    """The unit for the bytes in a table or figure, chosen by the largest of them."""
-    return next((unit for unit, scale in UNITS.items() if most >= scale), "KiB")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hf_invact.display.sizes import UNITS
+from hf_invact.display.sizes import UNITS, common_unit
 from hf_invact.memory import PARTS
 
 from .cases import ACTIVATION, GELU_IN_PLACE_OF_SILU, OURS, PLAIN
 from .counting import NOT_TOLD_APART
-from .plots import unit_of
 
 ABSENT = "-"
 Entry = Mapping[str, Any]
@@ -121,7 +120,7 @@ def _notes(entries: Sequence[Entry]) -> Iterator[str]:
 
 def _table(entries: Sequence[Entry]) -> str:
     counts = [entry["kept_bytes"] for entry in entries if entry["kept_bytes"] is not None]
-    unit = unit_of(max(counts))
+    unit = common_unit(max(counts))
     least = UNITS[unit] / 200  # shown as 0.01, not 0.00
     parts = [part for part in PARTS if any(entry["parts"].get(part, 0) >= least for entry in entries)]
     plain = entries[0]
@@ -160,7 +159,7 @@ def _as_published(entries: Sequence[Entry]) -> Entry | None:
 def _from_to(plain: Entry | None, other: Entry | None) -> str:
     if plain is None or other is None:
         return ABSENT
-    unit = unit_of(plain["kept_bytes"])
+    unit = common_unit(plain["kept_bytes"])
     return f"{_in(plain['kept_bytes'], unit)} → {_in(other['kept_bytes'], unit)} {unit} ({_change(other, plain)})"
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunFailed
 from experiments.common.files import read_json
 from experiments.compare import workers
-from experiments.compare.workers import RunFailed, run_in_process
+from experiments.compare.workers import run_in_process
 from tests.experiments.small import alive_after, write_config
 
 

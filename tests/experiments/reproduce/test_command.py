@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments.common.errors import ConfigError
-from experiments.compare.workers import RunFailed
+from experiments.common.errors import ConfigError, RunFailed
 from experiments.reproduce import command, page
 from experiments.reproduce.finetune import run as finetune
 from experiments.reproduce.memory import run as memory
