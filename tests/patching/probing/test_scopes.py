@@ -76,6 +76,43 @@ def test_the_layer_around_is_run_where_the_block_returns_the_activation(after: C
     assert type(find_scope_of(model, "0.inner", "act").module) is Layer
 
 
+class Head(nn.Module):
+    """An activation and its consumer, given what a module before it has computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.out = nn.GELU(), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.act(x))
+
+
+class Around(nn.Module):
+    def __init__(self, before: nn.Module) -> None:
+        super().__init__()
+        self.before, self.head = before, Head()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.before(x))
+
+
+def test_what_makes_the_activations_input_is_run_where_it_can_be() -> None:
+    """Whether something else saves that input decides what inverting saves: a tanh does, a projection does not."""
+    projected, kept = (nn.Sequential(Around(each), nn.Identity()) for each in (nn.Linear(8, 8), nn.Tanh()))
+    assert type(find_scope_of(projected, "0.head", "act").module) is Around
+    assert [site.plan for site in patch_model(projected).sites] == ["output"]
+    assert [site.reason for site in patch_model(kept).sites] == ["left alone: nothing would keep less"]
+
+
+def test_what_is_given_the_activations_input_is_run_where_nothing_around_it_can_be() -> None:
+    def fail(x: Tensor) -> Tensor:
+        raise RuntimeError("not by itself")
+
+    around = Around(nn.Linear(8, 8))
+    around.forward = fail
+    assert type(find_scope_of(nn.ModuleList([around]), "0.head", "act").module) is Head
+
+
 def test_a_block_whose_consumer_cannot_be_run_is_not_probed() -> None:
     class Impossible(Layer):
         def forward(self, x: Tensor) -> Tensor:
