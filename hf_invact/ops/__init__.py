@@ -1,6 +1,7 @@
 """The operations on tensors: the functions that use inverted activations, their operators, and the backends."""
 
 from .activation import SAVINGS, Saving, gate, invert
+from .adapter import adapter_input
 from .backends import AUTO, BACKENDS, check_backend, check_device
 from .inputs import wants_gradient
 from .learned import SMALLEST_SLOPE, invert_prelu, invert_xielu, prelu_is_invertible
@@ -12,6 +13,7 @@ __all__ = [
     "SAVINGS",
     "SMALLEST_SLOPE",
     "Saving",
+    "adapter_input",
     "check_backend",
     "check_device",
     "gate",

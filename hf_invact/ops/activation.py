@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ..curves import Curve
 from .backends import AUTO, check_backend
-from .inputs import apply_to_local_parts, are_placed_alike, autocast, is_array, is_distributed, wants_gradient
+from .inputs import (
+    apply_to_local_parts,
+    are_placed_alike,
+    autocast,
+    is_array,
+    is_distributed,
+    own_storage,
+    wants_gradient,
+)
 from .operators.activation import ACTIVATION, EXACT_ACTIVATION, EXACT_GATE, GATE, tells_output
 
 Saving = Literal["output", "inputs"]
@@ -82,7 +89,7 @@ def _gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving, backend: str) 
     gate = autocast(gate, curve)
     y: Tensor
     if saving == "output" and tells_output(curve, gate.dtype, up.dtype):
-        y, _ = GATE(gate, _own_storage(up), curve.key, backend)
+        y, _ = GATE(gate, own_storage(up), curve.key, backend)
     else:
         y = EXACT_GATE(gate, up, curve.key, backend)
     return y
@@ -91,13 +98,3 @@ def _gate(gate: Tensor, up: Tensor, curve: Curve, saving: Saving, backend: str) 
 def _check_saving(saving: str) -> None:
     if saving not in SAVINGS:
         raise ValueError(f"saving must be one of {', '.join(map(repr, SAVINGS))}, got {saving!r}")
-
-
-def _own_storage(tensor: Tensor) -> Tensor:
-    """A copy of a view of a larger storage, such as one half of a fused projection: saved, it would keep all of it."""
-    try:
-        stored = tensor.untyped_storage().size()
-    except NotImplementedError:  # tensors inside torch.func's transforms do not give access to it
-        return tensor
-    is_part = stored > tensor.numel() * tensor.element_size()
-    return tensor.clone(memory_format=torch.contiguous_format) if is_part else tensor

@@ -24,9 +24,14 @@ def wants_gradient(*tensors: Tensor) -> bool:
         tensors: the function's inputs. Anything that is not a tensor, such as a proxy of `torch.fx`, needs the native
             function.
     """
+    return records_gradients(*tensors) and any(tensor.requires_grad for tensor in tensors)
+
+
+def records_gradients(*tensors: Tensor) -> bool:
+    """As `wants_gradient`, if one of the tensors, or of those that they are computed with, needs a gradient."""
     if not torch.is_grad_enabled() or torch.jit.is_tracing() or _is_exporting():  # type: ignore[attr-defined]
         return False
-    return all(is_array(tensor) for tensor in tensors) and any(tensor.requires_grad for tensor in tensors)
+    return all(is_array(tensor) for tensor in tensors)
 
 
 def is_array(tensor: object) -> bool:
@@ -70,6 +75,21 @@ def _result_dtype(curve: str, dtype: torch.dtype, device: str, autocast_dtype: t
 def _cached_result_dtype(curve: str, dtype: torch.dtype, device: str, autocast_dtype: torch.dtype) -> torch.dtype:
     with torch.no_grad():
         return curve_by_key(curve).forward(torch.empty(0, dtype=dtype, device=device)).dtype
+
+
+def own_storage(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """A copy of a view of a larger storage, such as one half of a fused projection: saved, it would keep all of it."""
+    try:
+        stored = tensor.untyped_storage().size()
+    except NotImplementedError:  # tensors inside torch.func's transforms do not give access to it
+        return tensor
+    is_part = stored > tensor.numel() * tensor.element_size()
+    return tensor.clone(memory_format=memory_format) if is_part else tensor
+
+
+def is_transformed() -> bool:
+    """Whether one of the transforms of `torch.func` is active."""
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def is_distributed(tensor: object) -> bool:

@@ -17,6 +17,7 @@ from .present import present
 from .probing.known import KnownCalls
 from .probing.surroundings import surroundings
 from .selection import Selection
+from .together import decide_together
 from .weights.fake_copy import without_memory
 from .weights.sharding import ShardedError, is_sharded, require_whole
 
@@ -64,9 +65,11 @@ def _by_kind(
     for kind in config.kinds:
         planner = Planner(model, config, known, is_copy=is_copy)
         of_kind = [site for site in sites if site.kind is kind]
-        for site in of_kind:
-            if site not in decisions:
-                decisions[site] = planner.decide(site, fallbacks[site])
+        left = [site for site in of_kind if site not in decisions]
+        if kind.shares:
+            decisions |= decide_together(planner, left, fallbacks)
+        else:
+            decisions |= {site: planner.decide(site, fallbacks[site]) for site in left}
         for site in of_kind:
             install(site, decisions[site], config)
     return decisions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -9,12 +10,10 @@ from torch import nn
 from ..sites import NotApplicable, Plan, Site
 from .config import InvActConfig
 from .errors import NoProbeError
+from .places import Places
 from .probing.compare import difference
 from .probing.known import KnownCalls
 from .probing.probe import Measurement, Scope, measure, measure_below
-from .probing.scopes import find_scope
-from .probing.signature import Signature, signature
-from .probing.surroundings import surroundings
 
 COPIED = "measured on a copy without memory: its weights are sharded or missing"
 NO_COPY = "its weights are sharded or missing, and of a copy without memory: "
@@ -37,11 +36,9 @@ class Decision:
 
 
 class Planner:
-    """Decides for the sites of one kind in a model, none of which is patched. Alike blocks share a probe.
+    """Decides for the sites of one kind in a model, none of which is patched. Alike sites share a probe.
 
-    What is installed for other kinds stays as it is meanwhile. Blocks are alike if the module that is run for them, and
-    all that was tried before it, have the same `signature` and hold them in the same place. What a layer is like beyond
-    that does not matter: layers whose MLP can be run by itself share one probe, however they differ elsewhere.
+    What is installed for other kinds stays as it is meanwhile.
 
     Args:
         model: what is run, or whose modules are.
@@ -50,10 +47,9 @@ class Planner:
     """
 
     def __init__(self, model: nn.Module, config: InvActConfig, known: KnownCalls, *, is_copy: bool = False) -> None:
-        self.model, self.config, self.known, self.is_copy = model, config, known, is_copy
-        self._decisions: dict[tuple[object, ...], Decision] = {}
-        self._signatures: dict[int, int] = {}
-        self._numbers: dict[Signature, int] = {}
+        self.config, self.is_copy = config, is_copy
+        self.places = Places(model, known, config.autocast_dtype)
+        self._decisions: dict[Hashable, Decision] = {}
 
     def decide(self, site: Site, fallback: Plan | None) -> Decision:
         """The decision for a site.
@@ -61,30 +57,26 @@ class Planner:
         Args:
             fallback: the plan where the site cannot be measured; None leaves it alone.
         """
-        around = surroundings(self.model, site.holder_name)
-        key: tuple[object, ...] = (site.key, fallback)
-        keys: dict[nn.Module, tuple[object, ...]] = {}
-        for each in around:
-            keys[each.module] = key = (*key, each.path, self._signature(each.module))
-            if key in self._decisions:
-                return self._decisions[key]
-        try:
-            scope, outermost = find_scope(self.model, site, around, self.known, self.config.autocast_dtype)
-            key = keys[outermost]
-            decision = self._measured(scope, measure(scope, self.config.autocast_dtype), site)
-            if self.is_copy:
-                decision = replace(decision, reason=f"{decision.reason} ({COPIED})" if decision.reason else COPIED)
-        except NoProbeError as error:
-            why = f"{NO_COPY}{error}" if self.is_copy else str(error)
-            decision = unmeasured(self.config, site, fallback, why)
-        self._decisions[key] = decision
-        return decision
+        place = self.places.of(site)
+        key = place.key, fallback
+        if key not in self._decisions:
+            try:
+                scope = self.places.scope(site, place)
+                plain = measure(scope, self.config.autocast_dtype)
+                self._decisions[key] = self.noted(self._measured(scope, plain, site))
+            except NoProbeError as error:
+                self._decisions[key] = self.unmeasured(site, fallback, str(error))
+        return self._decisions[key]
 
-    def _signature(self, module: nn.Module) -> int:
-        if id(module) not in self._signatures:
-            found = () if module is self.model else signature(module)
-            self._signatures[id(module)] = self._numbers.setdefault(found, len(self._numbers))
-        return self._signatures[id(module)]
+    def unmeasured(self, site: Site, fallback: Plan | None, failure: str) -> Decision:
+        """The decision for a site for which nothing can be run."""
+        return unmeasured(self.config, site, fallback, f"{NO_COPY}{failure}" if self.is_copy else failure)
+
+    def noted(self, decision: Decision) -> Decision:
+        """A decision that was measured, which says so where it was on a copy."""
+        if not self.is_copy:
+            return decision
+        return replace(decision, reason=f"{decision.reason} ({COPIED})" if decision.reason else COPIED)
 
     def _measured(self, scope: Scope, plain: Measurement, site: Site) -> Decision:
         demanded = self.config.demanded(site.kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -21,7 +21,7 @@ class Selection:
 
     Attributes:
         sites: of all the kinds that the config names, also those that are not selected.
-        chosen: qualified names of blocks.
+        chosen: qualified names of the sites that are selected, and of blocks that cannot be patched.
         others: sites of other kinds that are patched now.
     """
 
@@ -31,7 +31,7 @@ class Selection:
 
     def is_chosen(self, site: Site) -> bool:
         """Whether the patterns select it."""
-        return site.holder_name in self.chosen
+        return site.name in self.chosen
 
     def obstacle(self, site: Site) -> str | None:
         """Why a site is left alone; None where it can be patched.
@@ -54,11 +54,13 @@ def select(model: nn.Module, config: InvActConfig) -> Selection:
         name: why for name, module in model.named_modules() for kind in config.kinds for why in kind.conflicts(module)
     }
     if not (sites or conflicts):
+        why = {kind.name: reason for kind in config.kinds if (reason := kind.nothing_found(model))}
+        names = why or [kind.name for kind in config.kinds]
         raise PatchingError(
-            f"no {' and no '.join(kind.name for kind in config.kinds)} to invert in {type(model).__name__}. "
-            + " ".join(kind.nothing_found(model) for kind in config.kinds)
+            f"no {' and no '.join(names)} to invert in {type(model).__name__}. {' '.join(why.values())}"
         )
-    chosen = _chosen([*(site.holder_name for site in sites), *conflicts], config)
+    blocks = {site.name: site.blocks for site in sites} | {name: (name,) for name in conflicts}
+    chosen = _chosen(blocks, config)
     for name in conflicts:
         if name in chosen:
             raise PatchingError(f"{name}: {conflicts[name]}, or exclude the block with InvActConfig(exclude=[...])")
@@ -70,19 +72,25 @@ def select(model: nn.Module, config: InvActConfig) -> Selection:
     return Selection(sites, chosen, others)
 
 
-def _chosen(names: Sequence[str], config: InvActConfig) -> frozenset[str]:
-    for pattern in (*config.include, *config.exclude):
-        if not _matches(names, pattern):
-            raise PatchingError(f"the pattern {pattern!r} matches none of the model's blocks: {_shorten(names)}")
-    chosen = {name for pattern in config.include for name in _matches(names, pattern)}
-    chosen -= {name for pattern in config.exclude for name in _matches(names, pattern)}
+def _chosen(blocks: Mapping[str, Sequence[str]], config: InvActConfig) -> frozenset[str]:
+    """The names of which a pattern matches one of the blocks."""
+    matches = {
+        pattern: {name for name, each in blocks.items() if any(_matches(block, pattern) for block in each)}
+        for pattern in (*config.include, *config.exclude)
+    }
+    for pattern, names in matches.items():
+        if not names:
+            known = list(dict.fromkeys(block for each in blocks.values() for block in each))
+            raise PatchingError(f"the pattern {pattern!r} matches none of the model's blocks: {_shorten(known)}")
+    chosen = {name for pattern in config.include for name in matches[pattern]}
+    chosen -= {name for pattern in config.exclude for name in matches[pattern]}
     if not chosen:
         raise PatchingError(f"include={config.include} without exclude={config.exclude} leaves no block to patch")
     return frozenset(chosen)
 
 
-def _matches(names: Sequence[str], pattern: str) -> list[str]:
-    return [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(plain_name(name), pattern)]
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(plain_name(name), pattern)
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from .activations import Activations
+from .adapters import AdapterInputs
 from .kind import Known, NotApplicable, Plan, Replacement, Site, SiteKind, original_of
 
 # Consumers first: what is decided for a kind stays installed while the next kind is measured.
-KINDS: tuple[SiteKind[Any, Any], ...] = (Activations(),)
+KINDS: tuple[SiteKind[Any, Any], ...] = (AdapterInputs(), Activations())
 
 
 def all_plans() -> dict[str, Plan]:

@@ -51,7 +51,7 @@ class Site:
     Attributes:
         kind: which kind of site it is.
         name: qualified name of what is patched, e.g. ``model.layers.0.mlp.act_fn``.
-        holder_name: qualified name of the module that holds it, which patterns of `InvActConfig` match.
+        holder_name: qualified name of the module that holds it.
         holder: that module.
         block: name of its class in the unpatched model.
         original: how messages call what the unpatched model has there.
@@ -65,6 +65,11 @@ class Site:
     block: str
     original: str
     computes: str | None
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Qualified names of blocks: a pattern of `InvActConfig` that matches one of them selects the site."""
+        return (self.holder_name,)
 
     @property
     def module(self) -> nn.Module | None:
@@ -87,10 +92,12 @@ class SiteKind(Protocol[AnySite, AnyPlan]):
     Attributes:
         name: as `InvActConfig.sites` spells it.
         plans: all that it has. Of two that keep as much, the first is installed.
+        shares: whether its sites keep the same tensors, so that they are measured together: one alone may save nothing.
     """
 
     name: str
     plans: tuple[AnyPlan, ...]
+    shares: bool = False
 
     def find(self, model: nn.Module) -> Iterator[AnySite]:
         """The sites of a model, patched or not, in its order."""
@@ -99,7 +106,8 @@ class SiteKind(Protocol[AnySite, AnyPlan]):
         """Those that are patched now, also where `find` does not look any more."""
 
     def nothing_found(self, model: nn.Module) -> str:
-        """Why `find` finds nothing in a model, and what the user can do about it, in sentences."""
+        """Why `find` finds nothing in a model, and what the user can do about it, in sentences. Empty for kinds that
+        few models have."""
 
     def conflicts(self, module: nn.Module) -> Iterator[str]:
         """Why a module cannot be patched: another library has put it there, or has patched it."""

@@ -7,7 +7,6 @@ The forward pass calls PyTorch's own function, so that the output is equal in ev
 from __future__ import annotations
 
 import math
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from ..buffers import compute_dtype, flat, flat_like
 from ..eager import activation as eager
 from ..eager.formula import split
 from ..eager.unmultiply import SMALLEST_FACTOR
+from .bits import pack, unpack
 from .compiler import Lanes, run_compiled
 
 # A step to a number's neighbour, relative to the distance between them if the significand is 1. For larger significands
@@ -130,24 +130,12 @@ def _pack_sides(curve: Curve, lanes: Lanes, side: None, words: Tensor, x: Tensor
     is_left = x < curve.threshold(x.dtype)
     if isinstance(curve.inverse, Fit):
         is_left = is_left | (x == torch.inf)  # see `eager.activation.side_bits`
-    groups = words.view(-1, lanes.bits.size(0))
-    for i, bits in enumerate(lanes.bits):
-        groups[:, i] = torch.where(is_left, bits, 0.0).sum(-1)
+    pack(is_left, words, lanes)
 
 
 def _is_left(side: Tensor | None, lanes: Lanes) -> Tensor | None:
-    """Bools, shape (size,).
-
-    Computed in float32: on a CPU, vectors of integers and partly filled vectors, such as those of bytes, take longer.
-    """
-    if side is None:
-        return None
-    # A word belongs to a whole vector, so the compiler combines its bytes into a number before it fills the vector.
-    low, high = side.view(-1, lanes.halves.size(0), 2).unbind(-1)
-    words = low.float() + 256.0 * high.float()
-    shifted = reduce(torch.add, [words[:, i, None] * halves for i, halves in enumerate(lanes.halves)])
-    is_left: Tensor = shifted - shifted.floor() >= 0.5
-    return is_left.view(-1)
+    """Bools, shape (size,)."""
+    return None if side is None else unpack(side, lanes)
 
 
 def _away_from_zero(factor: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def lanes_of(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Lanes:
 
 def run_compiled(
     function: Callable[..., None],
-    curve: Curve,
+    constant: Curve | float,
     results: list[Tensor],
     tensors: list[Tensor],
     side: Tensor | None = None,
@@ -72,7 +72,7 @@ def run_compiled(
     """Compile a function once, and call it with pieces of the results, which it writes, the tensors and the side bits.
 
     Args:
-        function: takes the curve, the device's `Lanes`, the side bits, shape (size / 8,), and pieces of results and
+        function: takes the constant, the device's `Lanes`, the side bits, shape (size / 8,), and pieces of results and
             tensors, shape (size,) each. Side bits as a result are int16 words, shape (size / WORD,).
         results, tensors: shape (numel,).
         side: the side bits of the tensors, uint8, shape (ceil(numel / 8),).
@@ -81,9 +81,9 @@ def run_compiled(
     """
     device, size = tensors[0].device, tensors[0].numel()
     on_cpu = device.type == "cpu"
-    dtypes = tuple([tensor.dtype for tensor in tensors])
-    compiled = _compiled(function, curve, dtypes, device, on_cpu, side is not None, inlined_operations)
-    compiled_prepare = prepare and _compiled(prepare, curve, dtypes, device, on_cpu, False, INLINED_OPERATIONS)
+    dtypes = tuple([tensor.dtype for tensor in (*results, *tensors)])
+    compiled = _compiled(function, constant, dtypes, device, on_cpu, side is not None, inlined_operations)
+    compiled_prepare = prepare and _compiled(prepare, constant, dtypes, device, on_cpu, False, INLINED_OPERATIONS)
     for start, stop, padded in _pieces(size, on_cpu, is_bounded=prepare is not None):
         pieces, bits = [*results, *tensors], [] if side is None else [side]
         if padded != size:
@@ -131,7 +131,7 @@ def _as_words(piece: Tensor) -> Tensor:
 @cache
 def _compiled(
     function: Callable[..., Any],
-    curve: Curve,
+    constant: Curve | float,
     dtypes: tuple[torch.dtype, ...],
     device: torch.device,
     on_cpu: bool,
@@ -142,7 +142,7 @@ def _compiled(
 
     def of_tensors(bits: Tensor, halves: Tensor, *tensors: Tensor) -> Any:
         side = () if has_side else (None,)
-        return function(curve, Lanes(bits, halves), *side, *tensors)
+        return function(constant, Lanes(bits, halves), *side, *tensors)
 
     lanes = lanes_of(device, dtypes)
     # Round to half precision wherever the function does: `_unmultiply` relies on it.
@@ -155,8 +155,10 @@ def _compiled(
         # result of more than four reads (its default) to memory first.
         options["realize_reads_threshold"] = 8
         return CpuKernels(of_tensors, lanes, options)
-    # torch.compile compiles at most 8 versions of a code object: hence one code object for each curve and dtypes.
-    code = of_tensors.__code__.replace(co_name=f"{function.__name__}_of_{curve.name}")
+    # torch.compile compiles at most 8 versions of a code object: hence one code object for each constant and dtypes.
+    code = of_tensors.__code__.replace(
+        co_name=f"{function.__name__}_of_{constant.name if isinstance(constant, Curve) else constant}"
+    )
     copied = FunctionType(code, globals(), closure=of_tensors.__closure__)
     # None: for any size from the second one on. (With True, the coefficients would be variables too.)
     for_any_size = torch.compile(copied, dynamic=None, fullgraph=True, options=options)

@@ -18,15 +18,16 @@ except RuntimeError as error:
     ) from error
 
 
-def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> OpOverload:
+def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], *tags: torch.Tag) -> OpOverload:
     """Register an operator, without derivatives.
 
     Args:
         schema: name, arguments and results, as `torch.library.Library.define` reads them.
         kernel: computes the results, for tensors on any device.
         fake: returns tensors with the shapes, dtypes and strides of the results.
+        tags: what else compilers have to know.
     """
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     name = schema.partition("(")[0]
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)

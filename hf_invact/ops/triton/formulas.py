@@ -193,6 +193,6 @@ def _divide(number, positive):
 def round_to(number, DTYPE: tl.constexpr):
     if INTERPRETED and tl.bfloat16 == DTYPE:  # the interpreter truncates
         bits = number.to(tl.int32, bitcast=True)
-        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
         number = tl.where(number == number, nearest, number)
     return number.to(DTYPE)

@@ -24,23 +24,23 @@ def forward(
     FIT: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    groups, elements, is_inside = _positions(size, GROUPS)
+    groups, elements, is_inside = positions(size, GROUPS)
     x = tl.load(x_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     y = _limited(ACTIVATION(x), FIT)
     tl.store(y_ptr + elements, round_to(y, y_ptr.dtype.element_ty), mask=is_inside)
-    _store_bits(side_ptr, groups, size, is_left_of(x, THRESHOLD) & is_inside)
+    store_bits(side_ptr, groups, size, is_left_of(x, THRESHOLD) & is_inside)
 
 
 @triton.jit
 def sides(x_ptr, side_ptr, size, THRESHOLD: tl.constexpr, GROUPS: tl.constexpr):
-    groups, elements, is_inside = _positions(size, GROUPS)
+    groups, elements, is_inside = positions(size, GROUPS)
     x = tl.load(x_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
-    _store_bits(side_ptr, groups, size, is_left_of(x, THRESHOLD) & is_inside)
+    store_bits(side_ptr, groups, size, is_left_of(x, THRESHOLD) & is_inside)
 
 
 @triton.jit
 def backward(dy_ptr, y_ptr, side_ptr, dx_ptr, size, FIT: tl.constexpr, GROUPS: tl.constexpr):
-    groups, elements, is_inside = _positions(size, GROUPS)
+    groups, elements, is_inside = positions(size, GROUPS)
     y = tl.load(y_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     dy = tl.load(dy_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     is_left = _load_bits(side_ptr, groups, size, FIT)
@@ -59,21 +59,21 @@ def gate_forward(
     THRESHOLD: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    groups, elements, is_inside = _positions(size, GROUPS)
+    groups, elements, is_inside = positions(size, GROUPS)
     gate = tl.load(gate_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     # Rounded twice, as in the unfused code.
     y = round_to(ACTIVATION(gate), product_ptr.dtype.element_ty).to(tl.float32)
     product = round_to(y * away_from_zero(up), product_ptr.dtype.element_ty)
     tl.store(product_ptr + elements, product, mask=is_inside)
-    _store_bits(side_ptr, groups, size, is_left_of(gate, THRESHOLD) & is_inside)
+    store_bits(side_ptr, groups, size, is_left_of(gate, THRESHOLD) & is_inside)
 
 
 @triton.jit
 def gate_backward(
     dy_ptr, product_ptr, up_ptr, side_ptr, dgate_ptr, dup_ptr, size, FIT: tl.constexpr, GROUPS: tl.constexpr
 ):
-    groups, elements, is_inside = _positions(size, GROUPS)
+    groups, elements, is_inside = positions(size, GROUPS)
     dy = tl.load(dy_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     product = tl.load(product_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + elements, mask=is_inside, other=1.0).to(tl.float32)
@@ -87,7 +87,7 @@ def gate_backward(
 
 @triton.jit
 def exact_backward(dy_ptr, x_ptr, dx_ptr, size, SLOPE: tl.constexpr, GROUPS: tl.constexpr):
-    _, elements, is_inside = _positions(size, GROUPS)
+    _, elements, is_inside = positions(size, GROUPS)
     x = tl.load(x_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     dy = tl.load(dy_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     tl.store(dx_ptr + elements, round_to(dy * SLOPE(x), dx_ptr.dtype.element_ty), mask=is_inside)
@@ -106,7 +106,7 @@ def exact_gate_backward(
     GROUPS: tl.constexpr,
 ):
     DTYPE: tl.constexpr = dgate_ptr.dtype.element_ty
-    _, elements, is_inside = _positions(size, GROUPS)
+    _, elements, is_inside = positions(size, GROUPS)
     dy = tl.load(dy_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     gate = tl.load(gate_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + elements, mask=is_inside, other=0.0).to(tl.float32)
@@ -117,7 +117,7 @@ def exact_gate_backward(
 
 
 @triton.jit
-def _positions(size, GROUPS: tl.constexpr):
+def positions(size, GROUPS: tl.constexpr):
     """The positions of the program's groups, shape (GROUPS,), and of their elements, shape (GROUPS, 8), and which of
     the elements lie in the tensor."""
     # 64 bits: a tensor may have more than 2^31 elements.
@@ -127,7 +127,7 @@ def _positions(size, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def _store_bits(side_ptr, groups, size, is_left):
+def store_bits(side_ptr, groups, size, is_left):
     bits = tl.sum(is_left.to(tl.int32) << tl.arange(0, 8)[None, :], axis=1)
     tl.store(side_ptr + groups, bits.to(tl.uint8), mask=groups * 8 < size)
 

@@ -105,6 +105,12 @@ def autocast(scope: Scope, dtype: torch.dtype | None) -> AbstractContextManager[
     return nullcontext() if dtype is None else torch.autocast(scope.device.type, dtype)
 
 
+def kept_per_token(scope: Scope, autocast_dtype: torch.dtype | None) -> int:
+    """As `measure`, without a backward pass: the bytes alone."""
+    with _failing_as_a_probe(scope):
+        return _kept(scope, autocast_dtype)[0]
+
+
 def _kept(scope: Scope, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor]:
     """What one more token adds, and the output for the few."""
     few, output = _count(scope, scope.few, autocast_dtype)

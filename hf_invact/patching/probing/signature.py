@@ -25,8 +25,9 @@ _HOOKS = (
 )
 _OF_STATE = ("state_dict_hooks", "state_dict_pre_hooks", "state_dict_post_hooks")  # which no forward pass runs
 _APART = ("_parameters", "_buffers", "_modules", "training", "_compiled_call_impl")
-# A layer's place in the cache, which no layer of Transformers decides by how it uses its activation.
-_PLACE = "layer_idx"
+# By package, what tells layers apart though none of them computes with it: a layer's place in the cache, which no layer
+# of Transformers decides by how it uses its activation, and what a layer of PEFT was made with, its name among it.
+_NOT_COMPUTED_WITH = {"transformers": ("layer_idx",), "peft": ("kwargs",)}
 
 
 def signature(module: nn.Module) -> Signature:
@@ -36,14 +37,14 @@ def signature(module: nn.Module) -> Signature:
     Attributes are compared by value where they are numbers, strings, and the like, functions, small tensors, or
     collections of these; anything else (a config, a hook) has to be the same object. So blocks that nothing tells apart
     but what is in an object of their own do not share a probe. Values of weights and of large tensors do not count, nor
-    does what a probe sets (modes, checkpointing), nor ``layer_idx`` in modules of Transformers.
+    does what a probe sets (modes, checkpointing), nor what no layer computes with.
     """
     return tuple((name, *_of_one(each)) for name, each in module.named_modules(remove_duplicate=False))
 
 
 def _of_one(module: nn.Module) -> Signature:
     cls = type(module)
-    ignored = (*_APART, _PLACE) if cls.__module__.startswith("transformers.") else _APART
+    ignored = (*_APART, *_NOT_COMPUTED_WITH.get(cls.__module__.partition(".")[0], ()))
     attributes: list[tuple[str, object]] = []
     for name, value in vars(module).items():
         if name in _HOOKS:

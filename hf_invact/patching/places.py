@@ -1,0 +1,92 @@
+"""Where the sites of a model are measured. Alike sites share what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..sites import Site
+from .errors import NoProbeError
+from .probing.known import KnownCalls
+from .probing.probe import Scope
+from .probing.scopes import find_scope
+from .probing.signature import Signature, signature
+from .probing.surroundings import surroundings
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a site is measured.
+
+    Attributes:
+        key: equal for alike sites in alike modules.
+        module: around this site, which is run; None where nothing can be.
+        failure: why not.
+    """
+
+    key: Hashable
+    module: nn.Module | None
+    failure: str = ""
+
+
+class Places:
+    """Finds where the sites of a model, none of which is patched, are measured.
+
+    Sites are alike if the module that is run for them, and all that was tried before it, have the same `signature` and
+    hold them in the same place. What a layer is like beyond that does not matter: layers whose MLP can be run by itself
+    share one probe, however they differ elsewhere.
+
+    Args:
+        model: what is run, or whose modules are.
+        known: how the model calls the modules around its sites.
+        autocast_dtype: as for `measure`.
+    """
+
+    def __init__(self, model: nn.Module, known: KnownCalls, autocast_dtype: torch.dtype | None) -> None:
+        self.model, self.known, self.autocast_dtype = model, known, autocast_dtype
+        self._found: dict[Hashable, int | str] = {}  # how many modules out, or why there is none
+        self._scopes: dict[nn.Module, Scope] = {}
+        self._signatures: dict[int, int] = {}
+        self._numbers: dict[Signature, int] = {}
+
+    def of(self, site: Site) -> Place:
+        """Where a site is measured."""
+        around = surroundings(self.model, site.holder_name)
+        key: tuple[object, ...] = (site.key,)
+        keys: dict[nn.Module, Hashable] = {}
+        for each in around:
+            keys[each.module] = key = (*key, each.path, self._signature(each.module))
+            if (found := self._found.get(key)) is not None:
+                return Place(key, None, found) if isinstance(found, str) else Place(key, around[found].module)
+        try:
+            scope, outermost = find_scope(self.model, site, around, self.known, self.autocast_dtype)
+        except NoProbeError as error:
+            self._found[key] = str(error)
+            return Place(key, None, str(error))
+        self._scopes[scope.module] = scope
+        place = Place(keys[outermost], scope.module)
+        self._found[place.key] = [each.module for each in around].index(scope.module)
+        return place
+
+    def scope(self, site: Site, place: Place) -> Scope:
+        """What is run for a site.
+
+        Raises:
+            NoProbeError: it cannot be run.
+        """
+        if place.module is None:
+            raise NoProbeError(place.failure)
+        if place.module not in self._scopes:
+            around = surroundings(self.model, site.holder_name)
+            scope, _ = find_scope(self.model, site, around, self.known, self.autocast_dtype)
+            self._scopes[place.module] = scope
+        return self._scopes[place.module]
+
+    def _signature(self, module: nn.Module) -> int:
+        if id(module) not in self._signatures:
+            found = () if module is self.model else signature(module)
+            self._signatures[id(module)] = self._numbers.setdefault(found, len(self._numbers))
+        return self._signatures[id(module)]

@@ -1,0 +1,103 @@
+"""Decides together for sites that keep the same tensors, of which one alone may save nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from ..sites import NotApplicable, Plan, Site
+from .errors import NoProbeError
+from .isolation.undisturbed import undisturbed
+from .planner import Decision, Planner
+from .probing.compare import difference
+from .probing.probe import Measurement, Scope, autocast, kept_per_token, measure
+
+
+def decide_together(
+    planner: Planner, sites: Sequence[Site], fallbacks: Mapping[Site, Plan | None]
+) -> dict[Site, Decision]:
+    """Decisions for the sites of one kind in a model, none of which is patched.
+
+    Sites that are measured in the same module, and get the same tensor there, are all patched or all left alone. Their
+    decisions say what is kept before and after one more of them is patched.
+    """
+    places = {site: planner.places.of(site) for site in sites}
+    decisions: dict[Site, Decision] = {}
+    groups: dict[nn.Module, list[Site]] = {}
+    for site, place in places.items():
+        if place.module is None:
+            decisions[site] = planner.unmeasured(site, fallbacks[site], place.failure)
+        else:
+            groups.setdefault(place.module, []).append(site)
+    known: dict[Hashable, list[Decision]] = {}
+    for group in groups.values():
+        key = tuple([(places[site].key, fallbacks[site]) for site in group])
+        if key not in known:
+            try:
+                known[key] = _measured(planner, planner.places.scope(group[0], places[group[0]]), group)
+            except NoProbeError as error:
+                known[key] = [planner.unmeasured(site, fallbacks[site], str(error)) for site in group]
+        decisions |= dict(zip(group, known[key], strict=True))
+    return decisions
+
+
+def _measured(planner: Planner, scope: Scope, sites: Sequence[Site]) -> list[Decision]:
+    """The decisions for sites in one module. Those that are patched stay so for those that follow."""
+    decisions: dict[Site, Decision] = {}
+    with ExitStack() as originals:
+        for site in sites:
+            originals.enter_context(site.kind.suspended(site))
+        before = measure(scope, planner.config.autocast_dtype)
+        for group in _sharing(scope, sites, planner):
+            of_group, before = _of_one_tensor(planner, scope, group, before)
+            decisions |= zip(group, of_group, strict=True)
+    return [planner.noted(decisions[site]) for site in sites]
+
+
+def _of_one_tensor(
+    planner: Planner, scope: Scope, sites: Sequence[Site], before: Measurement
+) -> tuple[list[Decision], Measurement]:
+    """The decisions for sites that get the same tensor, and what the scope does then. What is decided is installed."""
+    dtype, plan = planner.config.autocast_dtype, sites[0].kind.plans[0]
+    kept = [before.bytes_per_token]
+    try:
+        for site in sites[:-1]:
+            site.kind.install(site, plan, "eager", strict=True)
+            kept.append(kept_per_token(scope, dtype))
+        sites[-1].kind.install(sites[-1], plan, "eager", strict=True)
+        after = measure(scope, dtype)
+        why = difference(before, after, scope.precision or scope.dtype)
+        if after.bytes_per_token >= before.bytes_per_token and not planner.config.demanded(sites[0].kind):
+            why = "nothing would keep less"
+    except (NotApplicable, NoProbeError) as error:
+        why = str(error)
+    if why is None:
+        kept.append(after.bytes_per_token)
+        return [Decision(plan, *pair) for pair in pairwise(kept)], after
+    for site in sites:
+        site.kind.restore(site)
+    return [Decision(None, kept[0], kept[0], f"left alone: {why}")] * len(sites), before
+
+
+def _sharing(scope: Scope, sites: Sequence[Site], planner: Planner) -> Iterator[list[Site]]:
+    """The sites by the tensor that they get when the scope is run. Those that it does not call are by themselves."""
+    got: dict[Site, Tensor] = {}
+
+    def note(site: Site, input: Tensor, result: Tensor) -> None:
+        got.setdefault(site, input)
+
+    with ExitStack() as observed:
+        for site in sites:
+            observed.enter_context(site.kind.observed(site, partial(note, site)))
+        with undisturbed(scope.module, scope.device), autocast(scope, planner.config.autocast_dtype):
+            scope.run(scope.few.arguments())
+    groups: dict[Hashable, list[Site]] = {}
+    for site in sites:
+        tensor = got.get(site)
+        key = site if tensor is None else tensor.untyped_storage()._cdata
+        groups.setdefault(key, []).append(site)
+    yield from groups.values()

@@ -1,0 +1,101 @@
+"""The inputs of adapters as a kind of sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..kind import Known, Plan, Site, SiteKind
+from .layers import SUPPORTED, describe, find_layers, obstacle
+from .patched import observed_layer, patch_layer, restore_layer, settings_of, suspended_layer
+
+ADAPTER_INPUT = Plan("adapter-input", "the input as it comes, for all adapters, and one bit per dropout", exact=True)
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterSite(Site):
+    """A layer with adapters.
+
+    Attributes:
+        attribute: the name under which the holder has it.
+    """
+
+    attribute: str
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        return self.holder_name, self.name
+
+    @property
+    def module(self) -> nn.Module:
+        return self.holder.get_submodule(self.attribute)
+
+    @property
+    def key(self) -> Hashable:
+        return self.attribute
+
+
+class AdapterInputs(SiteKind[AdapterSite, Plan]):
+    """Adapters of PEFT that share the input of their layer, in place of a copy and a mask for each of them."""
+
+    name = "adapter"
+    plans = (ADAPTER_INPUT,)
+    shares = True
+
+    def find(self, model: nn.Module) -> Iterator[AdapterSite]:
+        for holder_name, holder, attribute in find_layers(model):
+            layer = holder.get_submodule(attribute)
+            yield AdapterSite(
+                kind=self,
+                name=f"{holder_name}.{attribute}" if holder_name else attribute,
+                holder_name=holder_name,
+                holder=holder,
+                block=type(holder).__name__,
+                original=describe(layer),
+                computes="adapter input",
+                attribute=attribute,
+            )
+
+    def patched(self, model: nn.Module) -> Iterator[AdapterSite]:
+        return (site for site in self.find(model) if self.installed(site))
+
+    def nothing_found(self, model: nn.Module) -> str:
+        return ""  # most models have none
+
+    def conflicts(self, module: nn.Module) -> Iterator[str]:
+        return iter(())
+
+    def obstacle(self, site: AdapterSite) -> str | None:
+        return obstacle(site.holder, site.module)
+
+    def fallback(self, site: AdapterSite) -> Plan | None:
+        """With dropout it keeps less than a copy and a mask; without, that depends on the dtypes."""
+        layer: Any = site.module
+        drops = any(isinstance(each, nn.Dropout) for each in getattr(layer, "lora_dropout", {}).values())
+        return ADAPTER_INPUT if drops else None
+
+    def install(self, site: AdapterSite, plan: Plan, backend: str, *, strict: bool = False) -> None:
+        restore_layer(site.module)
+        patch_layer(site.module, backend)
+
+    def restore(self, site: AdapterSite) -> None:
+        restore_layer(site.module)
+
+    def installed(self, site: AdapterSite) -> Plan | None:
+        return None if settings_of(site.module) is None else ADAPTER_INPUT
+
+    def suspended(self, site: AdapterSite) -> AbstractContextManager[None]:
+        return suspended_layer(site.module)
+
+    def observed(self, site: AdapterSite, note: Callable[[Tensor, Tensor], None]) -> AbstractContextManager[None]:
+        return observed_layer(site.module, note)
+
+    def notes(self, site: AdapterSite) -> dict[str, Any] | None:
+        return settings_of(site.module)
+
+    def known(self) -> tuple[Known, ...]:
+        return (Known("adapters", "layers of PEFT whose adapters keep their input once", [*SUPPORTED]),)
