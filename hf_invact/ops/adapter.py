@@ -37,7 +37,7 @@ def adapter_input(x: Tensor, weight: Tensor, dtype: torch.dtype, p: float = 0.0,
         check_backend(backend)
         return native_adapter_input(x, weight, dtype, p)
     y: Tensor
-    y, _ = ADAPTER_INPUT(x, weight.to(computed), dtype, p, backend)
+    y, _ = ADAPTER_INPUT(x, weight, dtype, p, backend, computed)
     return y
 
 

@@ -1,6 +1,8 @@
 """The operators for the input of an adapter: schemas, fake results and derivatives.
 
 `kept` holds packed bits in the memory order of ``torch.empty_like(x)``. It is empty where nothing is dropped.
+`computed` is the dtype of the product; None is that of the weight. The weight is cast to it inside of the operator, and
+again in the backward pass, which so needs no copy.
 """
 
 from __future__ import annotations
@@ -58,19 +60,33 @@ def implementation(backend: str) -> AdapterKernels:
 
 
 def _forward(
-    x: Tensor, weight: Tensor, dtype: torch.dtype, p: float, backend: str, generator: torch.Generator | None = None
+    x: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+    p: float,
+    backend: str,
+    computed: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     if p > 0:
         dropped, kept = _kernels(backend, x).drop(x, dtype, p, generator)
     else:
         dropped, kept = x.to(dtype), _no_bits(x)
+    weight = weight.to(computed or weight.dtype)
     return torch.nn.functional.linear(dropped.to(weight.dtype), weight), kept
 
 
 def _fake_forward(
-    x: Tensor, weight: Tensor, dtype: torch.dtype, p: float, backend: str, generator: torch.Generator | None = None
+    x: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+    p: float,
+    backend: str,
+    computed: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    y = torch.nn.functional.linear(x.to(weight.dtype), weight)
+    computed = computed or weight.dtype
+    y = torch.nn.functional.linear(x.to(computed), weight.to(computed))
     return y, x.new_empty(packed_size(x.numel()), dtype=torch.uint8) if p > 0 else _no_bits(x)
 
 
@@ -139,8 +155,8 @@ def _no_bits(like: Tensor) -> Tensor:
 
 
 ADAPTER_INPUT = define(
-    "adapter_input(Tensor x, Tensor weight, ScalarType dtype, float p, str backend, Generator? generator=None)"
-    " -> (Tensor y, Tensor kept)",
+    "adapter_input(Tensor x, Tensor weight, ScalarType dtype, float p, str backend, "
+    "ScalarType? computed=None, Generator? generator=None) -> (Tensor y, Tensor kept)",
     _forward,
     _fake_forward,
     torch.Tag.nondeterministic_seeded,
@@ -161,6 +177,7 @@ GRADIENT_OF_WEIGHT = define(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, *ctx.settings = inputs[:5]
+    ctx.computed = inputs[5] or weight.dtype
     _, kept = output
     ctx.mark_non_differentiable(kept)
     ctx.set_materialize_grads(False)
@@ -176,12 +193,13 @@ def _apply_gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | Non
     dx = dweight = None
     x, weight, kept = ctx.saved_tensors
     if dy is not None and weight is not None:
-        dx = GRADIENT_OF_INPUT(dy, weight, kept, *ctx.x, *ctx.settings)
+        dx = GRADIENT_OF_INPUT(dy, weight.to(ctx.computed), kept, *ctx.x, *ctx.settings)
     if dy is not None and x is not None:
         # The bits are in memory order, which hooks that move saved tensors elsewhere may have changed.
         size, stride, _ = ctx.x
-        dweight = GRADIENT_OF_WEIGHT(dy, with_layout(x, size, stride), kept, ctx.weight_dtype, *ctx.settings)
-    return dx, dweight, None, None, None, None
+        dweight = GRADIENT_OF_WEIGHT(dy, with_layout(x, size, stride), kept, ctx.computed, *ctx.settings)
+        dweight = dweight.to(ctx.weight_dtype)
+    return dx, dweight, None, None, None, None, None
 
 
 torch.library.register_autograd(ADAPTER_INPUT.name(), _apply_gradients, setup_context=_setup_context, lib=LIBRARY)
