@@ -8,7 +8,9 @@ from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
+from ..memory.storages import storages
 from ..sites import NotApplicable, Plan, Site
 from .errors import NoProbeError
 from .isolation.undisturbed import undisturbed
@@ -23,7 +25,8 @@ def decide_together(
     """Decisions for the sites of one kind in a model, none of which is patched.
 
     Sites that are measured in the same module, and get the same tensor there, are all patched or all left alone. Their
-    decisions say what is kept before and after one more of them is patched.
+    decisions say what is kept before and after one more of them is patched. They are also patched where that keeps as
+    much, if it is then the tensor itself: what makes it can share it.
     """
     places = {site: planner.places.of(site) for site in sites}
     decisions: dict[Site, Decision] = {}
@@ -52,16 +55,21 @@ def _measured(planner: Planner, scope: Scope, sites: Sequence[Site]) -> list[Dec
         for site in sites:
             originals.enter_context(site.kind.suspended(site))
         before = measure(scope, planner.config.autocast_dtype)
-        for group in _sharing(scope, sites, planner):
-            of_group, before = _of_one_tensor(planner, scope, group, before)
+        got, is_kept = _run(planner, scope, sites)
+        for group in _sharing(got, sites):
+            of_group, before = _of_one_tensor(planner, scope, group, before, group[0] in is_kept)
             decisions |= zip(group, of_group, strict=True)
     return [planner.noted(decisions[site]) for site in sites]
 
 
 def _of_one_tensor(
-    planner: Planner, scope: Scope, sites: Sequence[Site], before: Measurement
+    planner: Planner, scope: Scope, sites: Sequence[Site], before: Measurement, is_kept: bool
 ) -> tuple[list[Decision], Measurement]:
-    """The decisions for sites that get the same tensor, and what the scope does then. What is decided is installed."""
+    """The decisions for sites that get the same tensor, and what the scope does then. What is decided is installed.
+
+    Args:
+        is_kept: whether the tensor itself is kept before.
+    """
     dtype, plan = planner.config.autocast_dtype, sites[0].kind.plans[0]
     kept = [before.bytes_per_token]
     try:
@@ -71,7 +79,9 @@ def _of_one_tensor(
         sites[-1].kind.install(sites[-1], plan, "eager", strict=True)
         after = measure(scope, dtype)
         why = difference(before, after, scope.precision or scope.dtype)
-        if after.bytes_per_token >= before.bytes_per_token and not planner.config.demanded(sites[0].kind):
+        less = before.bytes_per_token - after.bytes_per_token
+        shares = less == 0 and not is_kept and sites[0] in _run(planner, scope, sites[:1])[1]
+        if less <= 0 and not shares and not planner.config.demanded(sites[0].kind):
             why = "nothing would keep less"
     except (NotApplicable, NoProbeError) as error:
         why = str(error)
@@ -83,21 +93,33 @@ def _of_one_tensor(
     return [Decision(None, kept[0], kept[0], f"left alone: {why}")] * len(sites), before
 
 
-def _sharing(scope: Scope, sites: Sequence[Site], planner: Planner) -> Iterator[list[Site]]:
-    """The sites by the tensor that they get when the scope is run. Those that it does not call are by themselves."""
+def _run(planner: Planner, scope: Scope, sites: Sequence[Site]) -> tuple[dict[Site, Tensor], set[Site]]:
+    """The tensors that sites get when the scope is run, and for which of them that tensor itself is kept."""
     got: dict[Site, Tensor] = {}
+    saved: list[Tensor] = []
 
     def note(site: Site, input: Tensor, result: Tensor) -> None:
         got.setdefault(site, input)
 
-    with ExitStack() as observed:
+    def save(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with ExitStack() as stack:
         for site in sites:
-            observed.enter_context(site.kind.observed(site, partial(note, site)))
-        with undisturbed(scope.module, scope.device), autocast(scope, planner.config.autocast_dtype):
-            scope.run(scope.few.arguments())
+            stack.enter_context(site.kind.observed(site, partial(note, site)))
+        stack.enter_context(undisturbed(scope.module, scope.device))
+        stack.enter_context(autocast(scope, planner.config.autocast_dtype))
+        stack.enter_context(saved_tensors_hooks(save, lambda tensor: tensor))
+        scope.run(scope.few.arguments())
+    kept = storages(*saved)
+    return got, {site for site, tensor in got.items() if storages(tensor).keys() <= kept.keys()}
+
+
+def _sharing(got: Mapping[Site, Tensor], sites: Sequence[Site]) -> Iterator[list[Site]]:
+    """The sites by the tensor that they get. Those that get none are by themselves."""
     groups: dict[Hashable, list[Site]] = {}
     for site in sites:
-        tensor = got.get(site)
-        key = site if tensor is None else tensor.untyped_storage()._cdata
+        key = frozenset(storages(got[site])) if site in got else site
         groups.setdefault(key, []).append(site)
     yield from groups.values()

@@ -1,0 +1,49 @@
+"""Layers with adapters that keep no less by themselves, but the input itself, which what makes it can share."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+
+from hf_invact import InvActConfig, PatchReport, patch_model
+from hf_invact.memory import SavedActivations
+from tests.models import batch, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
+
+BF16 = torch.bfloat16
+
+
+def patched(
+    sites: tuple[str, ...], adapters: torch.dtype = torch.float32, trained: str = "lora_"
+) -> tuple[PatchReport, int]:
+    """A small Llama under autocast with adapters on the last layer of its MLPs: the report, and the bytes kept."""
+    model = peft.get_peft_model(tiny_model("llama").to(BF16), peft.LoraConfig(r=2, target_modules=["down_proj"]))
+    for name, weight in model.named_parameters():
+        weight.data = weight.to(adapters if "lora_" in name else BF16)
+        weight.requires_grad_(trained in name)
+    model.enable_input_require_grads()
+    report = patch_model(model, InvActConfig(sites=sites, autocast_dtype=BF16))
+    with SavedActivations(model) as saved, torch.autocast("cpu", BF16):
+        model(**batch(model))
+    return report, saved.total_bytes
+
+
+def test_an_adapter_gives_up_its_copy_so_that_the_gate_need_not_keep_its_inputs() -> None:
+    report, kept = patched(("adapter", "activation"))
+    assert {site.plan for site in report.sites} == {"adapter-input", "gate-output"}
+    copies = [site for site in report.sites if site.plan == "adapter-input"]
+    assert all(site.before == site.after for site in copies)
+    _, with_copies = patched(("activation",))
+    elements = 2 * 2 * 16 * 96  # layers, sequences, tokens, width
+    matrices = 2 * 2 * 96  # layers, rank, width
+    assert with_copies - kept == 2 * elements + 2 * matrices - elements // 8
+
+
+@pytest.mark.parametrize(
+    ("adapters", "trained"), [(BF16, "lora_"), (torch.float32, "lora_B")], ids=["keeps its input", "keeps nothing"]
+)
+def test_it_is_left_alone_where_nothing_would_change(adapters: torch.dtype, trained: str) -> None:
+    report, _ = patched(("adapter",), adapters, trained)
+    assert [site.reason for site in report.sites] == ["left alone: nothing would keep less"] * 2
