@@ -114,7 +114,8 @@ def _finetune(folder: Path, run: RunArguments, callbacks: Sequence[TrainerCallba
     inversion = InvertedActivationsCallback()
     measured = Measurements(inversion, checks)
     try:
-        trainer = experiment.trainer(run.training, [inversion, *checks, measured, *callbacks])
+        # The checks come first: the meter of the first step would count their forward passes too.
+        trainer = experiment.trainer(run.training, [*checks, inversion, measured, *callbacks])
     except (ImportError, RuntimeError, ValueError) as error:  # a reporter that is not installed, nothing to invert, ...
         raise ConfigError(f"the Trainer rejects these arguments: {error}") from error
     if trainer.is_world_process_zero():

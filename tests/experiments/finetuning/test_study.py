@@ -72,6 +72,7 @@ def test_gradients_are_compared_at_points_of_the_training_which_does_not_notice(
     checked = train(tmp_path / "checked", "bert", gradient_checks=points)
     assert losses(checked) == losses(plain)
     assert checked["eval"] == plain["eval"]
+    assert checked["saved_bytes"] == plain["saved_bytes"]
     steps = {1: [0], 2: [0, 6], 3: [0, 3, 6]}[points]
     assert [(entry["step"], entry["dtype"]) for entry in checked["gradients"]] == [
         (step, dtype) for step in steps for dtype in ("fp32", "bf16")
