@@ -23,6 +23,7 @@ PARTS = {
     "methods": "other approximations of the derivative: what they keep, and their error",
     "steps": "time of a training step, plain, inverted and with each alternative",
     "finetune": "fine-tuning with several seeds, with and without",
+    "lora": "the same with LoRA and its dropout",
 }
 ALL = "all"
 FOLDER = Path("results/reproduction")

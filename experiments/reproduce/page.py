@@ -10,6 +10,7 @@ from ..common.files import read_json
 from ..common.markdown import source_line
 from .command import MARKER, PARTS
 from .finetune import tables as finetune_tables
+from .lora import tables as lora_tables
 from .memory import tables as memory_tables
 from .methods import tables as methods_tables
 from .steps import tables as steps_tables
@@ -21,12 +22,14 @@ SECTIONS = {
     "methods": methods_tables.section,
     "steps": steps_tables.section,
     "finetune": finetune_tables.section,
+    "lora": lora_tables.section,
 }
 TITLES = {
     "memory": "Memory",
     "methods": "Other approximations",
     "steps": "Step time",
     "finetune": "The same training",
+    "lora": "The same training with LoRA",
 }
 _INTRODUCTION = """\
 # The published experiments, reproduced
@@ -88,4 +91,6 @@ def summary(parts: Mapping[str, Results]) -> str:
         texts.append(memory_tables.headline(memory))
     if finetune := parts.get("finetune"):
         texts.append(f"{finetune_tables.headline(finetune)}\n\n{source_line(finetune)}\n")
+    if lora := parts.get("lora"):
+        texts.append(f"{lora_tables.headline(lora)}\n\n{source_line(lora)}\n")
     return "\n".join(texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ..compare.plan import Experiment, PlannedRun
 
 CONFIGS = Path("configs")
 CONTROL = "control"
+ADAPTERS = "adapters"  # with LoRA: the inputs of adapters alone, which is exact
 SMALL_SEEDS = (0, 1, 2, 3, 4)
 PRETRAINED_SEEDS = (0, 1, 2)
 GRADIENT_CHECKS = 3
@@ -23,6 +25,7 @@ class Subject:
         config: of a run, as `scripts/finetune.py` takes it.
         seeds: of the runs, plain, inverted and control.
         methods: other methods to train with the first seed, for comparison.
+        has_adapters: whether it is trained with LoRA, so that there is a variant `ADAPTERS` too.
         overrides: arguments for each run.
     """
 
@@ -32,6 +35,7 @@ class Subject:
     seeds: tuple[int, ...] = SMALL_SEEDS
     methods: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    has_adapters: bool = False
 
     def runs(self, folder: Path) -> list[PlannedRun]:
         """All of its runs, each in its own folder inside of `folder`."""
@@ -40,7 +44,10 @@ class Subject:
         for seed in self.seeds:
             is_first = seed == self.seeds[0]
             runs.append(self._run(folder, "plain", seed, *(checks if is_first else ())))
-            runs.append(self._run(folder, "inverted", seed, "--use_inverted_activations", "true"))
+            if self.has_adapters:
+                alone = json.dumps({"sites": ["adapter"]})
+                runs.append(self._run(folder, ADAPTERS, seed, *_INVERTED, "--inverted_activations_config", alone))
+            runs.append(self._run(folder, "inverted", seed, *_INVERTED))
             runs.append(self._run(folder, CONTROL, seed, "--nudge_weight", "true"))
         runs += [self._run(folder, method, self.seeds[0], "--method", method) for method in self.methods]
         return runs
@@ -52,6 +59,7 @@ class Subject:
         return PlannedRun(experiment, variant, seed, own, argv)
 
 
+_INVERTED = ("--use_inverted_activations", "true")
 METHODS = ("few-bit-2", "few-bit-3", "few-bit-4", "mesa-8", "actnn-2", "nested-forward-ad", "published", "recompute")
 
 SUBJECTS = (
@@ -64,3 +72,20 @@ SUBJECTS = (
 )
 _QUICK = ("--max_steps", "3", "--max_eval_samples", "8")
 QUICK_SUBJECTS = (Subject("llama", "Llama, small", CONFIGS / "demo" / "llama.yaml", (0, 1), ("few-bit-3",), _QUICK),)
+LORA_SUBJECTS = (
+    Subject(
+        "smollm2-135m-lora", "SmolLM2-135M", CONFIGS / "smollm2-135m-lora.yaml", PRETRAINED_SEEDS, has_adapters=True
+    ),
+)
+# Small weights of its own, since the pretrained ones may not be installed.
+_LORA = json.dumps({"r": 4, "lora_dropout": 0.05, "target_modules": "all-linear"})
+QUICK_LORA_SUBJECTS = (
+    Subject(
+        "llama-lora",
+        "Llama, small",
+        CONFIGS / "demo" / "llama.yaml",
+        (0, 1),
+        overrides=(*_QUICK, "--lora", _LORA),
+        has_adapters=True,
+    ),
+)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..subjects import CONTROL
+from ..subjects import ADAPTERS, CONTROL
 from .intervals import interval, paired_difference
 
 Run = Mapping[str, Any]
@@ -23,15 +23,16 @@ def analyse(runs: Sequence[Run]) -> dict[str, Any]:
 
     Returns:
         ``metrics``: for each figure (the mean of the last `FINAL_STEPS` losses, and each score of the evaluation), the
-        intervals of plain and inverted, and of the paired differences of inverted and of control from plain.
-        ``largest_difference``: the largest difference of a loss at any step, by variant. ``first_seed`` and
-        ``methods``: for inverted and control, and for each other method, the final loss and its distance from the plain
-        one of the first seed.
+        intervals of plain and each variant, and of the paired differences of each variant from plain. Variants are
+        inverted, control and, if there, adapters. ``largest_difference``: the largest difference of a loss at any step,
+        by variant. ``first_seed`` and ``methods``: for each variant, and for each other method, the final loss and its
+        distance from the plain one of the first seed.
     """
     variants: dict[str, dict[int, Run]] = {}
     for run in runs:
         variants.setdefault(run["variant"], {})[run["seed"]] = run
-    plain, compared = variants["plain"], {name: variants[name] for name in ("inverted", CONTROL)}
+    plain = variants["plain"]
+    compared = {name: variants[name] for name in (ADAPTERS, "inverted", CONTROL) if name in variants}
     methods = {name: of_seed for name, of_seed in variants.items() if name not in ("plain", *compared)}
     names = [FINAL_LOSS, *next(iter(plain.values()))["eval"]]
     return {

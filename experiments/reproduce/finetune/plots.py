@@ -14,11 +14,11 @@ from hf_invact.display.figures import GREY, finish, new_figure
 
 from ...common.colours import VARIANT_COLOURS
 from ...methods.catalogue import METHODS
-from ..subjects import CONTROL
+from ..subjects import ADAPTERS, CONTROL
 
 Model = Mapping[str, Any]
 
-COLOURS = {**VARIANT_COLOURS, CONTROL: GREY}
+COLOURS = {**VARIANT_COLOURS, ADAPTERS: VARIANT_COLOURS["fused"], CONTROL: GREY}
 # Okabe-Ito without the colours of inverted and control, then others.
 METHOD_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#B8A200", "#000000", "#8C564B")
 LEAST = 1e-8  # a log scale cannot show zeros: they are drawn here, on the axis
@@ -38,7 +38,7 @@ def subject_figure(model: Model) -> Figure:
     for variant, style in styles.items():
         _draw_band(losses, _steps(model), _losses(model, variant), variant, variant, style)
     plain = _losses(model, "plain")
-    for variant in (CONTROL, "inverted"):
+    for variant in [variant for variant in _LABELS if any(run["variant"] == variant for run in model["runs"])]:
         _draw_band(
             distances,
             _steps(model),
@@ -56,8 +56,9 @@ def subject_figure(model: Model) -> Figure:
 
 
 _LABELS = {
-    "inverted": "inverted, from the plain run of the same seed",
     CONTROL: "control: one weight moved by 1 unit in the last place",
+    "inverted": "inverted, from the plain run of the same seed",
+    ADAPTERS: "the inputs of adapters alone",
 }
 
 

@@ -1,4 +1,7 @@
-"""Fine-tunes each subject with several seeds, plain, inverted and as a control; and with other methods."""
+"""Fine-tunes each subject with several seeds, plain, inverted and as a control; and with other methods.
+
+With adapters, also with their inputs alone.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,18 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
     """Run what is not finished, and write finetune.json and its plots into the folder.
 
     Raises:
+        ConfigError, RunFailed: as `train_subjects`.
+    """
+    return train_subjects(PART, QUICK_SUBJECTS if quick else SUBJECTS, folder, console, command)
+
+
+def train_subjects(part: str, subjects: Sequence[Subject], folder: Path, console: Console, command: str) -> Path:
+    """Run what is not finished, and write the part's JSON file and its plots into the folder.
+
+    Raises:
         ConfigError: a config cannot be used, or a finished run has other settings.
         RunFailed: a run ended with an error. The earlier ones are kept.
     """
-    subjects = QUICK_SUBJECTS if quick else SUBJECTS
     missing = {subject.name: why for subject in subjects if (why := _why_not(subject))}
     groups = [(subject, subject.runs(folder)) for subject in subjects if subject.name not in missing]
     finished = {planned.folder for _, group in groups for planned in group if is_finished(planned)}
@@ -44,7 +55,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
             for planned in group:
                 train(planned, planned.folder in finished, progress)
             models.append(_model(subject, group))
-            _write_plots(folder, models[-1])
+            _write_plots(folder, part, models[-1])
     result = {
         "command": command,
         "environment": describe_environment(),
@@ -54,8 +65,8 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
             {"title": subject.title, "why": missing[subject.name]} for subject in subjects if subject.name in missing
         ],
     }
-    write_json(folder / f"{PART}.json", result)
-    return folder / f"{PART}.json"
+    write_json(folder / f"{part}.json", result)
+    return folder / f"{part}.json"
 
 
 def _why_not(subject: Subject) -> str | None:
@@ -77,6 +88,7 @@ def _model(subject: Subject, group: Sequence[PlannedRun]) -> dict[str, Any]:
         if how := divergence(result):
             raise RunFailed(f"the training in {planned.folder} diverged: {how}")
     runs = [_row(planned, result) for planned, result in results]
+    inverted = next(result for planned, result in results if planned.variant == "inverted")
     return {
         "name": subject.name,
         "title": subject.title,
@@ -84,7 +96,7 @@ def _model(subject: Subject, group: Sequence[PlannedRun]) -> dict[str, Any]:
         "task": first["settings"]["data"]["task"],
         "seeds": list(subject.seeds),
         **{key: first[key] for key in _SHARED},
-        "patched": sum(1 for site in results[1][1]["patched"] if site["curve"]),
+        "patched": sum(1 for site in inverted["patched"] if site["curve"]),
         "gradients": first["gradients"],
         "analysis": analyse(runs),
         "runs": runs,
@@ -98,7 +110,7 @@ def _row(planned: PlannedRun, result: dict[str, Any]) -> dict[str, Any]:
     return {**row, "steps": list(losses), "losses": list(losses.values())}
 
 
-def _write_plots(folder: Path, model: dict[str, Any]) -> None:
-    write_atomically(folder / f"{PART}-{model['name']}.png", png(subject_figure(model)))
+def _write_plots(folder: Path, part: str, model: dict[str, Any]) -> None:
+    write_atomically(folder / f"{part}-{model['name']}.png", png(subject_figure(model)))
     if model["analysis"]["methods"]:
-        write_atomically(folder / f"{PART}-{model['name']}-methods.png", png(methods_figure(model)))
+        write_atomically(folder / f"{part}-{model['name']}-methods.png", png(methods_figure(model)))

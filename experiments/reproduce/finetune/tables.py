@@ -26,7 +26,7 @@ unit in the last place). Training is chaotic, so two almost identical trainings 
 Differences are between runs of the same seed, and their 95% intervals are those of the paired t test: where 0 is
 inside, the difference is not distinguishable from none. The final training loss is the mean of the last {final_steps}
 steps."""
-_GRADIENTS = """\
+GRADIENTS = """\
 The largest 1 - cosine between whole gradients of one batch (as one vector each, with the same dropout), before, halfway
 through and after the plain training of the first seed. The limits are 1e-7 in float32 and 1e-4 in bfloat16 (a cosine of
 0.9999999 and 0.9999). *Control* is the plain gradient after one weight was moved by one unit in the last place. The
@@ -47,11 +47,11 @@ def section(results: Results) -> str:
     parts = [
         _RUNS.format(final_steps=models[0]["analysis"]["final_steps"]) if models else "",
         _final(results),
-        _GRADIENTS,
-        _gradients(results),
+        GRADIENTS,
+        gradients(results),
         _METHODS if has_methods else "",
         _methods(results),
-        _left_out(results),
+        left_out(results),
         source_line(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -76,11 +76,12 @@ def _final(results: Results) -> str:
 
 def _training(model: Results) -> list[str]:
     loss = model["analysis"]["metrics"][FINAL_LOSS]
-    differences = [_difference(loss[f"{variant} - plain"]) for variant in ("inverted", CONTROL)]
-    return [model["title"], str(len(model["seeds"])), _estimate(loss["plain"]), *differences, _score(model)]
+    differences = [difference(loss[f"{variant} - plain"]) for variant in ("inverted", CONTROL)]
+    return [model["title"], str(len(model["seeds"])), estimate(loss["plain"]), *differences, score(model)]
 
 
-def _score(model: Results) -> str:
+def score(model: Results) -> str:
+    """The means of a model's main score."""
     name = _score_of(model)
     evaluated = model["analysis"]["metrics"][name]
     means = " → ".join(f"{evaluated[variant]['mean']:.4g}" for variant in ("plain", "inverted"))
@@ -88,23 +89,25 @@ def _score(model: Results) -> str:
 
 
 def _score_difference(model: Results) -> str:
-    return _difference(model["analysis"]["metrics"][_score_of(model)]["inverted - plain"])
+    return difference(model["analysis"]["metrics"][_score_of(model)]["inverted - plain"])
 
 
 def _score_of(model: Results) -> str:
     return next(name for name in SCORES if name in model["analysis"]["metrics"])
 
 
-def _estimate(interval: Mapping[str, float]) -> str:
+def estimate(interval: Mapping[str, float]) -> str:
+    """A mean, and half of the width of its interval."""
     return f"{interval['mean']:.4f} ± {(interval['high'] - interval['low']) / 2:.4f}"
 
 
-def _difference(interval: Mapping[str, float]) -> str:
+def difference(interval: Mapping[str, float]) -> str:
+    """A mean difference with its interval, which stands out where 0 is outside."""
     verdict = "" if interval["low"] <= 0 <= interval["high"] else " **(not 0)**"
     return f"{interval['mean']:+.1e} [{interval['low']:+.1e}, {interval['high']:+.1e}]{verdict}"
 
 
-def _gradients(results: Results) -> str:
+def gradients(results: Results) -> str:
     """The largest distance of each model's whole gradients over the points of its training."""
     header = [
         "model",
@@ -161,5 +164,6 @@ def _method(model: Results, name: str) -> str:
     return f"{found[name]['difference']:+.1e} (at most {found[name]['largest_difference']:.1e} at a step)"
 
 
-def _left_out(results: Results) -> str:
+def left_out(results: Results) -> str:
+    """What was not trained, and why."""
     return " ".join(f"{entry['title']} was left out: {entry['why']}." for entry in results["left_out"])

@@ -12,11 +12,18 @@ import pytest
 from experiments.common.errors import ConfigError, RunFailed
 from experiments.reproduce import command, page
 from experiments.reproduce.finetune import run as finetune
+from experiments.reproduce.lora import run as lora
 from experiments.reproduce.memory import run as memory
 from experiments.reproduce.methods import run as methods
 from experiments.reproduce.steps import run as steps
 
-MODULES: dict[str, ModuleType] = {"memory": memory, "methods": methods, "steps": steps, "finetune": finetune}
+MODULES: dict[str, ModuleType] = {
+    "memory": memory,
+    "methods": methods,
+    "steps": steps,
+    "finetune": finetune,
+    "lora": lora,
+}
 
 
 @pytest.fixture

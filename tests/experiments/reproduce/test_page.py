@@ -11,6 +11,7 @@ from experiments.reproduce import page
 from experiments.reproduce.command import PARTS
 from experiments.reproduce.finetune.analysis import FINAL_LOSS
 from experiments.reproduce.finetune.tables import BOUNDS
+from experiments.reproduce.subjects import ADAPTERS
 
 ROOT = Path(__file__).parents[3]
 PARTS_OF = page.read_parts(ROOT / "results" / "reproduction")
@@ -76,6 +77,21 @@ def test_the_bars_of_training_hold(model):
         assert max(distances) <= bound
 
 
+@pytest.mark.parametrize("model", PARTS_OF["lora"]["models"], ids=lambda model: model["name"])
+def test_the_bars_of_lora_hold(model):
+    """Adapters alone change no loss in any bit, and keep less; with gates, final losses are within their interval."""
+    assert len(model["seeds"]) >= 3
+    assert model["analysis"]["largest_difference"][ADAPTERS] == 0
+    assert model["analysis"]["metrics"]["eval_loss"][f"{ADAPTERS} - plain"]["mean"] == 0
+    difference = model["analysis"]["metrics"][FINAL_LOSS]["inverted - plain"]
+    assert difference["low"] <= 0 <= difference["high"]
+    kept = {run["variant"]: run["saved_bytes"] for run in model["runs"]}
+    assert kept["inverted"] < kept[ADAPTERS] < 0.6 * kept["plain"]
+    for dtype, bound in BOUNDS.items():
+        assert max(entry["cosine_distance"] for entry in model["gradients"] if entry["dtype"] == dtype) <= bound
+
+
 def test_all_models_were_trained():
+    assert [model["name"] for model in PARTS_OF["lora"]["models"]] == ["smollm2-135m-lora"]
     names = {model["name"] for model in PARTS_OF["finetune"]["models"]}
     assert names == {"smollm2-135m", "minilm", "gpt2", "bert", "mistral", "llama"}

@@ -15,10 +15,17 @@ from experiments.reproduce.finetune import run as finetune
 from experiments.reproduce.finetune.analysis import FINAL_LOSS, analyse
 from experiments.reproduce.finetune.plots import methods_figure
 from experiments.reproduce.finetune.tables import headline, section
-from experiments.reproduce.subjects import CONTROL, QUICK_SUBJECTS, SUBJECTS, Subject
+from experiments.reproduce.subjects import (
+    CONTROL,
+    LORA_SUBJECTS,
+    QUICK_LORA_SUBJECTS,
+    QUICK_SUBJECTS,
+    SUBJECTS,
+    Subject,
+)
 from tests.experiments.small import contents, write_config
 
-EVERY_SUBJECT = (*SUBJECTS, *QUICK_SUBJECTS)
+EVERY_SUBJECT = (*SUBJECTS, *QUICK_SUBJECTS, *LORA_SUBJECTS, *QUICK_LORA_SUBJECTS)
 
 
 def run_of(variant: str, seed: int, losses: list[float], **eval: float) -> dict[str, Any]:
@@ -28,7 +35,8 @@ def run_of(variant: str, seed: int, losses: list[float], **eval: float) -> dict[
 @pytest.mark.parametrize("subject", EVERY_SUBJECT, ids=lambda subject: f"{subject.name}-{len(subject.seeds)}")
 def test_the_runs_of_a_subject_differ_in_what_is_compared_alone(subject):
     runs = subject.runs(Path("out"))
-    assert len({run.folder for run in runs}) == len(runs) == 3 * len(subject.seeds) + len(subject.methods)
+    variants = 4 if subject.has_adapters else 3
+    assert len({run.folder for run in runs}) == len(runs) == variants * len(subject.seeds) + len(subject.methods)
     settings = {(run.variant, run.seed): run.arguments().settings() for run in runs}
     base = settings["plain", subject.seeds[-1]]
     for (variant, seed), of_run in settings.items():
@@ -36,14 +44,17 @@ def test_the_runs_of_a_subject_differ_in_what_is_compared_alone(subject):
             key for part in of_run for key in of_run[part] if of_run[part][key] != base[part][key] and key != "seed"
         }
         is_checked = variant == "plain" and seed == subject.seeds[0]
-        expected = {"inverted": {"use_inverted_activations"}, "control": {"nudge_weight"}, "plain": set()}
+        inverts = {"use_inverted_activations"}
+        expected = {"inverted": inverts, "control": {"nudge_weight"}, "plain": set()}
+        expected["adapters"] = {*inverts, "inverted_activations_config"}
         assert different == ({"gradient_checks"} if is_checked else expected.get(variant, {"method"}))
         assert of_run["training"]["seed"] == seed
 
 
 def test_there_are_seeds_enough():
-    seeds = {subject.name: len(subject.seeds) for subject in SUBJECTS}
-    assert seeds == {"smollm2-135m": 3, "minilm": 3, "gpt2": 5, "bert": 5, "mistral": 5, "llama": 5}
+    seeds = {subject.name: len(subject.seeds) for subject in (*SUBJECTS, *LORA_SUBJECTS)}
+    pretrained = {"smollm2-135m": 3, "minilm": 3, "smollm2-135m-lora": 3}
+    assert seeds == {**pretrained, "gpt2": 5, "bert": 5, "mistral": 5, "llama": 5}
     assert {method for subject in SUBJECTS for method in subject.methods} == set(METHODS)
 
 
