@@ -36,7 +36,7 @@ def test_patterns_that_are_not_a_list_of_strings_are_refused(field: str, pattern
 
 @pytest.mark.parametrize("plan", ["outputs", "", None], ids=repr)
 def test_an_unknown_plan_is_refused_with_the_known_ones(plan: Any) -> None:
-    known = "auto, gate-inputs, input, gate-output, output"
+    known = "auto, adapter-input, gate-inputs, input, gate-output, output"
     with pytest.raises(ValueError, match=rf"unknown plan {plan!r}; known: {known}"):
         InvActConfig(plan=plan)
 
@@ -95,19 +95,21 @@ def test_from_dict_refuses_a_bad_value() -> None:
 
 
 def test_plans_and_kinds_of_sites_in_lists() -> None:
-    config = InvActConfig.from_dict({"plan": ["output", "gate-output"], "sites": ["activation"]})
-    assert (config.plan, config.sites) == (("output", "gate-output"), ("activation",))
+    config = InvActConfig.from_dict({"plan": ["output", "adapter-input", "gate-output"], "sites": ["activation"]})
+    assert (config.plan, config.sites) == (("output", "adapter-input", "gate-output"), ("activation",))
     assert [plan.name for plan in config.plans] == ["gate-output", "output"]
+    assert [plan.name for plan in InvActConfig(plan=config.plan).plans] == ["adapter-input", "gate-output", "output"]
+    assert InvActConfig().sites == ("adapter", "activation")
     assert InvActConfig().plans == ()
 
 
 @pytest.mark.parametrize("plan", [[], ["output", "best"], [1]], ids=repr)
 def test_a_list_with_an_unknown_plan_is_refused(plan: list[Any]) -> None:
-    with pytest.raises(ValueError, match=r"unknown plan .*; known: auto, gate-inputs, input, gate-output, output"):
+    with pytest.raises(ValueError, match=r"unknown plan .*; known: auto, adapter-input, gate-inputs, input"):
         InvActConfig(plan=plan)
 
 
 @pytest.mark.parametrize("kinds", [[], "activation", ["activations"], None], ids=repr)
 def test_unknown_kinds_of_sites_are_refused(kinds: Any) -> None:
-    with pytest.raises(ValueError, match="sites must be a list of kinds of sites, of activation, got"):
+    with pytest.raises(ValueError, match="sites must be a list of kinds of sites, of adapter, activation, got"):
         InvActConfig(sites=kinds)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hf_invact import InvActConfig, PatchingError, PatchReport, patch_model
 from hf_invact.memory import SavedActivations
+from hf_invact.patching import SiteReport
 from hf_invact.sites import all_plans
 from tests.models import MODEL_NAMES, batch, each_model
 from tests.patching.mlps import GATED, MLP, Training
@@ -26,13 +27,19 @@ TRAININGS = {
     "adapters bf16, dropout": Training(adapters=ALL, dropout=0.05),
     "adapters fp32, autocast": Training(adapters=ALL, are_adapters_float32=True, autocast=True),
 }
-# In tensors of the intermediate size: (plain, patched) of a GELU MLP, and of a gated one.
+# In tensors of the intermediate size: (plain, patched) of a GELU MLP, and of a gated one. An adapter with dropout keeps
+# the MLP's product itself and a bit per element; without, its own copy, until it shares what the activation keeps.
 KEPT = {
     "bf16": ((2.0, 1.0625), (4.0, 2.0625)),
     "autocast": ((2.0, 1.0625), (4.0, 2.0625)),
     "down frozen": ((1.0, 1.0), (3.0, 2.0)),
     "MLP frozen": ((1.0, 1.0), (3.0, 2.0)),
     "adapters bf16": ((2.0, 1.0625), (4.0, 2.0625)),
+    "adapters bf16, dropout": ((3.0, 1.125), (5.0, 2.125)),
+    "adapters fp32, autocast": ((2.0, 1.0625), (4.0, 2.0625)),
+}
+# The paper's method alone, which finds nobody who keeps the product where adapters keep copies of it.
+ACTIVATIONS_ALONE = KEPT | {
     "adapters bf16, dropout": ((3.0, 3.0), (5.0, 4.0)),
     "adapters fp32, autocast": ((2.0, 2.0), (4.0, 3.0)),
 }
@@ -44,13 +51,25 @@ def patch(mlp: MLP, config: InvActConfig | None = None) -> PatchReport:
         return patch_model(mlp.model, config)
 
 
+def activation_in(report: PatchReport) -> SiteReport:
+    """The one of the MLP: BERT's head has one as well."""
+    return next(site for site in report.sites if site.kind == "activation")
+
+
 @each_training
 @each_model
 def test_what_a_block_keeps(name: str, training: str) -> None:
     mlp = MLP(name, TRAININGS[training])
     plain = mlp.kept()
-    (site, *_) = patch(mlp).sites
+    patch(mlp, InvActConfig(sites=("activation",)))
+    assert (plain, mlp.kept()) == ACTIVATIONS_ALONE[training][name in GATED]
+    report = patch(mlp)
     assert (plain, mlp.kept()) == KEPT[training][name in GATED]
+    shares = training in ("adapters bf16, dropout", "adapters fp32, autocast")  # else they keep their input as it comes
+    adapters = [site.plan for site in report.sites if site.kind == "adapter"]
+    assert adapters == ["adapter-input" if shares else None] * len(adapters)
+    assert bool(adapters) == bool(mlp.training.adapters)
+    site = activation_in(report)
     if mlp.kept() == plain:
         assert (site.plan, site.reason) == (None, "left alone: nothing would keep less")
     elif name in GATED:
@@ -64,7 +83,7 @@ def test_what_a_block_keeps(name: str, training: str) -> None:
 def test_a_blocks_result_is_the_same_and_its_gradients_are_close(name: str, training: str) -> None:
     mlp = MLP(name, TRAININGS[training])
     y, plain = mlp.result_and_gradients()
-    (site, *_) = patch(mlp).sites
+    site = activation_in(patch(mlp))
     patched_y, patched = mlp.result_and_gradients()
     assert torch.equal(patched_y, y)
     for gradient, expected in zip(patched, plain, strict=True):
@@ -113,7 +132,10 @@ def test_no_plan_keeps_less_than_the_one_that_is_chosen(name: str, training: str
 @each_training
 @each_model
 def test_the_figures_of_the_report_are_those_of_a_training_step(name: str, training: str) -> None:
+    """Of a layer whose input needs a gradient. In the first one it may not, and dropout then keeps no mask."""
     mlp = MLP(name, TRAININGS[training])
+    if mlp.training.adapters:
+        mlp.model.enable_input_require_grads()
 
     def total_bytes() -> int:
         torch.manual_seed(0)

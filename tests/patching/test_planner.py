@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,13 +28,14 @@ def figures(site: SiteReport) -> tuple[str | None, int | None, int | None]:
 
 @each_model
 def test_the_autocast_of_training_is_taken_into_account(name: str) -> None:
-    """Adapters in float32 keep the product, but under autocast a copy of it."""
+    """Adapters in float32 that are left alone keep the product, but under autocast a copy of it."""
     model = MLP(name, Training(torch.float32, adapters=ADAPTERS, are_adapters_float32=True)).model
-    without = patch_model(model).sites[0]
+    alone: dict[str, Any] = {"sites": ("activation",)}
+    without = patch_model(model, InvActConfig(**alone)).sites[0]
     with torch.autocast("cpu", torch.bfloat16):
-        active = patch_model(model).sites[0]
-    of_config = patch_model(model, InvActConfig(autocast_dtype=torch.bfloat16)).sites[0]
-    by_name = patch_model(model, InvActConfig.from_dict({"autocast_dtype": "bfloat16"})).sites[0]
+        active = patch_model(model, InvActConfig(**alone)).sites[0]
+    of_config = patch_model(model, InvActConfig(**alone, autocast_dtype=torch.bfloat16)).sites[0]
+    by_name = patch_model(model, InvActConfig.from_dict({**alone, "autocast_dtype": "bfloat16"})).sites[0]
     assert without.plan == ("gate-output" if name in GATED else "output")
     assert active.plan == ("gate-inputs" if name in GATED else None)
     assert active == of_config == by_name
