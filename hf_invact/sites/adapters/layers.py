@@ -50,8 +50,7 @@ def obstacle(holder: nn.Module, layer: Any) -> str | None:
     """Why a layer is left alone; None where it can be patched."""
     cls = original_class(layer)
     if _full_name(cls) not in SUPPORTED:
-        tuner = _tuner(cls)
-        return f"only {'its linear layers' if tuner == 'lora' else 'LoRA'}, as PEFT defines it, can be patched"
+        return "of adapters, only those of LoRA on PEFT's own linear layers can be patched"
     if variants := {type(variant).__name__ for variant in layer.lora_variant.values()}:
         return f"its adapter is a variant of LoRA ({', '.join(sorted(variants))}), which computes with the input itself"
     if library := _kernels_of(holder, layer):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper, offload_wrapper
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
-from hf_invact import PatchReport, patch_model, unpatch_model
+from hf_invact import InvActConfig, PatchReport, patch_model, unpatch_model
 from hf_invact.memory import SavedActivations
 from hf_invact.patching.probing.surroundings import surroundings
 from tests.models import batch, tiny_model
@@ -133,6 +133,7 @@ def mixtral() -> PreTrainedModel:
     )
 
 
+ACTIVATIONS = InvActConfig(sites=("activation",))
 PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
@@ -159,7 +160,7 @@ def test_patching_after_get_peft_model_keeps_no_more_than_before(
         inputs = batch(model)
         adapted = get_peft_model(model, LoraConfig(r=4, **lora))
         if before is False:
-            report = patch_model(adapted)
+            report = patch_model(adapted, ACTIVATIONS)
         torch.manual_seed(0)
         with SavedActivations(adapted) as saved:
             adapted(**inputs)
@@ -178,10 +179,10 @@ def test_patching_after_get_peft_model_keeps_no_more_than_before(
 @pytest.mark.filterwarnings("ignore")
 def test_a_module_whose_copy_is_trained_is_a_site_again_once_the_copy_is_not_used() -> None:
     adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["mlp"]))
-    names = [site.name for site in patch_model(adapted).sites]
+    names = [site.name for site in patch_model(adapted, ACTIVATIONS).sites]
     assert all("modules_to_save.default" in name for name in names)
     assert len(names) == 2
     with adapted.disable_adapter():
-        assert len(patch_model(adapted).sites) == 4
+        assert len(patch_model(adapted, ACTIVATIONS).sites) == 4
     unpatch_model(adapted)
     assert not any(type(module).__name__ == "PatchedActivation" for module in adapted.modules())
