@@ -32,8 +32,8 @@ def adapter_input(x: Tensor, weight: Tensor, dtype: torch.dtype, p: float = 0.0,
     torch.float32
     """
     backend = AUTO if backend is None else backend
-    computed = _computed_dtype(x, weight)
-    if not _is_supported(x, weight, dtype, p) or (p == 0 and x.dtype == dtype == computed):
+    computed = _computed_dtype(x, weight, dtype) if 0 <= p < 1 and _is_supported(x, weight) else None
+    if computed is None or (p == 0 and x.dtype == dtype == computed):
         check_backend(backend)
         return native_adapter_input(x, weight, dtype, p)
     y: Tensor
@@ -46,15 +46,17 @@ def native_adapter_input(x: Tensor, weight: Tensor, dtype: torch.dtype, p: float
     return torch.nn.functional.linear(torch.nn.functional.dropout(x.to(dtype), p), weight)
 
 
-def _is_supported(x: Tensor, weight: Tensor, dtype: torch.dtype, p: float) -> bool:
+def _is_supported(x: Tensor, weight: Tensor) -> bool:
     """Whether there is something to keep, and the operator can do it. PyTorch raises its own errors for the rest."""
-    fits = weight.dim() == 2 and x.dim() >= 1 and x.size(-1) == weight.size(1) and weight.device == x.device
-    is_computable = _computed_dtype(x, weight) == weight.dtype == dtype or active_dtype(x) is not None
-    are_plain = not (is_distributed(x) or is_distributed(weight) or is_transformed())
-    return are_plain and fits and is_computable and 0 <= p < 1 and x.numel() > 0 and wants_gradient(x, weight)
+    if not wants_gradient(x, weight) or is_distributed(x) or is_distributed(weight) or is_transformed():
+        return False
+    fits = x.dim() >= 1 and weight.dim() == 2 and x.size(-1) == weight.size(1) and x.device == weight.device
+    return fits and x.is_floating_point() and x.numel() > 0
 
 
-def _computed_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """In which the product is computed: by autocast, that is, but for float64."""
+def _computed_dtype(x: Tensor, weight: Tensor, dtype: torch.dtype) -> torch.dtype | None:
+    """In which the product is computed: by autocast, that is, but for float64. None if PyTorch refuses the dtypes."""
     autocast = active_dtype(x)
-    return weight.dtype if autocast is None or weight.dtype == torch.float64 else autocast
+    if autocast is None or torch.float64 in (weight.dtype, dtype):
+        return dtype if weight.dtype == dtype else None
+    return autocast

@@ -17,8 +17,10 @@ from torch import Tensor
 from ..backends import choose_backend
 from ..bits import packed_size
 from ..buffers import with_layout
+from ..dropout import scales_of
 from ..eager import adapter as eager
 from ..inputs import own_storage
+from .derivatives import second_derivative_refused
 from .library import LIBRARY, define
 
 
@@ -37,11 +39,22 @@ class AdapterKernels(Protocol):
             The result, and which elements are kept, as bits in its memory order, uint8, shape (ceil(numel / 8),).
         """
 
-    def masked(self, x: Tensor, kept: Tensor, dtype: torch.dtype, p: float) -> Tensor:
-        """What `drop` has returned for ``x``, of the bits that it has returned.
+    def masked(self, x: Tensor, kept: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
+        """What `drop` has returned for ``x``, of the bits that it has returned, or the same of another tensor.
+
+        Args:
+            scale: one of `dropout.scales_of`.
 
         Returns:
-            Of the shape of ``x`` and this dtype, rounded as `drop` rounds it.
+            Of the shape of ``x`` and this dtype, in the memory order of ``torch.empty_like(x)``.
+        """
+
+    def both_masked(self, x: Tensor, dx: Tensor, kept: Tensor, scale: float, dx_scale: float) -> tuple[Tensor, Tensor]:
+        """`masked` of two tensors in one pass, in the dtype of the second.
+
+        Args:
+            x: any layout.
+            dx: dense, in the memory order of ``torch.empty_like(x)``. It may be overwritten with the result.
         """
 
 
@@ -69,9 +82,9 @@ def _forward(
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     if p > 0:
-        dropped, kept = _kernels(backend, x).drop(x, dtype, p, generator)
+        dropped, kept = _kernels(backend, dtype, x.device).drop(x, dtype, p, generator)
     else:
-        dropped, kept = x.to(dtype), _no_bits(x)
+        dropped, kept = x.to(dtype), _nothing(x, torch.uint8)
     weight = weight.to(computed or weight.dtype)
     return torch.nn.functional.linear(dropped.to(weight.dtype), weight), kept
 
@@ -87,24 +100,63 @@ def _fake_forward(
 ) -> tuple[Tensor, Tensor]:
     computed = computed or weight.dtype
     y = torch.nn.functional.linear(x.to(computed), weight.to(computed))
-    return y, x.new_empty(packed_size(x.numel()), dtype=torch.uint8) if p > 0 else _no_bits(x)
+    return y, x.new_empty(packed_size(x.numel()), dtype=torch.uint8) if p > 0 else _nothing(x, torch.uint8)
 
 
-def _gradient_of_input(
+def _gradients(
     dy: Tensor,
-    weight: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
     kept: Tensor | None,
     size: Sequence[int],
     stride: Sequence[int],
     x_dtype: torch.dtype,
+    weight_dtype: torch.dtype,
     dtype: torch.dtype,
     p: float,
     backend: str,
-) -> Tensor:
-    dx = _times(dy, weight, size, stride).to(dtype)
-    if kept is not None:
-        dx = _kernels(backend, dx).masked(with_layout(dx, torch.Size(size), tuple(stride)), kept, dtype, p)
-    return dx.to(x_dtype)
+) -> tuple[Tensor, Tensor]:
+    dropped = dx = None
+    if weight is not None:
+        dx = _times(dy, weight, size, stride).to(dtype)
+    if kept is None:
+        dropped = None if x is None else x.to(dtype)
+    else:
+        kernels, scales = _kernels(backend, dtype, dy.device), scales_of(p, dtype, dy.device)
+        dx = None if dx is None else with_layout(dx, torch.Size(size), tuple(stride))
+        if x is not None and dx is not None:
+            dropped, dx = kernels.both_masked(x, dx, kept, *scales)
+        elif x is not None:
+            dropped = kernels.masked(x, kept, dtype, scales.forward)
+        elif dx is not None:
+            dx = kernels.masked(dx, kept, dtype, scales.backward)
+    return (
+        _nothing(dy, x_dtype) if dx is None else dx.to(x_dtype),
+        _nothing(dy, weight_dtype) if dropped is None else _rows(dy).t().mm(_rows(dropped.to(weight_dtype))),
+    )
+
+
+def _fake_gradients(
+    dy: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    kept: Tensor | None,
+    size: Sequence[int],
+    stride: Sequence[int],
+    x_dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    dtype: torch.dtype,
+    p: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    if weight is None:
+        dx = _nothing(dy, x_dtype)
+    elif kept is None:
+        dx = _times(dy, weight, size, stride).to(x_dtype)
+    else:
+        dx = torch.empty_strided(size, stride, dtype=x_dtype, device=dy.device)
+    shape = (0,) if x is None else (dy.size(-1), x.size(-1))
+    return dx, dy.new_empty(shape, dtype=weight_dtype)
 
 
 def _times(dy: Tensor, weight: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
@@ -113,45 +165,17 @@ def _times(dy: Tensor, weight: Tensor, size: Sequence[int], stride: Sequence[int
     return weight.t().mm(dy.t()).t() if is_column_major else dy.matmul(weight)
 
 
-def _fake_gradient_of_input(
-    dy: Tensor,
-    weight: Tensor,
-    kept: Tensor | None,
-    size: Sequence[int],
-    stride: Sequence[int],
-    x_dtype: torch.dtype,
-    dtype: torch.dtype,
-    p: float,
-    backend: str,
-) -> Tensor:
-    if kept is None:
-        return dy.matmul(weight).to(x_dtype)
-    return torch.empty_strided(size, stride, dtype=x_dtype, device=dy.device)
-
-
-def _gradient_of_weight(
-    dy: Tensor, x: Tensor, kept: Tensor | None, weight_dtype: torch.dtype, dtype: torch.dtype, p: float, backend: str
-) -> Tensor:
-    dropped = x.to(dtype) if kept is None else _kernels(backend, x).masked(x, kept, dtype, p)
-    return _rows(dy).t().mm(_rows(dropped.to(weight_dtype)))
-
-
-def _fake_gradient_of_weight(
-    dy: Tensor, x: Tensor, kept: Tensor | None, weight_dtype: torch.dtype, dtype: torch.dtype, p: float, backend: str
-) -> Tensor:
-    return x.new_empty(dy.size(-1), x.size(-1), dtype=weight_dtype)
-
-
 def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.size(-1))
 
 
-def _kernels(backend: str, like: Tensor) -> AdapterKernels:
-    return implementation(choose_backend(backend, like))
+def _kernels(backend: str, dtype: torch.dtype, device: torch.device) -> AdapterKernels:
+    """Of the backend for tensors of the dtype in which elements are dropped."""
+    return implementation(choose_backend(backend, torch.empty(0, dtype=dtype, device=device)))
 
 
-def _no_bits(like: Tensor) -> Tensor:
-    return like.new_empty(0, dtype=torch.uint8)
+def _nothing(like: Tensor, dtype: torch.dtype) -> Tensor:
+    return like.new_empty(0, dtype=dtype)
 
 
 ADAPTER_INPUT = define(
@@ -161,45 +185,63 @@ ADAPTER_INPUT = define(
     _fake_forward,
     torch.Tag.nondeterministic_seeded,
 )
-GRADIENT_OF_INPUT = define(
-    "adapter_input_gradient(Tensor dy, Tensor weight, Tensor? kept, SymInt[] size, SymInt[] stride, "
-    "ScalarType x_dtype, ScalarType dtype, float p, str backend) -> Tensor",
-    _gradient_of_input,
-    _fake_gradient_of_input,
-)
-GRADIENT_OF_WEIGHT = define(
-    "adapter_weight_gradient(Tensor dy, Tensor x, Tensor? kept, ScalarType weight_dtype, ScalarType dtype, float p, "
-    "str backend) -> Tensor",
-    _gradient_of_weight,
-    _fake_gradient_of_weight,
+GRADIENTS = define(
+    "adapter_input_gradients(Tensor dy, Tensor? x, Tensor? weight, Tensor? kept, SymInt[] size, SymInt[] stride, "
+    "ScalarType x_dtype, ScalarType weight_dtype, ScalarType dtype, float p, str backend)"
+    " -> (Tensor dx, Tensor dweight)",
+    _gradients,
+    _fake_gradients,
 )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, *ctx.settings = inputs[:5]
-    ctx.computed = inputs[5] or weight.dtype
+    x, weight, ctx.dtype, ctx.p, ctx.backend, computed = inputs[:6]
     _, kept = output
     ctx.mark_non_differentiable(kept)
     ctx.set_materialize_grads(False)
     dense = torch.empty_like(x, device="meta")  # in whose memory order the bits are
-    ctx.x, ctx.weight_dtype = (dense.size(), dense.stride(), x.dtype), weight.dtype
+    ctx.layout = dense.size(), dense.stride()
+    ctx.dtypes, ctx.weight_dtype = (x.dtype, computed or weight.dtype), weight.dtype
     needs_x, needs_weight, *_ = ctx.needs_input_grad
     # Each only if a gradient is computed from it: a frozen adapter keeps no input.
-    x = own_storage(x, torch.preserve_format) if needs_weight else None
-    ctx.save_for_backward(x, weight if needs_x else None, kept if kept.numel() else None)
+    saved = own_storage(x, torch.preserve_format) if needs_weight else None
+    ctx.is_copy = needs_x and needs_weight and saved is not x
+    ctx.save_for_backward(saved, weight if needs_x else None, kept if kept.numel() else None)
 
 
 def _apply_gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     dx = dweight = None
     x, weight, kept = ctx.saved_tensors
-    if dy is not None and weight is not None:
-        dx = GRADIENT_OF_INPUT(dy, weight.to(ctx.computed), kept, *ctx.x, *ctx.settings)
-    if dy is not None and x is not None:
+    weight = None if weight is None else weight.to(ctx.dtypes[1])
+    if dy is None:
+        pass
+    elif torch.is_grad_enabled():
+        dx, dweight = _differentiable_gradients(ctx, dy, x, weight, kept)
+    else:
         # The bits are in memory order, which hooks that move saved tensors elsewhere may have changed.
-        size, stride, _ = ctx.x
-        dweight = GRADIENT_OF_WEIGHT(dy, with_layout(x, size, stride), kept, ctx.computed, *ctx.settings)
-        dweight = dweight.to(ctx.weight_dtype)
+        x = None if x is None else with_layout(x, *ctx.layout)
+        dx, dweight = GRADIENTS(dy, x, weight, kept, *ctx.layout, *ctx.dtypes, ctx.dtype, ctx.p, ctx.backend)
+    dx = None if weight is None else dx
+    dweight = None if x is None or dweight is None else dweight.to(ctx.weight_dtype)
     return dx, dweight, None, None, None, None, None
+
+
+def _differentiable_gradients(
+    ctx: Any, dy: Tensor, x: Tensor | None, weight: Tensor | None, kept: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same by PyTorch's own functions, which have all further derivatives."""
+    if ctx.is_copy:
+        raise second_derivative_refused("the input of an adapter that is a part of a larger tensor")
+    x_dtype, weight_dtype = ctx.dtypes
+    noise: Tensor | float = 1.0
+    if kept is not None:
+        with torch.no_grad():
+            ones = torch.empty_strided(*ctx.layout, dtype=ctx.dtype, device=dy.device).fill_(1.0)
+            scale = scales_of(ctx.p, ctx.dtype, dy.device).forward
+            noise = _kernels(ctx.backend, ctx.dtype, dy.device).masked(ones, kept, ctx.dtype, scale)
+    dx = None if weight is None else ((dy @ weight).to(ctx.dtype) * noise).to(x_dtype)
+    dweight = None if x is None else _rows(dy).t() @ _rows((x.to(ctx.dtype) * noise).to(weight_dtype))
+    return dx, dweight
 
 
 torch.library.register_autograd(ADAPTER_INPUT.name(), _apply_gradients, setup_context=_setup_context, lib=LIBRARY)
