@@ -29,6 +29,10 @@ def install(
     Raises:
         NotApplicable: it cannot have this plan.
     """
+    activation = getattr(block, attribute)
+    if isinstance(activation, PatchedActivation) and isinstance(inverse, Curve):
+        activation.set_plan(inverse, backend, plan, strict)  # the same object: hooks of ZeRO-3 are for it alone
+        return
     restore(block, attribute)
     activation = getattr(block, attribute)
     if isinstance(inverse, Curve):

@@ -37,13 +37,24 @@ class PatchedActivation(InvertedActivation, Replacement):
         is_strict: bool = False,
     ) -> None:
         super().__init__(curve, backend)
-        self.plan = plan
-        self.is_strict = is_strict
+        self.set_plan(curve, backend, plan, is_strict)
         # Not a submodule: a patched model has the same modules as the unpatched one.
         object.__setattr__(self, "original", original)
         if isinstance(original, nn.Module):
             hooks.share(original, self)
+            vars(self).update((name, value) for name, value in vars(original).items() if _is_noted(name))
         self.train(getattr(original, "training", True))
+
+    def set_plan(self, curve: Curve, backend: str, plan: ActivationPlan, is_strict: bool = False) -> None:
+        """Compute it in another way from now on."""
+        self.curve, self.backend, self.plan, self.is_strict = curve, backend, plan, is_strict
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What other code notes on it, as ZeRO-3 does for its hooks, the original has as well."""
+        super().__setattr__(name, value)
+        original = vars(self).get("original")
+        if isinstance(original, nn.Module) and _is_noted(name):
+            setattr(original, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # `torch.fx` looks up each called module in the model, and does not find one that replaces a function.
@@ -93,6 +104,11 @@ class PatchedActivation(InvertedActivation, Replacement):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, plan={self.plan.name!r}, original={self.original!r}"
+
+
+def _is_noted(name: str) -> bool:
+    """Whether an attribute may be what other code has noted on a module."""
+    return name not in ("curve", "backend", "plan", "is_strict", "original", "training", "forward") and name[0] != "_"
 
 
 class LearnedActivation:
