@@ -107,11 +107,11 @@ def _attempts(model: nn.Module, around: Surrounding, known: KnownCalls) -> Itera
 
 def _tokens(module: nn.Module, call: Call) -> int:
     """In the hidden states: the first floating-point tensor with several dimensions. The last of these is the width,
-    but for images of channels first."""
-    tensors = (each for each in (*call.args, *call.kwargs.values()) if isinstance(each, Tensor))
+    but for images of channels first. Where there are none, in the ids of a text: the first tensor of two dimensions."""
+    tensors = [each for each in (*call.args, *call.kwargs.values()) if isinstance(each, Tensor)]
     states = next((each for each in tensors if each.is_floating_point() and each.dim() > 1), None)
     if states is None:
-        return 1
+        return next((each.numel() for each in tensors if each.dim() == 2), 1)
     channels = {each.in_channels for each in module.modules() if isinstance(each, nn.Conv2d)}
     width = states.shape[1] if states.dim() == 4 and states.shape[1] in channels else states.shape[-1]
     return max(1, states.numel() // max(1, width))
