@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -41,7 +42,9 @@ def decide_together(
         key = tuple([(places[site].key, fallbacks[site]) for site in group])
         if key not in known:
             try:
-                known[key] = _measured(planner, planner.places.scope(group[0], places[group[0]]), group)
+                # Adapters may be the only ones that save what the scope gets.
+                scope = replace(planner.places.scope(group[0], places[group[0]]), counts_arguments=True)
+                known[key] = _measured(planner, scope, group)
             except NoProbeError as error:
                 known[key] = [planner.unmeasured(site, fallbacks[site], str(error)) for site in group]
         decisions |= dict(zip(group, known[key], strict=True))

@@ -29,6 +29,7 @@ class Scope:
         tokens: how many more these are.
         dtype: of the weights, or what they are computed with.
         precision: the least precise dtype that the site, or what follows it, computes in; None for `dtype`.
+        counts_arguments: whether arguments count where they are saved.
     """
 
     module: nn.Module
@@ -38,6 +39,7 @@ class Scope:
     dtype: torch.dtype
     device: torch.device
     precision: torch.dtype | None = None
+    counts_arguments: bool = False
 
     def run(self, arguments: Arguments) -> Tensor:
         """The first tensor that it returns."""
@@ -46,7 +48,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a run keeps, beyond its arguments, and its results.
+    """What a run keeps, beyond its arguments unless the scope counts them, and its results.
 
     Attributes:
         bytes_per_token: what one more token adds, so that copies of weights do not count.
@@ -121,7 +123,7 @@ def _kept(scope: Scope, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor
 def _count(scope: Scope, call: Call, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor]:
     with undisturbed(scope.module, scope.device):
         arguments = call.arguments()
-        ignored = [*arguments.leaves, *arguments.tensors]
+        ignored = [] if scope.counts_arguments else [*arguments.leaves, *arguments.tensors]
         with SavedActivations(scope.module, ignore=ignored) as saved, autocast(scope, autocast_dtype):
             output = scope.run(arguments)
         return saved.total_bytes, output.detach()
