@@ -34,14 +34,26 @@ def hook_of_others(module: nn.Module) -> str | None:
     return next((name for hooks in (*dictionaries, *everywhere) for name in _names_of_others(hooks)), None)
 
 
+def own_hook(module: nn.Module) -> str | None:
+    """The full name of a hook of this module that runs when it is called, whosever; None if there is none.
+
+    Those that change no values as well: what fetches weights looks for tensors in the arguments.
+    """
+    return next((_name(hook) for name in _OF_A_MODULE for hook in vars(module)[name].values()), None)
+
+
 def _names_of_others(hooks: Mapping[int, Any]) -> Iterator[str]:
     for hook in hooks.values():
-        while isinstance(hook, partial):
-            hook = hook.func
-        named = hook if hasattr(hook, "__qualname__") else type(hook)
-        name = f"{named.__module__}.{named.__qualname__}"
+        name = _name(hook)
         if not any(name.startswith(f"{package}.") for package in _HARMLESS):
             yield name
+
+
+def _name(hook: Any) -> str:
+    while isinstance(hook, partial):
+        hook = hook.func
+    named = hook if hasattr(hook, "__qualname__") else type(hook)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def share(original: nn.Module, module: nn.Module) -> None:

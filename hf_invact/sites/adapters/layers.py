@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..forwards import replaced_forward
-from ..hooks import hook_of_others
-from .patched import original_class
+from .patched import needs_tensor, original_class
 
 # Their forward was read: it casts the input, drops elements of it, and multiplies it with lora_A, in this order.
 SUPPORTED = {
@@ -58,10 +57,10 @@ def obstacle(holder: nn.Module, layer: Any) -> str | None:
     if by := replaced_forward(layer):
         return f"another library has replaced its forward by {by}"
     for name, matrix in layer.lora_A.items():
-        if hasattr(matrix.weight, "ds_id"):
+        if any(hasattr(weight, "ds_id") for weight in matrix.parameters()):
             return "ZeRO-3 gathers its weights by hooks that need the tensor that the adapter is given"
-        if hook := hook_of_others(matrix) or hook_of_others(layer.lora_dropout[name]):
-            return f"other code has a hook on its adapter ({hook}), which gets what the unpatched one would get"
+        if why := needs_tensor(matrix, layer.lora_dropout[name]):
+            return why
     return None
 
 

@@ -37,7 +37,8 @@ class PatchedDropout(_Patched):
     """Returns what stands for its result, until that is multiplied with the adapter's first matrix."""
 
     def forward(self, input: Any) -> Any:
-        if isinstance(input, Tensor):
+        matrices, name = (vars(self)[_SETTINGS][key] for key in ("matrices", "adapter"))
+        if isinstance(input, Tensor) and name in matrices and not needs_tensor(matrices[name], self):
             input = _deferred(self, input, input.dtype)
         return super().forward(input)
 
@@ -50,7 +51,7 @@ class PatchedLayer(_Patched):
         if isinstance(x, DeferredInput):
             return x if x.pending.dtype == dtype else super()._cast_input_dtype(x.pending.tensor(), dtype)  # type: ignore[misc]
         is_cast = getattr(self, "cast_input_dtype_enabled", True)
-        if is_cast and isinstance(x, Tensor) and not _hook_of_others(self):
+        if is_cast and isinstance(x, Tensor) and not any(_need_tensors(self)):
             return _deferred(self, x, dtype)
         return super()._cast_input_dtype(x, dtype)  # type: ignore[misc]
 
@@ -68,9 +69,10 @@ def patch_layer(layer: Any, backend: str) -> None:
 
 def patch_dropouts(layer: Any, backend: str) -> None:
     """The part of `patch_layer` that is done for each adapter."""
-    for dropout in layer.lora_dropout.values():
+    for name, dropout in layer.lora_dropout.items():
         if type(dropout) in (nn.Dropout, nn.Identity):
-            _set_class(dropout, PatchedDropout, {"backend": backend})
+            settings = {"backend": backend, "matrices": layer.lora_A, "adapter": name}
+            _set_class(dropout, PatchedDropout, settings)
 
 
 def restore_layer(layer: Any) -> None:
@@ -121,6 +123,17 @@ def settings_of(layer: nn.Module) -> Settings | None:
     return vars(layer)[_SETTINGS] if isinstance(layer, PatchedLayer) else None
 
 
+def needs_tensor(matrix: nn.Module, dropout: nn.Module) -> str | None:
+    """Why an adapter has to get its input as a tensor; None where it may be deferred."""
+    if not isinstance(matrix, nn.Linear):
+        return f"its adapter is wrapped in {type(matrix).__name__}, which needs the tensor that the adapter is given"
+    if hook := hooks.hook_of_others(matrix) or hooks.hook_of_others(dropout):
+        return f"other code has a hook on its adapter ({hook}), which gets what the unpatched one would get"
+    if hook := hooks.own_hook(matrix) or hooks.own_hook(dropout):
+        return f"its adapter has a hook that needs the tensor that it is given ({hook})"
+    return None
+
+
 def original_class(module: nn.Module) -> type[nn.Module]:
     """The class in the unpatched model."""
     return module.original_class if isinstance(module, _Patched) else type(module)
@@ -132,12 +145,11 @@ def _deferred(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Any:
     return DeferredInput(PendingInput(x, dtype, vars(module)[_SETTINGS]["backend"]))
 
 
-def _hook_of_others(layer: Any) -> str | None:
-    """A hook of other code that would get what is deferred."""
-    modules = (
-        each[name] for name in layer.active_adapters for each in (layer.lora_dropout, layer.lora_A) if name in each
-    )
-    return next((hook for module in modules if (hook := hooks.hook_of_others(module))), None)
+def _need_tensors(layer: Any) -> Iterator[str]:
+    """Why the active adapters need tensors."""
+    for name in layer.active_adapters:
+        if name in layer.lora_A and (why := needs_tensor(layer.lora_A[name], layer.lora_dropout[name])):
+            yield why
 
 
 def _set_class(module: nn.Module, base: Any, settings: Settings) -> None:
