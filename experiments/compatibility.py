@@ -60,7 +60,8 @@ def _cell(cell: dict[str, Any] | None, notes: list[str], of_row: str) -> str:
     if cell["plain_bytes"] is None:
         return f"{cell['plan']}{mark}"
     change = f"{cell['patched_bytes'] / cell['plain_bytes'] - 1:+.1%}".replace("+0.0%", "±0%").replace("-0.0%", "±0%")
-    return f"{change} {cell['plan']}{mark}"
+    patched = ", ".join(filter(None, (cell["plan"], cell["adapters"])))
+    return f"{change} {patched}{mark}"
 
 
 def _mark(note: str, notes: list[str]) -> str:

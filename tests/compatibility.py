@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hf_invact import PatchReport
 from tests.models import MODEL_NAMES
 
 PATH = Path(__file__).parents[1] / "results" / "compatibility.json"
@@ -46,6 +47,7 @@ class Matrix:
         plain_bytes: int | None = None,
         patched_bytes: int | None = None,
         plan: str = "",
+        adapters: str = "",
         note: str = "",
     ) -> None:
         """Enter a cell, or check that it is the one that is committed.
@@ -56,6 +58,7 @@ class Matrix:
             column: the model, one of `tests.models.MODEL_NAMES`.
             plain_bytes, patched_bytes: kept for the backward pass without and with the flag; None where it is refused.
             plan: of its MLPs (see `InvActConfig.plan`), or "left alone", or "refused".
+            adapters: how many of its layers with adapters are patched, as `patched_sites` has it.
             note: what a reader has to know about the cell, in a sentence.
 
         Raises:
@@ -63,15 +66,16 @@ class Matrix:
         """
         assert group in GROUPS, f"{group!r} is none of {GROUPS}"
         assert column in MODEL_NAMES, f"{column!r} is none of {MODEL_NAMES}"
-        cell = {"plain_bytes": plain_bytes, "patched_bytes": patched_bytes, "plan": plan, "note": note}
+        sizes = {"plain_bytes": plain_bytes, "patched_bytes": patched_bytes}
+        said = {"plan": plan, "adapters": adapters, "note": note}
         if self._is_written:
-            self.groups.setdefault(group, {}).setdefault(row, {})[column] = cell
+            self.groups.setdefault(group, {}).setdefault(row, {})[column] = {**sizes, **said}
             return
         committed = self.groups.get(group, {}).get(row, {}).get(column)
         again = f"{self._path.name}: {group}, {row}, {column}; run the test with --write-results"
         assert committed is not None, f"not in {again}"
-        assert (plan, note) == (committed["plan"], committed["note"]), f"differs from {again}"
-        assert abs(_change(cell) - _change(committed)) <= ALLOWED_CHANGE, f"differs from {again}"
+        assert said == {key: committed[key] for key in said}, f"differs from {again}"
+        assert abs(_change(sizes) - _change(committed)) <= ALLOWED_CHANGE, f"differs from {again}"
 
     def write(self) -> None:
         """Write the file, if asked to. Rows that no test has recorded stay: delete the file to start from scratch."""
@@ -86,6 +90,17 @@ class Matrix:
             except PackageNotFoundError:  # its rows are of an earlier run
                 continue
         self._path.write_text(json.dumps(self._content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def patched_sites(report: PatchReport | None) -> dict[str, str]:
+    """What a cell says of what is patched: ``plan`` of the MLPs, and ``adapters``, e.g. ``"12/14"``."""
+    assert report is not None
+    # BERT's head has an activation of its own.
+    plans = {site.plan for site in report.sites if site.kind == "activation" and ".predictions." not in site.name}
+    adapters = [site for site in report.sites if site.kind == "adapter"]
+    count = f"{sum(site.is_patched for site in adapters)}/{len(adapters)}" if adapters else ""
+    (plan,) = plans or {""}
+    return {"plan": "left alone" if plan is None else plan, "adapters": count}
 
 
 def _in_order(cells: Cells) -> Cells:

@@ -13,8 +13,8 @@ from hf_invact.memory import SavedActivations
 from tests.combinations.adapters import lora, with_adapters
 from tests.combinations.loops import loop
 from tests.combinations.table import ADAPTERS
-from tests.combinations.training import Run, check_losses_and_gradients, check_saved_bytes, plan_of
-from tests.compatibility import Matrix
+from tests.combinations.training import Run, check_losses_and_gradients, check_saved_bytes
+from tests.compatibility import Matrix, patched_sites
 from tests.models import batch, each_model, tiny_model
 from tests.trainer.helpers import is_patched
 
@@ -28,7 +28,7 @@ DISABLED = "All weights are frozen. Only the embeddings' output needs a gradient
 def record(matrix: Matrix, row: str, name: str, plain: Run, patched: Run, note: str) -> None:
     check_saved_bytes(plain, patched)
     kept = {"plain_bytes": plain.saved_bytes, "patched_bytes": patched.saved_bytes}
-    matrix.record(ADAPTERS, row, name, **kept, plan=plan_of(patched.report), note=note)
+    matrix.record(ADAPTERS, row, name, **kept, **patched_sites(patched.report), note=note)
 
 
 @each_model

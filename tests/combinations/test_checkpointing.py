@@ -15,8 +15,8 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from hf_invact import patch_model
 from hf_invact.memory import SavedActivations
 from tests.combinations.table import CHECKPOINTED, CHECKPOINTING, OFFLOADED
-from tests.combinations.training import Combination, compare, plan_of, record
-from tests.compatibility import Matrix
+from tests.combinations.training import Combination, compare, record
+from tests.compatibility import Matrix, patched_sites
 from tests.models import batch, each_model, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -83,5 +83,5 @@ def test_offloading(name: str, tmp_path: Path, matrix: Matrix) -> None:
     plain.saved_bytes, patched.saved_bytes = offloading.copied[0], offloading.copied[-1]
     assert (patched.saved_bytes < plain.saved_bytes) == (name != "bert")
     assert patched.saved_bytes < 1.03 * plain.saved_bytes
-    assert plan_of(patched.report) != "left alone"
+    assert patched_sites(patched.report)["plan"] != "left alone"
     record(matrix, combination, name, plain, patched)

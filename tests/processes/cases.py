@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from hf_invact import PatchReport
 from tests.models import MODEL_NAMES
 
 WORLD = 2
@@ -40,11 +41,14 @@ class Case:
     Attributes:
         way: how the processes share the work.
         patched: whether it is patched before or after the model is wrapped or sharded, or not at all.
+        lora: whether it trains adapters with dropout on all linear layers. These alone are patched then, so that
+            losses and gradients stay the same in every bit.
     """
 
     way: Way
     model: str
     patched: Patched = "no"
+    lora: bool = False
 
     @property
     def plain(self) -> Case:
@@ -55,13 +59,13 @@ class Case:
         """Its row in docs/compatibility.md."""
         step = "sharding" if self.way in SHARDED_BY_FSDP2 else "wrapping"
         when = f", patched {self.patched} {step}" if self.way in OWN_LOOP else ""
-        return ROWS[self.way] + when
+        return ROWS[self.way] + when + (", LoRA with dropout" if self.lora else "")
 
     def __str__(self) -> str:
-        return f"{self.way}-{self.model}-{self.patched}"
+        return f"{self.way}-{self.model}{'-lora' if self.lora else ''}-{self.patched}"
 
 
-def _cases(models: Mapping[Way, Sequence[str]]) -> list[Case]:
+def _cases(models: Mapping[Way, Sequence[str]], *, lora: bool = False) -> list[Case]:
     """The Trainer's callback patches before it wraps a model, but after a model is sharded while it is loaded."""
     times: Mapping[Way, Sequence[Patched]] = {
         "fsdp2-at-load": ("no", "after"),
@@ -69,7 +73,7 @@ def _cases(models: Mapping[Way, Sequence[str]]) -> list[Case]:
         **dict.fromkeys(OWN_LOOP, ("no", "before", "after")),
     }
     return [
-        Case(way, model, patched)
+        Case(way, model, patched, lora)
         for way, names in models.items()
         for model in names
         for patched in times.get(way, ("no", "before"))
@@ -85,14 +89,17 @@ CASES = _cases(
         "own-ddp": ("bert",),
         "own-fsdp2": MODEL_NAMES,
     }
-)
+) + _cases({"ddp": ("llama",), "ddp-accumulation": ("gpt2",), "own-fsdp2": ("llama", "bert")}, lora=True)
 # What the installed Transformers may lack, with the version that introduced it.
 SINCE: Mapping[Way, tuple[str, str]] = {
     "fsdp-flag": ("5.10", "--fsdp without a value"),
     "fsdp2-at-load": ("5.13", "DistributedConfig(fsdp_size=...)"),
 }
-# These need DeepSpeed, which is not installed for the tests. (The ZeRO stage is global to a process, hence this order.)
-DEEPSPEED_CASES = _cases({"zero2": ("llama", "bert"), "zero3": ("llama", "bert")})
+# These need DeepSpeed. (The ZeRO stage is global to a process, hence this order.)
+DEEPSPEED_CASES = [
+    *(*_cases({"zero2": ("llama", "bert")}), *_cases({"zero2": ("llama",)}, lora=True)),
+    *(*_cases({"zero3": ("llama", "bert")}), *_cases({"zero3": ("llama",)}, lora=True)),
+]
 TABLES = {"torch": CASES, "deepspeed": DEEPSPEED_CASES}
 
 
@@ -104,7 +111,7 @@ class Record:
         losses: of each step, the mean over the processes.
         gradients: before the last optimizer step, whole (DeepSpeed does not show them).
         saved_bytes: kept for the backward pass by the first forward pass.
-        plans: of each site, with the reason that the report gives.
+        report: of patching; None where it is not patched.
         wrapper: class of what was trained.
         shards: kinds of the parameters: "DTensor", "ZeRO-3" or "whole".
         patched_at_the_end: whether the model is left patched.
@@ -114,7 +121,12 @@ class Record:
     losses: list[float]
     gradients: dict[str, Tensor]
     saved_bytes: int
-    plans: list[tuple[str | None, str]]
+    report: PatchReport | None
     wrapper: str
     shards: set[str]
     patched_at_the_end: bool
+
+    @property
+    def plans(self) -> list[tuple[str | None, str]]:
+        """Of each site, with the reason that the report gives."""
+        return [(site.plan, site.reason) for site in self.report.sites] if self.report else []

@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, HfArgumentParser, PreTrainedModel, TrainerCallback
 from transformers.distributed import DistributedConfig
 
-from hf_invact import InvActTrainingArguments, InvertedActivationsCallback, PatchReport, patch_model
+from hf_invact import InvActConfig, InvActTrainingArguments, InvertedActivationsCallback, PatchReport, patch_model
 from hf_invact.memory import SavedActivations
+from tests.combinations.adapters import lora, with_adapters
 from tests.models import batch, tiny_model
 from tests.processes.cases import OWN_LOOP, SINCE, STEPS, TABLES, WORLD, Case, Record
 from tests.trainer.helpers import is_patched, losses, make_trainer, records
@@ -38,6 +39,15 @@ OPTIONS: dict[str, list[str]] = {
 }
 
 
+def model_of(case: Case) -> Any:
+    model = tiny_model(case.model)
+    return with_adapters(model, lora(case.model, dropout=0.1)) if case.lora else model
+
+
+def config_of(case: Case) -> InvActConfig | None:
+    return InvActConfig(sites=("adapter",)) if case.lora else None
+
+
 def train(case: Case, argv: Sequence[str], folder: Path) -> Record:
     return train_by_hand(case) if case.way in OWN_LOOP else train_with_trainer(case, argv, folder)
 
@@ -47,8 +57,8 @@ def train_with_trainer(case: Case, argv: Sequence[str], folder: Path) -> Record:
     (args,) = HfArgumentParser(InvActTrainingArguments).parse_args_into_dataclasses(
         [*argv, *OPTIONS.get(case.way, []), "--use_inverted_activations", flag]
     )
-    model = load_sharded(case.model, folder) if case.way == "fsdp2-at-load" else tiny_model(case.model)
-    callback, gradients = InvertedActivationsCallback(), Gradients()
+    model = load_sharded(case.model, folder) if case.way == "fsdp2-at-load" else model_of(case)
+    callback, gradients = InvertedActivationsCallback(config_of(case)), Gradients()
     trainer = make_trainer(model, args, callback, gradients, data=records(STEPS * 2 * WORLD * 2))
     trainer.train()
     saved_bytes = callback.figures()["saved_activation_bytes"]
@@ -73,10 +83,10 @@ class Gradients(TrainerCallback):
 
 
 def train_by_hand(case: Case) -> Record:
-    model = tiny_model(case.model)
-    report = patch_model(model) if case.patched == "before" else None
+    model, config = model_of(case), config_of(case)
+    report = patch_model(model, config) if case.patched == "before" else None
     wrapped = DistributedDataParallel(model) if case.way == "own-ddp" else shard(model)
-    report = patch_model(model) if case.patched == "after" else report
+    report = patch_model(model, config) if case.patched == "after" else report
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-2)
     torch.manual_seed(0)  # of dropout
     found: list[float] = []
@@ -126,7 +136,7 @@ def record(
         losses=found,
         gradients=gradients,
         saved_bytes=saved_bytes,
-        plans=[(site.plan, site.reason) for site in report.sites] if report else [],
+        report=report,
         wrapper=type(wrapped).__name__,
         shards={kind_of(parameter) for parameter in model.parameters()},
         patched_at_the_end=is_patched(model),
