@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+SETTINGS = "_hf_invact"  # the attribute of a module, of which a kind has changed the class, that says how it is patched
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -8,6 +8,7 @@ import torch
 
 from hf_invact import InvActConfig, PatchReport, patch_model
 from hf_invact.memory import SavedActivations
+from hf_invact.patching.probing.probe import Scope
 from tests.models import batch, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
@@ -47,3 +48,19 @@ def test_an_adapter_gives_up_its_copy_so_that_the_gate_need_not_keep_its_inputs(
 def test_it_is_left_alone_where_nothing_would_change(adapters: torch.dtype, trained: str) -> None:
     report, _ = patched(("adapter",), adapters, trained)
     assert [site.reason for site in report.sites] == ["left alone: nothing would keep less"] * 2
+
+
+def test_more_layers_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[object] = []
+    run = Scope.run
+    monkeypatch.setattr(Scope, "run", lambda self, arguments: runs.append(self) or run(self, arguments))
+    counts = []
+    for layers in (2, 4):
+        model = peft.get_peft_model(
+            tiny_model("llama", num_hidden_layers=layers),
+            peft.LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1),
+        )
+        assert patch_model(model).patched == layers * (7 + 1)
+        counts.append(len(runs))
+        runs.clear()
+    assert counts[0] == counts[1]

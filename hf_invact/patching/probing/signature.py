@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...sites import Replacement
+from ...sites.kind import SETTINGS
 from ..isolation.isolate import CHECKPOINT, is_part_of_the_forward
 
 Signature: TypeAlias = tuple[object, ...]
@@ -24,7 +25,7 @@ _HOOKS = (
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_pre_hooks"),
 )
 _OF_STATE = ("state_dict_hooks", "state_dict_pre_hooks", "state_dict_post_hooks")  # which no forward pass runs
-_APART = ("_parameters", "_buffers", "_modules", "training", "_compiled_call_impl")
+_APART = ("_parameters", "_buffers", "_modules", "training", "_compiled_call_impl", SETTINGS)
 # By package, what tells layers apart though none of them computes with it: a layer's place in the cache, which no layer
 # of Transformers decides by how it uses its activation, and what a layer of PEFT was made with, its name among it.
 _NOT_COMPUTED_WITH = {"transformers": ("layer_idx",), "peft": ("kwargs",)}

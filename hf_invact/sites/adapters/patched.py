@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ...ops.inputs import records_gradients
 from .. import hooks
+from ..kind import SETTINGS
 from .deferred import DeferredInput, PendingInput
 
 Settings: TypeAlias = dict[str, Any]
-_SETTINGS = "_hf_invact"  # in a patched object's attributes: what was installed
 
 
 class _Patched(nn.Module):
@@ -37,7 +37,7 @@ class PatchedDropout(_Patched):
     """Returns what stands for its result, until that is multiplied with the adapter's first matrix."""
 
     def forward(self, input: Any) -> Any:
-        matrices, name = (vars(self)[_SETTINGS][key] for key in ("matrices", "adapter"))
+        matrices, name = (vars(self)[SETTINGS][key] for key in ("matrices", "adapter"))
         if isinstance(input, Tensor) and name in matrices and not needs_tensor(matrices[name], self):
             input = _deferred(self, input, input.dtype)
         return super().forward(input)
@@ -58,7 +58,7 @@ class PatchedLayer(_Patched):
     def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adds an adapter, which is patched as the others are."""
         super().update_layer(adapter_name, *args, **kwargs)  # type: ignore[misc]
-        patch_dropouts(self, vars(self)[_SETTINGS]["backend"])
+        patch_dropouts(self, vars(self)[SETTINGS]["backend"])
 
 
 def patch_layer(layer: Any, backend: str) -> None:
@@ -80,14 +80,14 @@ def restore_layer(layer: Any) -> None:
     for module in (layer, *getattr(layer, "lora_dropout", {}).values()):
         if isinstance(module, _Patched):
             module.__class__ = module.original_class  # type: ignore[assignment]
-            del vars(module)[_SETTINGS]
+            del vars(module)[SETTINGS]
 
 
 @contextmanager
 def suspended_layer(layer: Any) -> Iterator[None]:
     """Inside, the original classes; afterwards what was there before, whatever was installed."""
     before = [
-        (module, type(module), vars(module)[_SETTINGS])
+        (module, type(module), vars(module)[SETTINGS])
         for module in (layer, *getattr(layer, "lora_dropout", {}).values())
         if isinstance(module, _Patched)
     ]
@@ -98,7 +98,7 @@ def suspended_layer(layer: Any) -> Iterator[None]:
         restore_layer(layer)
         for module, cls, settings in before:
             module.__class__ = cls
-            vars(module)[_SETTINGS] = settings
+            vars(module)[SETTINGS] = settings
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def observed_layer(layer: nn.Module, note: Callable[[Tensor, Tensor], None]) -> 
 
 def settings_of(layer: nn.Module) -> Settings | None:
     """What was installed, by name; None where it is not patched."""
-    return vars(layer)[_SETTINGS] if isinstance(layer, PatchedLayer) else None
+    return vars(layer)[SETTINGS] if isinstance(layer, PatchedLayer) else None
 
 
 def needs_tensor(matrix: nn.Module, dropout: nn.Module) -> str | None:
@@ -142,7 +142,7 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 def _deferred(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Any:
     if not x.is_floating_point() or not records_gradients(x):
         return x.to(dtype)
-    return DeferredInput(PendingInput(x, dtype, vars(module)[_SETTINGS]["backend"]))
+    return DeferredInput(PendingInput(x, dtype, vars(module)[SETTINGS]["backend"]))
 
 
 def _need_tensors(layer: Any) -> Iterator[str]:
@@ -155,7 +155,7 @@ def _need_tensors(layer: Any) -> Iterator[str]:
 def _set_class(module: nn.Module, base: Any, settings: Settings) -> None:
     original: Any = original_class(module)
     module.__class__ = _class(base, original)
-    vars(module)[_SETTINGS] = settings
+    vars(module)[SETTINGS] = settings
 
 
 @cache
