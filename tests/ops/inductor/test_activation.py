@@ -135,7 +135,7 @@ def test_nothing_is_compiled_again_for_another_size(monkeypatch: pytest.MonkeyPa
 
 
 def compiled_backward(like: Tensor, *, on_cpu: bool) -> Any:
-    dtypes = (like.dtype,) * 2
+    dtypes = (like.dtype,) * 3  # of the result and of both tensors
     return compiler._compiled(inductor._backward, GELU, dtypes, like.device, on_cpu, True, compiler.INLINED_OPERATIONS)
 
 

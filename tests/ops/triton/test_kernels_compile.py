@@ -21,7 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 from hf_invact.curves import CURVES, Fit
 from hf_invact.ops import tells_output
-from hf_invact.ops.triton import activation
+from hf_invact.ops.triton import activation, adapter, adapter_kernels
+from hf_invact.ops.triton.launch import launch_elementwise
 
 backend, architecture, warp_size = sys.argv[1].split(":")
 target = GPUTarget(backend, int(architecture) if architecture.isdigit() else architecture, int(warp_size))
@@ -49,8 +50,13 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
             if curve.name in activation.SLOPES:
                 activation.exact_backward(dy, gate, curve)
                 activation.exact_gate_backward(dy, gate, up, curve)
+    bits = torch.zeros(125, dtype=torch.uint8)
+    for of_x in (torch.bfloat16, torch.float16, torch.float32):
+        adapter.masked(gate.to(of_x), bits, dtype, 1.25)
+        adapter.both_masked(gate.to(of_x), dy, bits, 1.25, 1.25)
+launch_elementwise(adapter_kernels.pack, torch.ones(1000, dtype=torch.uint8), bits)
 names = ("forward", "backward", "gate_forward", "gate_backward", "exact_backward", "exact_gate_backward")
-assert set(compiled) == set(names), compiled.keys()
+assert set(compiled) == {*names, "pack", "masked", "both_masked"}, compiled.keys()
 print(max(seconds for times in compiled.values() for seconds in times))
 """
 
