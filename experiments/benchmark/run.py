@@ -13,9 +13,8 @@ import torch
 import torch._inductor.config as inductor
 
 from .machine import describe_device, describe_versions
-from .operators.catalogue import OPERATORS
 from .operators.implementations import INVERTED, NATIVE
-from .operators.measure import OperatorCase, measure_operator, operator_cases
+from .operators.measure import OPERATORS, OperatorCase, measure_operator, operator_cases
 from .results import FORMAT, Results
 from .settings import OPERATORS_SHARE, Settings
 from .steps.measure import measure_steps

@@ -47,6 +47,16 @@ class Operator:
     native_traffic: Traffic
     is_gate: bool = False
 
+    def tensors(
+        self, shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The gradient of the result, and the inputs."""
+        count = 3 if self.is_gate else 2
+        dy, *inputs = (
+            torch.randn(shape, generator=generator, dtype=dtype, device=generator.device) for _ in range(count)
+        )
+        return dy, tuple(inputs)
+
     @property
     def fused_traffic(self) -> Traffic:
         """What one native kernel moves that recomputes what it can."""
@@ -132,4 +142,4 @@ _OPERATORS = (
     _gate(SILU, F.silu, aten.silu_backward.default),
     _gate(GELU_TANH, _gelu_tanh, _gelu_tanh_backward),
 )
-OPERATORS = MappingProxyType({operator.name: operator for operator in _OPERATORS})
+ACTIVATIONS = MappingProxyType({operator.name: operator for operator in _OPERATORS})

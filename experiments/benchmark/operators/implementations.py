@@ -15,7 +15,7 @@ from hf_invact.ops.operators.activation import implementation
 
 from ..timing import Call
 from .catalogue import Operator
-from .traffic import Traffic
+from .traffic import Moves
 
 NATIVE, COMPILED, LIGER = "native", "compiled", "liger"
 INVERTED = "inverted-"  # followed by the backend's name
@@ -39,7 +39,7 @@ class Implementation:
     """
 
     calls: dict[str, Call]
-    traffic: Traffic
+    traffic: Moves
 
 
 class Unavailable(Exception):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from ..settings import COLUMNS, DTYPES, Settings
 from ..timing import Call, Failure, alternate, failure_of, significant, warm_up
-from .catalogue import OPERATORS, Operator
+from . import adapters
+from .adapters import ADAPTER_INPUTS, AdapterInput
+from .catalogue import ACTIVATIONS, Operator
 from .implementations import (
     COMPILED,
     INVERTED,
@@ -30,6 +33,9 @@ from .implementations import (
 
 COPY = "copy"
 Prepare = Callable[..., Implementation]
+OPERATORS: Mapping[str, Operator | AdapterInput] = MappingProxyType(
+    {**ACTIVATIONS, **{operator.name: operator for operator in ADAPTER_INPUTS}}
+)
 
 
 @dataclass(frozen=True)
@@ -63,15 +69,12 @@ def measure_operator(case: OperatorCase, settings: Settings, device: torch.devic
     if is_compared and (settings.compiles or len(settings.backends) > 1):
         torch.compiler.reset()  # otherwise the graphs of earlier cases count towards the compiler's limit
     generator = torch.Generator(device).manual_seed(settings.seed)
-    shape = (case.elements // COLUMNS, COLUMNS)
-    dy, *inputs = (
-        torch.randn(shape, generator=generator, dtype=dtype, device=device) for _ in range(3 if operator.is_gate else 2)
-    )
+    dy, inputs = operator.tensors((case.elements // COLUMNS, COLUMNS), dtype, generator)
     ready: dict[str, Implementation] = {}
     failures: dict[str, Failure] = {}
     for name, prepare in _implementations(operator, settings, is_compared).items():
         try:
-            ready[name] = prepare(operator, dy=dy, inputs=tuple(inputs))
+            ready[name] = prepare(operator, dy=dy, inputs=inputs)
         except Unavailable as error:
             failures[name] = Failure(str(error), expected=True)
         except Exception as error:  # of any kind: the other measurements go on
@@ -84,20 +87,24 @@ def measure_operator(case: OperatorCase, settings: Settings, device: torch.devic
     }
 
 
-def _implementations(operator: Operator, settings: Settings, is_compared: bool) -> dict[str, Prepare]:
-    chosen: dict[str, Prepare] = {NATIVE: native}
+def _implementations(operator: Operator | AdapterInput, settings: Settings, is_compared: bool) -> dict[str, Prepare]:
+    prepare: tuple[Prepare, Prepare, Prepare] = native, compiled, inverted
+    if isinstance(operator, AdapterInput):
+        prepare = adapters.native, adapters.compiled, adapters.inverted
+    of_pytorch, of_a_compiler, of_ours = prepare
+    chosen: dict[str, Prepare] = {NATIVE: of_pytorch}
     if is_compared and settings.compiles:
-        chosen[COMPILED] = compiled
+        chosen[COMPILED] = of_a_compiler
     if operator.name in LIGER_FUNCTIONS:
         chosen[LIGER] = liger
     for backend in settings.backends if is_compared else settings.backends[:1]:
-        chosen[INVERTED + backend] = partial(inverted, backend_name=backend)
+        chosen[INVERTED + backend] = partial(of_ours, backend_name=backend)
     return chosen
 
 
 def _measure(
     direction: str,
-    operator: Operator,
+    operator: Operator | AdapterInput,
     implementations: dict[str, Implementation],
     failures: dict[str, Failure],
     size: tuple[int, int],

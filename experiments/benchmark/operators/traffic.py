@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 SIDE_BITS_PER_BYTE = 8
+
+
+class Moves(Protocol):
+    """What an implementation moves."""
+
+    def bytes(self, direction: str, elements: int, itemsize: int) -> int:
+        """What is moved in a direction: "forward", "backward", or "autograd" for both."""
 
 
 class Traffic(NamedTuple):

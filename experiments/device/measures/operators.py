@@ -15,7 +15,7 @@ _LARGE = 1 << 26  # elements, as in the README
 
 
 def cases(kind: str) -> list[Case]:
-    """Each operator and dtype; a new operator is an entry of `benchmark.operators.OPERATORS`."""
+    """Each operator and dtype; a new operator is an entry of `benchmark.operators.measure.OPERATORS`."""
     settings = settings_of(kind, seed=0)
     return [
         Case(f"{case.operator}, {case.dtype}, {case.elements:,}", partial(measure, case))

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_invact import functional
-from hf_invact.ops import BACKENDS, check_device
+from hf_invact.ops import BACKENDS, adapter_input, check_device
 
 from ...benchmark.settings import DTYPES
 from ...benchmark.timing import significant
 from ..case import Case, Conditions
 
 ROWS, COLUMNS = 64, 4096
+DROPOUT = 0.05
 SECONDS = 60.0  # what compiles takes most of them
 
 
@@ -38,10 +39,21 @@ class Check:
     inputs: int
 
 
+def _adapter(x: Tensor, weight: Tensor, backend: str) -> Tensor:
+    torch.manual_seed(0)
+    return adapter_input(x, weight.float(), torch.float32, DROPOUT, backend)
+
+
+def _plain_adapter(x: Tensor, weight: Tensor) -> Tensor:
+    torch.manual_seed(0)  # masks of float64 are not those of float32
+    return F.linear(x * F.dropout(torch.ones_like(x, dtype=torch.float32), DROPOUT), weight)
+
+
 # A kind of site that comes gets a line here.
 CHECKS = (
     Check("gelu", functional.gelu, F.gelu, 1),
     Check("gate", partial(functional.gate, activation="silu"), lambda gate, up: F.silu(gate) * up, 2),
+    Check("adapter input", _adapter, _plain_adapter, 2),
 )
 # The largest root mean square error of the output and of each gradient, relative to that of what they should be.
 TOLERANCES = {"fp32": 1e-5, "bf16": 1e-2}

@@ -10,19 +10,18 @@ import torch
 
 from experiments.benchmark.operators import measure as operator_times
 from experiments.benchmark.operators import traffic
-from experiments.benchmark.operators.catalogue import OPERATORS, Operator
+from experiments.benchmark.operators.catalogue import ACTIVATIONS, Operator
 from experiments.benchmark.operators.implementations import Unavailable, import_liger, inverted, native
-from experiments.benchmark.operators.measure import OperatorCase, measure_operator, operator_cases
+from experiments.benchmark.operators.measure import OPERATORS, OperatorCase, measure_operator, operator_cases
 from experiments.benchmark.settings import Settings, settings_for
 
 CPU = torch.device("cpu")
 QUICK = settings_for("cpu", None, 0, quick=True)
-each_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+each_operator = pytest.mark.parametrize("operator", ACTIVATIONS.values(), ids=ACTIVATIONS)
 
 
 def tensors(operator: Operator) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    dy, *inputs = torch.randn(3 if operator.is_gate else 2, 8, 16, generator=torch.Generator().manual_seed(0))
-    return dy, tuple(inputs)
+    return operator.tensors((8, 16), torch.float32, torch.Generator().manual_seed(0))
 
 
 def as_tuple(result: Any) -> tuple[Any, ...]:
