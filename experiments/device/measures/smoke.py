@@ -90,7 +90,7 @@ def measure(check: Check, backend: str, dtype: str, conditions: Conditions) -> d
 def _run(operator: Callable[..., Tensor], dy: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     leaves = [each.detach().requires_grad_() for each in inputs]
     output = operator(*leaves)
-    return output.detach(), *torch.autograd.grad(output, leaves, dy)
+    return output.detach(), *torch.autograd.grad(output, leaves, dy[:, : output.size(1)])
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

@@ -16,7 +16,7 @@ from experiments.benchmark import command
 from experiments.benchmark import run as run_module
 from experiments.benchmark.command import main
 from experiments.benchmark.machine import choose_device
-from experiments.benchmark.operators.catalogue import OPERATORS
+from experiments.benchmark.operators.measure import OPERATORS
 from experiments.common.errors import ConfigError
 from tests.experiments.benchmark.files import cuda_results
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.benchmark.operators.catalogue import OPERATORS
+from experiments.benchmark.operators.measure import OPERATORS
 from experiments.benchmark.steps import measure as step_times
 from experiments.device.case import Conditions
 from experiments.device.measures import counted, gpu_tests, operators, smoke, steps
@@ -101,7 +101,9 @@ def test_the_steps_of_a_model(trained: steps.Trained, monkeypatch: pytest.Monkey
     kept = {name: facts["kept_bytes"] for name, facts in found["variants"].items()}
     assert kept["checkpointing"] < kept["inverted"] < kept["plain"]
     assert all(facts["equal_loss"] and facts["step_ms"] > 0 for facts in found["variants"].values())
-    assert sum(found["patching"]["plans"].values()) == 2
+    plans = dict(found["patching"]["plans"])
+    assert plans.pop("adapter-input", 0) == (2 * 7 if trained.lora else 0)  # of each layer's seven projections
+    assert sum(plans.values()) == 2
     assert (found["trained_parameters"] < found["parameters"]) == bool(trained.lora)
 
 
