@@ -16,6 +16,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainerControl, TrainerState
 
 from hf_invact import InvertedActivationsCallback, PatchReport, patch_model
+from hf_invact.patching.report import SiteReport
 from tests.models import batch, tiny_model
 from tests.trainer.helpers import arguments
 from tests.versions import has_transformers
@@ -60,7 +61,7 @@ def fsdp1(model: nn.Module, units: set[type[nn.Module]], **options: Any) -> nn.M
 
 def flat_lora() -> tuple[nn.Module, Callable[[nn.Module], nn.Module]]:
     """As with PEFT's policy: what is trained is a unit of its own."""
-    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.1)
     torch.manual_seed(0)
     return get_peft_model(tiny_model("llama"), config), lambda model: FullyShardedDataParallel(
         model,
@@ -116,11 +117,16 @@ def train(model: nn.Module, data: dict[str, Tensor]) -> tuple[list[float], int]:
 def with_fsdp1(name: str, patched: str) -> Result:
     model, wrap = FSDP1[name]()
     data = batch(model, seed=distributed.get_rank())
-    before = patch_model(model) if patched == "before" else None
+    before = patch_model(model) if patched in ("before", "once") else None
     wrapped = wrap(model)
-    report = patch_model(wrapped) if patched != "no" else None
-    assert before in (None, report)
+    report = patch_model(wrapped) if patched in ("before", "after") else before
+    assert before is None or activations(before) == activations(report)
+    torch.manual_seed(0)  # of dropout
     return Result(report, *train(wrapped, data))
+
+
+def activations(report: PatchReport | None) -> list[SiteReport]:
+    return [site for site in report.sites if site.kind == "activation"] if report else []
 
 
 def at_load(way: str, patched: str, folder: Path) -> Result:
@@ -158,7 +164,7 @@ def main(folder: Path) -> None:
     distributed.init_process_group("gloo")
     found: dict[str, Any] = {}
     for name in FSDP1:
-        found |= {f"{name}, {patched}": with_fsdp1(name, patched) for patched in ("no", "before", "after")}
+        found |= {f"{name}, {patched}": with_fsdp1(name, patched) for patched in ("no", "once", "before", "after")}
     for way in AT_LOAD:
         if has_transformers(SINCE[way.partition(",")[0]]):
             found |= {f"{way}, {patched}": at_load(way, patched, folder) for patched in ("no", "after")}
