@@ -18,11 +18,12 @@ class SiteReport:
     Attributes:
         name: qualified name of what is patched, e.g. ``model.layers.0.mlp.act_fn``.
         block: class of the block that holds it.
-        activation: what the unpatched model has there.
+        activation: what the unpatched model has there: the activation's class, or "LoRA" for a layer with adapters.
         curve: what replaces it; None where it is left alone.
         plan: name of the plan (see `InvActConfig.plan`); None where it is left alone.
         before, after: bytes that the block keeps for the backward pass per token, beyond its input, unpatched and as
-            it is now; None where they were not measured.
+            it is now; None where they were not measured. Adapters are patched one after the other: "before" has those
+            that come earlier in the report, and the bytes may be those of the whole layer around the block.
         reason: why it is left alone, or why not measured; else empty.
         kind: which kind of site it is, as `InvActConfig.sites` spells it.
     """
@@ -97,7 +98,7 @@ class PatchReport:
 
     def __str__(self) -> str:
         head = self._count + self._less
-        rows: list[tuple[str, ...]] = [("site", "block", "activation", "plan", "each keeps per token", "why")]
+        rows: list[tuple[str, ...]] = [("site", "block", "original", "plan", "each keeps per token", "why")]
         alike: dict[tuple[object, ...], list[SiteReport]] = {}
         for site in self.sites:
             alike.setdefault(_look(site), []).append(site)
@@ -146,7 +147,9 @@ def _look(site: SiteReport) -> tuple[object, ...]:
 def _row(sites: list[SiteReport]) -> tuple[str, ...]:
     site = sites[0]
     kept = "" if site.before is None or site.after is None else f"{size(site.before)} -> {size(site.after)}"
-    plan = f"{site.plan} ({site.curve})" if site.is_patched else "-"
+    plan = site.plan or "-"
+    if site.is_patched and site.kind == "activation":
+        plan += f" ({site.curve})"
     return _joined([site.name for site in sites]), site.block, site.activation, plan, kept, site.reason
 
 

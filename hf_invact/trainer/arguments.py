@@ -23,7 +23,10 @@ class InvActArgumentsMixin:
 
     use_inverted_activations: bool = field(
         default=False,
-        metadata={"help": "Keep the output of activations and one bit per element for the backward pass."},
+        metadata={
+            "help": "Keep the output of activations and one bit per element for the backward pass, and the input of a "
+            "layer once for all of its LoRA adapters."
+        },
     )
     inverted_activations_config: dict[str, Any] | str | None = field(
         default=None,

@@ -25,7 +25,7 @@ from .trained_module import arguments_of, measured_part, module_of, patchable_mo
 logger = logging.getLogger(__name__)
 
 _NOT_CALLED = (
-    "the first training forward pass did not call these inverted activations: %s. This is normal if the batch did not "
+    "the first training forward pass did not call these patched sites: %s. This is normal if the batch did not "
     "use that part of the model (another modality, an expert, a dropped layer), or if that part is compiled, where "
     "calls are not seen. Otherwise another library has replaced the code around them, and no memory is saved there: "
     "use only one of the two, or exclude the blocks with InvActConfig(exclude=[...])"
@@ -46,7 +46,7 @@ class InvertedActivationsCallback(MemoryCallback):
 
     Other replacements of the same part of the model (Liger's MLPs, hub kernels, another copy of this package) are
     refused when training begins at the latest, and the model is then left unpatched. After the first step, a warning
-    names the inverted activations that its forward pass did not call (if it can be measured, see `MemoryCallback`).
+    names the patched sites that its forward pass did not call (if it can be measured, see `MemoryCallback`).
 
     Args:
         config: what to patch, and how. Default: the training arguments' `inverted_activations_config`.

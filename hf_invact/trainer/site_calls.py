@@ -1,4 +1,4 @@
-"""Records which inverted activations a forward pass calls, and how many tokens their blocks process."""
+"""Records which patched sites a forward pass calls, and how many tokens their blocks process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..sites import patched_sites
 
 
 class SiteCalls:
-    """Calls of the inverted activations during one or several forward passes.
+    """Calls of the patched sites during one or several forward passes.
 
     Attributes:
-        uncalled: names of the inverted activations that were not called, as in reports.
+        uncalled: names of the patched sites that were not called, as in reports.
         tokens: by name, the number of tokens for which the block saved something; None where the shape of the hidden
             states does not give it.
     """
@@ -27,7 +27,7 @@ class SiteCalls:
         self.tokens: dict[str, int | None] = {}
 
     def watch(self, model: nn.Module, until_end: Callable[[Callable[[], None]], object]) -> None:
-        """Start to record the inverted activations of a model and the blocks that hold them.
+        """Start to record the patched sites of a model and the blocks that hold them.
 
         Args:
             model: a patched model.

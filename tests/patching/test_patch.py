@@ -179,7 +179,7 @@ def test_report_lists_every_site() -> None:
     assert report.patched == 1
     assert str(report).splitlines() == [
         "inverted activations: 1 of 2 sites patched, 756 B per token less for the backward pass",
-        "  site                       block     activation      plan                each keeps per token  why",
+        "  site                       block     original        plan                each keeps per token  why",
         "  model.layers.0.mlp.act_fn  LlamaMLP  SiLUActivation  -                                         "
         "left alone: excluded by the config",
         "  model.layers.1.mlp.act_fn  LlamaMLP  SiLUActivation  gate-output (silu)  1.50 KiB -> 780 B",

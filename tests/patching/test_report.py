@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from hf_invact import InvActConfig, PatchReport, patch_model
@@ -22,7 +24,7 @@ def report_of(*names: str) -> PatchReport:
 def test_of_a_model_with_equal_layers() -> None:
     assert str(patch_model(tiny_model("llama", num_hidden_layers=12))).splitlines() == [
         "inverted activations: 12 of 12 sites patched, 8.86 KiB per token less for the backward pass",
-        "  site                               block     activation      plan                each keeps per token",
+        "  site                               block     original        plan                each keeps per token",
         "  model.layers.0-11.mlp.act_fn (12)  LlamaMLP  SiLUActivation  gate-output (silu)  1.50 KiB -> 780 B",
         "  gate-output: keeps the product, up and one bit per element; approximate gradients",
     ]
@@ -36,7 +38,7 @@ def test_of_a_model_with_different_blocks() -> None:
     rows = [[cell for cell in line.split("  ") if cell] for line in str(report).splitlines()]
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["inverted activations: 3 of 5 sites patched, 1.10 KiB per token less for the backward pass"],
-        ["site", "block", "activation", "plan", "each keeps per token", "why"],
+        ["site", "block", "original", "plan", "each keeps per token", "why"],
         [
             "text.bert.encoder.layer.0-1.intermediate.intermediate_act_fn (2)",
             *("BertIntermediate", "GELUActivation", "output (gelu)", "2.08 KiB -> 1.71 KiB"),
@@ -58,13 +60,25 @@ def test_of_a_model_with_different_blocks() -> None:
     ]
 
 
+def test_of_a_model_with_adapters() -> None:
+    model = tiny_model("llama", num_hidden_layers=3)
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_dropout=0.1, target_modules=["up_proj", "down_proj"]))
+    rows = [re.split(" {2,}", line.strip()) for line in str(patch_model(adapted)).splitlines()]
+    assert rows[1][:4] == ["site", "block", "original", "plan"]
+    assert [row[1:4] for row in rows[2:5]] == [
+        ["LlamaMLP", "LoRA", "adapter-input"],
+        ["LlamaMLP", "LoRA", "adapter-input"],
+        ["LlamaMLP", "SiLUActivation", "gate-output (silu)"],
+    ]
+    assert rows[2][0] == "base_model.model.model.layers.0-2.mlp.up_proj (3)"
+
+
 def test_of_a_model_that_is_left_alone() -> None:
     report = patch_model(MLP("gpt2", Training(frozen=("down",))).model)
     assert str(report).splitlines() == [
         "inverted activations: 0 of 1 sites patched",
-        "  site                     block    activation  plan  each keeps per token  why",
-        "  transformer.h.0.mlp.act  GPT2MLP  GELUTanh    -     192 B -> 192 B        "
-        "left alone: nothing would keep less",
+        "  site                     block    original  plan  each keeps per token  why",
+        "  transformer.h.0.mlp.act  GPT2MLP  GELUTanh  -     192 B -> 192 B        left alone: nothing would keep less",
     ]
 
 

@@ -18,7 +18,7 @@ from hf_invact import InvertedActivationsCallback
 from tests.models import MODEL_NAMES, tiny_model
 from tests.trainer.helpers import SAVED, arguments, installed_hooks, losses, make_trainer, training_logs
 
-START = "the first training forward pass did not call these inverted activations: "
+START = "the first training forward pass did not call these patched sites: "
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:

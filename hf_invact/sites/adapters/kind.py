@@ -13,7 +13,11 @@ from ..kind import Known, Plan, Site, SiteKind
 from .layers import SUPPORTED, describe, find_layers, obstacle
 from .patched import observed_layer, patch_layer, restore_layer, settings_of, suspended_layer
 
-ADAPTER_INPUT = Plan("adapter-input", "the input as it comes, for all adapters, and one bit per dropout", exact=True)
+ADAPTER_INPUT = Plan(
+    "adapter-input",
+    "the layer's input, once for all of its adapters, and one bit per element for each dropout",
+    exact=True,
+)
 
 
 @dataclass(frozen=True, eq=False)
