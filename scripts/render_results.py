@@ -24,9 +24,11 @@ with missing_packages_named():
     from experiments.coverage import table as coverage
     from experiments.device import page as device
     from experiments.reproduce import page as reproduction
+    from experiments.reproduce.lora import tables as lora
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+ADAPTERS_PAGE = ROOT / "docs" / "adapters.md"
 BENCHMARK_PAGE = ROOT / "docs" / "benchmark.md"
 COMPATIBILITY_PAGE = ROOT / "docs" / "compatibility.md"
 COVERAGE_PAGE = ROOT / "docs" / "coverage.md"
@@ -60,6 +62,11 @@ def _reproduction() -> str:
     return reproduction.page(parts, from_page, reproduction.read_minutes(REPRODUCTION))
 
 
+def adapters_page() -> str:
+    """The page about LoRA with its results replaced."""
+    return _replaced(ADAPTERS_PAGE.read_text(encoding="utf-8"), "lora", lora.summary(_read(REPRODUCTION / "lora.json")))
+
+
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -69,7 +76,7 @@ def _replaced(text: str, name: str, section: str) -> str:
     markers = re.compile(rf"(<!-- begin {name}: .*? -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     replaced, count = markers.subn(lambda match: match.group(1) + section + match.group(2), text)
     if count != 1:
-        raise SystemExit(f"{README} must hold the markers of {name} once; found {count}")
+        raise SystemExit(f"a page must hold the markers of {name} once; found {count}")
     return replaced
 
 
@@ -113,6 +120,7 @@ def main() -> int:
     check = parser.parse_args().check
     rendered = {
         README: render(),
+        ADAPTERS_PAGE: adapters_page(),
         BENCHMARK_PAGE: tables.page(benchmarks(RESULTS)),
         COMPATIBILITY_PAGE: compatibility.page(_read(COMPATIBILITY)),
         COVERAGE_PAGE: coverage.page(_read(COVERAGE)),

@@ -92,5 +92,5 @@ def summary(parts: Mapping[str, Results]) -> str:
     if finetune := parts.get("finetune"):
         texts.append(f"{finetune_tables.headline(finetune)}\n\n{source_line(finetune)}\n")
     if lora := parts.get("lora"):
-        texts.append(f"{lora_tables.headline(lora)}\n\n{source_line(lora)}\n")
+        texts.append(lora_tables.summary(lora))
     return "\n".join(texts)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -58,6 +59,27 @@ def test_one_line_says_what_is_done_and_one_what_was(tmp_path: Path, caplog: pyt
         f"{size(kept)} (without: {size(plain)}, computed); "
     )
     assert end.endswith(f"why, site by site: {tmp_path / FILE}")
+
+
+def test_of_a_model_with_adapters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What it would have kept is computed from adapters that share their input, one after the other."""
+    trainers = []
+    for folder, on in ((tmp_path / "plain", False), (tmp_path, True)):
+        torch.manual_seed(0)
+        model = tiny_model("llama")
+        model.enable_input_require_grads()  # else there is no mask of the first layer's dropout
+        adapted = get_peft_model(model, LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear"))
+        args = arguments(folder, use_inverted_activations=on, max_steps=1)
+        trainers.append(make_trainer(adapted, args, InvertedActivationsCallback()))
+        trainers[-1].train()
+    begin, end = [record.getMessage() for record in ours(caplog) if record.levelno >= logging.WARNING]
+    assert begin.startswith("inverted activations: 16 of 16 sites patched, ")
+    assert end.startswith("inverted activations at the end: 16 of 16 sites; ")
+    plain, patched = (training_logs(trainer)[0][SAVED] for trainer in trainers)
+    assert outcome(tmp_path)[SAVED] == patched < 0.5 * plain
+    assert outcome(tmp_path)["saved_activation_bytes_plain"] == pytest.approx(plain, rel=1e-3)
+    kinds = [site["kind"] for site in outcome(tmp_path)["sites"]]
+    assert (kinds.count("adapter"), kinds.count("activation")) == (14, 2)
 
 
 def test_a_training_in_which_nothing_keeps_less_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

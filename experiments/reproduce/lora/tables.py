@@ -33,9 +33,9 @@ def section(results: Results) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def headline(results: Results) -> str:
-    """A sentence for each model, for the README."""
-    return "\n".join(map(_sentence, results["models"]))
+def summary(results: Results) -> str:
+    """A sentence for each model, and the line that says where it was measured, for the README and the page on LoRA."""
+    return "\n".join([*map(_sentence, results["models"]), "", source_line(results), ""])
 
 
 def _sentence(model: Results) -> str:

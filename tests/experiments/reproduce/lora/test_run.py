@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments.reproduce.finetune.plots import subject_figure
 from experiments.reproduce.lora import run as lora
-from experiments.reproduce.lora.tables import headline, section
+from experiments.reproduce.lora.tables import section, summary
 from experiments.reproduce.subjects import ADAPTERS, CONTROL, Subject
 from tests.experiments.small import write_config
 
@@ -54,11 +54,11 @@ def test_the_tables_say_what_was_found(results):
     assert "| every loss is the same |" in text
     assert "Away was left out: the weights package:no-such-weights" in text
     assert "by `python scripts/reproduce.py lora --quick`" in text
-    assert "(every loss is the same)" in headline(results)
+    assert "(every loss is the same)" in summary(results)
     changed = json.loads(json.dumps(results))
     changed["models"][0]["analysis"]["largest_difference"][ADAPTERS] = 2e-7
     assert "| at most 2.0e-07 |" in section(changed)
-    assert "(at most 2.0e-07)" in headline(changed)
+    assert "(at most 2.0e-07)" in summary(changed)
     assert section({**results, "models": []}).startswith("Away was left out")
 
 
