@@ -77,15 +77,20 @@ LORA_SUBJECTS = (
         "smollm2-135m-lora", "SmolLM2-135M", CONFIGS / "smollm2-135m-lora.yaml", PRETRAINED_SEEDS, has_adapters=True
     ),
 )
-# Small weights of its own, since the pretrained ones may not be installed.
-_LORA = json.dumps({"r": 4, "lora_dropout": 0.05, "target_modules": "all-linear"})
+# Fresh weights, since the pretrained ones may not be installed.
+_TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+_TINY_LORA = (
+    *("--max_seq_length", "32", "--tokenizer_vocab_size", "300"),
+    *("--model_config", json.dumps({**_TINY, "num_key_value_heads": 2, "max_position_embeddings": 32})),
+    *("--lora", json.dumps({"r": 4, "lora_dropout": 0.05, "target_modules": "all-linear"})),
+)
 QUICK_LORA_SUBJECTS = (
     Subject(
         "llama-lora",
-        "Llama, small",
+        "Llama, tiny",
         CONFIGS / "demo" / "llama.yaml",
         (0, 1),
-        overrides=(*_QUICK, "--lora", _LORA),
+        overrides=(*_QUICK, *_TINY_LORA),
         has_adapters=True,
     ),
 )
