@@ -57,7 +57,7 @@ def _quantized(bits: int, range_dtype: torch.dtype) -> Maker:
 
 
 def _inverted(name: str, title: str, source: str, plan: str) -> Method:
-    config = InvActConfig(plan=plan)
+    config = InvActConfig(plan=plan, sites=("activation",))
 
     def install(model: PreTrainedModel) -> AbstractContextManager[Any]:
         return inverted_activations(model, config)

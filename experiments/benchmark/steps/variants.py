@@ -34,7 +34,7 @@ def variants_of(architecture: str, backends: Sequence[str]) -> dict[str, StepVar
 
 def inverted_by(backend: str) -> StepVariant:
     """Inverted activations, computed by one backend."""
-    return lambda model: inverted_activations(model, InvActConfig(backend=backend))
+    return lambda model: inverted_activations(model, InvActConfig(backend=backend, sites=("activation",)))
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
 
 from experiments.benchmark.operators.implementations import Unavailable
+from experiments.benchmark.steps.variants import inverted_by
 from experiments.finetuning.gradients import cosine_distance, gradient
 from experiments.methods.catalogue import COMPARED, METHODS
 from hf_invact.memory import SavedActivations, intermediate_units
@@ -43,6 +46,16 @@ def state_of(model: torch.nn.Module) -> list[Any]:
         (name, module, dict(vars(module)), dict(module._modules), len(module._forward_hooks), module.training)
         for name, module in model.named_modules()
     ]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
+@pytest.mark.parametrize("install", [COMPARED["inverted"].applied, inverted_by("eager")], ids=["method", "step"])
+def test_what_is_compared_with_others_are_the_activations_alone(install: Callable[[Any], Any]) -> None:
+    model = peft.get_peft_model(
+        tiny_model("llama"), peft.LoraConfig(r=2, lora_dropout=0.1, target_modules="all-linear")
+    )
+    with install(model) as report:
+        assert {site.plan for site in report.sites} == {"gate-inputs"}
 
 
 @each_method
