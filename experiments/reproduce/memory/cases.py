@@ -16,6 +16,7 @@ class MemoryVariant:
     Attributes:
         name: in the results.
         plan: of `hf_invact.InvActConfig`; None leaves the model unpatched.
+        sites: the kinds of sites that are patched; all if empty.
         activation: replaces that of the model's config.
         checkpointed: whether layers are recomputed in the backward pass.
         compiled: whether the model is compiled by `torch.compile`.
@@ -23,29 +24,37 @@ class MemoryVariant:
 
     name: str
     plan: str | None = None
+    sites: tuple[str, ...] = ()
     activation: str | None = None
     checkpointed: bool = False
     compiled: bool = False
 
 
 PLAIN = MemoryVariant("plain")
-ACTIVATION = MemoryVariant("activation inverted", plan="output")
+# What others do, or the paper does, is in the activations alone.
+ACTIVATIONS = ("activation",)
+ACTIVATION = MemoryVariant("activation inverted", plan="output", sites=ACTIVATIONS)
 OURS = MemoryVariant("ours", plan="auto")
-EXACT_GATE = MemoryVariant("exact gate", plan="gate-inputs")
+OURS_ACTIVATIONS = MemoryVariant("ours, activations alone", plan="auto", sites=ACTIVATIONS)
+EXACT_GATE = MemoryVariant("exact gate", plan="gate-inputs", sites=ACTIVATIONS)
 FUSED = MemoryVariant("fused activation", activation="gelu_pytorch_tanh")
 FUSED_OURS = MemoryVariant("fused + ours", plan="auto", activation="gelu_pytorch_tanh")
 CHECKPOINTED = MemoryVariant("checkpointing", checkpointed=True)
 CHECKPOINTED_OURS = MemoryVariant("checkpointing + ours", plan="auto", checkpointed=True)
 COMPILED = MemoryVariant("torch.compile", compiled=True)
 COMPILED_OURS = MemoryVariant("torch.compile + ours", plan="auto", compiled=True)
-GELU_IN_PLACE_OF_SILU = MemoryVariant("activation inverted, GELU for SiLU", plan="output", activation="gelu")
+GELU_IN_PLACE_OF_SILU = MemoryVariant(
+    "activation inverted, GELU for SiLU", plan="output", sites=ACTIVATIONS, activation="gelu"
+)
 
 _OTHERS = (CHECKPOINTED, CHECKPOINTED_OURS, COMPILED, COMPILED_OURS)
 _ENCODER = (PLAIN, ACTIVATION, OURS, *_OTHERS)
 _UNFUSED = (PLAIN, FUSED, ACTIVATION, OURS, FUSED_OURS, *_OTHERS)
 _GATED = (PLAIN, ACTIVATION, EXACT_GATE, OURS, *_OTHERS)
+_ADAPTED = (PLAIN, ACTIVATION, EXACT_GATE, OURS_ACTIVATIONS, OURS, *_OTHERS)
+_DROPPED = (PLAIN, OURS_ACTIVATIONS, OURS, *_OTHERS)
 
-MEASURED_ON_GPU = (PLAIN, ACTIVATION, OURS)
+MEASURED_ON_GPU = (PLAIN, ACTIVATION, OURS_ACTIVATIONS, OURS)
 """The variants that are also measured if there is a GPU."""
 
 
@@ -82,6 +91,7 @@ class MemoryCase:
         config: values that differ from the defaults of the model class.
         autocast: whether the forward pass runs under autocast to bfloat16.
         adapters: dtype of LoRA's adapters (r=16, on all linear layers); None trains all weights.
+        dropout: of the adapters.
         forward_only: whether the model returns no loss, as in the reference notebooks.
         quantized: whether the frozen weights of the reference notebook are emulated (see `published.py`).
         published: the figures to compare with.
@@ -98,6 +108,7 @@ class MemoryCase:
     config: Mapping[str, Any] = field(default_factory=dict)
     autocast: bool = False
     adapters: str | None = None
+    dropout: float = 0.0
     forward_only: bool = False
     quantized: bool = False
     published: PublishedFigures | None = None
@@ -108,7 +119,7 @@ class MemoryCase:
         del own["variants"]
         own["config"] = dict(self.config)
         own["published"] = self.published and dataclasses.asdict(self.published)
-        return {**own, "variant": dataclasses.asdict(variant)}
+        return {**own, "variant": {**dataclasses.asdict(variant), "sites": list(variant.sites)}}
 
 
 _WINDOWLESS = {"sliding_window": None}
@@ -156,9 +167,22 @@ def _cases(
             published=MISTRAL_NOTEBOOK,
         ),
         mistral_case("mistral-7b", "bf16, full fine-tuning", _GATED, published=MISTRAL_NOTEBOOK),
-        mistral_case("mistral-lora", "LoRA, bf16 adapters", _GATED, adapters="bfloat16"),
+        mistral_case("mistral-lora", "LoRA, bf16 adapters", _ADAPTED, adapters="bfloat16"),
         mistral_case(
-            *("mistral-peft", "LoRA, PEFT's fp32 adapters, autocast to bf16", _GATED), adapters="float32", autocast=True
+            *("mistral-peft", "LoRA, PEFT's fp32 adapters, autocast to bf16", _ADAPTED),
+            adapters="float32",
+            autocast=True,
+        ),
+        mistral_case(
+            *("mistral-peft-dropout", "LoRA, PEFT's fp32 adapters, dropout 0.05", _DROPPED),
+            adapters="float32",
+            dropout=0.05,
+        ),
+        mistral_case(
+            *("mistral-peft-dropout-autocast", "LoRA, PEFT's fp32 adapters, dropout 0.05, autocast to bf16", _DROPPED),
+            adapters="float32",
+            dropout=0.05,
+            autocast=True,
         ),
         MemoryCase(
             *("llama-7b", "Llama-7B", named(decoder_batch, "bf16, full fine-tuning"), "LlamaForCausalLM"),

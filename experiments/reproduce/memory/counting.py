@@ -42,7 +42,7 @@ class Count:
     Attributes:
         parts: bytes by part of the model.
         weights: bytes of its parameters.
-        plans: how many activations have each plan.
+        plans: how many sites have each plan.
         method: how it was counted.
     """
 
@@ -103,9 +103,9 @@ def autocast_dtype(case: MemoryCase) -> torch.dtype | None:
 
 @contextmanager
 def built(case: MemoryCase, variant: MemoryVariant, device: str) -> Iterator[tuple[PreTrainedModel, dict[str, int]]]:
-    """A context with a variant's model on fake tensors, and the number of its activations with each plan."""
+    """A context with a variant's model on fake tensors, and the number of its sites with each plan."""
     with fake_tensors(device):
-        lora = None if case.adapters is None else Lora(r=LORA_RANK)
+        lora = None if case.adapters is None else Lora(r=LORA_RANK, dropout=case.dropout)
         model = build_model(source_of(case, variant), dtype=case.dtype, lora=lora)
         prepare(case, model)
         set_checkpointing(model, variant.checkpointed)
@@ -136,10 +136,11 @@ def prepare(case: MemoryCase, model: PreTrainedModel) -> None:
 
 
 def patch(case: MemoryCase, variant: MemoryVariant, model: PreTrainedModel) -> dict[str, int]:
-    """Patch a model as a variant says. Returns the number of activations with each plan."""
+    """Patch a model as a variant says. Returns the number of sites with each plan."""
     if variant.plan is None:
         return {}
-    report = patch_model(model, InvActConfig(plan=variant.plan, autocast_dtype=autocast_dtype(case)))
+    sites = {"sites": variant.sites} if variant.sites else {}
+    report = patch_model(model, InvActConfig(plan=variant.plan, autocast_dtype=autocast_dtype(case), **sites))
     plans = [site.plan or "left alone" for site in report.sites]
     return {plan: plans.count(plan) for plan in dict.fromkeys(plans)}
 

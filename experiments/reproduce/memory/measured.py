@@ -67,7 +67,7 @@ def _real_model(case: MemoryCase, variant: MemoryVariant, device: torch.device) 
     if case.adapters is not None:
         import peft
 
-        adapters = peft.LoraConfig(r=LORA_RANK, target_modules="all-linear")
+        adapters = peft.LoraConfig(r=LORA_RANK, lora_dropout=case.dropout, target_modules="all-linear")
         peft.get_peft_model(model, adapters, autocast_adapter_dtype=case.adapters == "float32")
     return model.to(device).train()
 

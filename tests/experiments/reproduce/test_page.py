@@ -63,6 +63,26 @@ def test_the_bars_of_memory_hold():
     assert change("mistral-7b") <= -0.157 * 1.7
 
 
+@pytest.mark.parametrize(
+    ("case", "plain", "activations", "bar"),
+    [
+        ("mistral-peft-dropout", 41.26, 37.76, 16.9),
+        ("mistral-peft-dropout-autocast", 31.82, 28.32, 16.9),
+        ("mistral-peft", 27.11, 23.61, 16.3),
+    ],
+)
+def test_the_bars_of_adapters_hold(case: str, plain: float, activations: float, bar: float) -> None:
+    """Adapters that keep their input once halve what Mistral keeps; activations alone save a tenth."""
+    kept = {
+        entry["variant"]: entry["kept_bytes"] / 2**30
+        for entry in PARTS_OF["memory"]["entries"]
+        if entry["case"] == case
+    }
+    assert kept["plain"] == pytest.approx(plain, abs=0.01)
+    assert kept["ours, activations alone"] == pytest.approx(activations, abs=0.01)
+    assert kept["ours"] <= bar
+
+
 @pytest.mark.parametrize("model", PARTS_OF["finetune"]["models"], ids=lambda model: model["name"])
 def test_the_bars_of_training_hold(model):
     """Of each model, final losses do not differ from the plain ones, and gradients by less than the limits."""
