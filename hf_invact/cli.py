@@ -102,7 +102,8 @@ def _add_comparisons(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--compare",
         action="store_true",
-        help="compare with a fused activation, an exact gate, and activation checkpointing",
+        help="compare with a fused activation, an exact gate, activation checkpointing, and for LoRA with what PEFT "
+        "has: no casts, and LoRA-FA",
     )
     plan.add_argument(
         "--fit",

@@ -13,16 +13,19 @@ from transformers import PretrainedConfig
 from ..patching import PatchReport
 from .dry_run import DryRun, dry_run, patch_report, reasons_left_alone
 from .errors import PlanningError
+from .model.lora import adapters_need_casts
 from .model.setup import Options, Setup
 from .peak import Peak
 from .variants import (
     BOTH,
     CHECKPOINTED,
     EXACT_GATE,
+    FROZEN_A,
     FUSED,
     INVERTED,
     PAIRS,
     PLAIN,
+    UNCAST,
     TrainingVariant,
     advice_to_leave_unpatched,
 )
@@ -30,11 +33,12 @@ from .variants import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-COMPARED = (PLAIN, INVERTED, FUSED, EXACT_GATE, CHECKPOINTED, BOTH)
+COMPARED = (PLAIN, INVERTED, FUSED, EXACT_GATE, UNCAST, FROZEN_A, CHECKPOINTED, BOTH)
 # Left out if they save no memory: the model already does the same.
 _ONLY_IF_LESS = {
     FUSED: "PyTorch's fused activation",
     EXACT_GATE: "An exact gate that recomputes its activation, such as Liger's,",
+    UNCAST: "PEFT without its casts",
 }
 
 
@@ -95,7 +99,7 @@ def compare_memory(
 
     The variants are: inverted activations; PyTorch's fused activation, if the model has an unfused one; an exact gate
     that saves its two factors, as Liger's does, if MLPs are gated; activation checkpointing; and checkpointing with
-    inverted activations.
+    inverted activations. With LoRA there are also PEFT without the casts of its inputs, and LoRA-FA.
 
     Args:
         model, batch_size, seq_len, options: as for `hf_invact.plan_memory` (but for gradient_checkpointing).
@@ -124,7 +128,8 @@ def comparison_from_run(
     """As `compare_memory`, for a model that is already built."""
     seq_len = run.length(seq_len)
     plain_bytes = sum(run.saved(PLAIN, batch_size, seq_len).values())
-    applying, notes = applying_variants(run, COMPARED)
+    compared = [variant for variant in COMPARED if run.setup.lora is not None or not variant.needs_adapters]
+    applying, notes = applying_variants(run, compared)
     variants: list[VariantMemory] = []
     for variant in applying:
         saved = run.saved(variant, batch_size, seq_len)
@@ -132,7 +137,7 @@ def comparison_from_run(
         if variant in _ONLY_IF_LESS and total >= plain_bytes:
             notes.append(f"Left out: {variant.name}. {_ONLY_IF_LESS[variant]} keeps no less than this model.")
             continue
-        notes += _notes_of(variant, run.report(variant))
+        notes += [*_notes_of(variant, run.report(variant)), *filter(None, [variant.note])]
         peak = None if optimizer is None else run.peak(variant, batch_size, seq_len, optimizer)
         share = total / plain_bytes if plain_bytes else 1.0
         variants.append(VariantMemory(variant.name, saved, total, share, peak))
@@ -163,6 +168,8 @@ def applying_variants(run: DryRun, variants: Iterable[TrainingVariant]) -> tuple
 
 
 def _why_not(run: DryRun, variant: TrainingVariant) -> str:
+    if variant.uncast and (why := adapters_need_casts(run.model, run.setup.autocast_dtype)):
+        return why
     try:
         report, notes = patch_report(run, variant)
     except PlanningError as error:  # it has no gradient checkpointing
@@ -177,4 +184,4 @@ def _why_not(run: DryRun, variant: TrainingVariant) -> str:
 def _notes_of(variant: TrainingVariant, report: PatchReport) -> Iterator[str]:
     if report.patched < len(report.sites):
         count = f"{report.patched} of {len(report.sites)}"
-        yield f"{variant.name} applies to {count} activations; the others: {reasons_left_alone(report)}."
+        yield f"{variant.name} applies to {count} sites; the others: {reasons_left_alone(report)}."

@@ -18,6 +18,7 @@ from .batch import batch_in_words, length_of, make_batch
 from .errors import PlanningError
 from .fake.tensors import fake_tensors
 from .model.build import build_model, set_checkpointing
+from .model.lora import casting_disabled, freeze_first_matrices
 from .model.setup import Setup
 from .model.source import Source, find_source
 from .peak import Peak, make_optimizer, predict_peak
@@ -46,7 +47,7 @@ class DryRun:
         self._reports = {PLAIN: PatchReport(())}
         self._saved: dict[tuple[TrainingVariant, int, int | None], Mapping[str, int]] = {}
         self._peaks: dict[tuple[TrainingVariant, int, int | None, str], Peak] = {}
-        self._optimizers: dict[str, optim.Optimizer] = {}
+        self._optimizers: dict[tuple[str, int], optim.Optimizer] = {}
 
     def report(self, variant: TrainingVariant) -> PatchReport:
         """What a variant patches.
@@ -77,7 +78,8 @@ class DryRun:
         key = variant, batch_size, seq_len
         if key not in self._saved:
             batch = self._batch(variant, batch_size, seq_len)
-            self._saved[key] = MappingProxyType(saved_by_part(self.model, batch, self.setup.autocast_dtype))
+            with casting_disabled(self.model, variant.uncast):
+                self._saved[key] = MappingProxyType(saved_by_part(self.model, batch, self.setup.autocast_dtype))
         return self._saved[key]
 
     def peak(self, variant: TrainingVariant, batch_size: int, seq_len: int | None, optimizer: str) -> Peak:
@@ -92,9 +94,9 @@ class DryRun:
         """
         key = variant, batch_size, seq_len, optimizer
         if key not in self._peaks:
-            chosen = self._optimizer(optimizer)
             batch = self._batch(variant, batch_size, seq_len)
-            with planning_errors(self.model):
+            chosen = self._optimizer(optimizer)
+            with planning_errors(self.model), casting_disabled(self.model, variant.uncast):
                 self._peaks[key] = predict_peak(
                     self.model, batch, chosen, forward_context=lambda: optional_autocast(self.setup.autocast_dtype)
                 )
@@ -111,20 +113,24 @@ class DryRun:
         self._current = None  # until the switch is complete
         unpatch_model(self.model)
         set_checkpointing(self.model, variant.checkpointed)
+        freeze_first_matrices(self.model, variant.frozen_a)
         self._reports[variant] = self._patch(variant.plan) if variant.patched else PatchReport(())
         self._current = variant
 
     def _patch(self, plan: str | None) -> PatchReport:
         config = self.setup.config
-        dtype = config.autocast_dtype or self.setup.autocast_dtype
-        return patch_model(self.model, dataclasses.replace(config, plan=plan or config.plan, autocast_dtype=dtype))
+        config = dataclasses.replace(config, autocast_dtype=config.autocast_dtype or self.setup.autocast_dtype)
+        if plan is not None:
+            config = dataclasses.replace(config, plan=plan, sites=("activation",))
+        return patch_model(self.model, config)
 
     def _optimizer(self, name: str) -> optim.Optimizer:
-        """One optimizer for all variants: once it has its state, a prediction needs a single step."""
-        if name not in self._optimizers:
-            trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-            self._optimizers[name] = make_optimizer(name, trained)
-        return self._optimizers[name]
+        """One for all variants that train the same weights: once it has its state, a prediction needs a single step."""
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        key = name, len(trained)
+        if key not in self._optimizers:
+            self._optimizers[key] = make_optimizer(name, trained)
+        return self._optimizers[key]
 
 
 def no_progress(doing: str) -> None:

@@ -11,21 +11,48 @@ class TrainingVariant:
 
     Attributes:
         name: in tables and JSON.
-        patched: whether its activations are inverted.
-        plan: patches with this plan of `hf_invact.InvActConfig`; None for the plan of the user's config.
+        patched: whether something is patched.
+        plan: patches the activations alone, with this plan of `hf_invact.InvActConfig`; None for the user's config.
         checkpointed: whether layers are recomputed in the backward pass.
+        uncast: whether PEFT leaves the input of adapters in its dtype.
+        frozen_a: whether only the second matrix of each adapter is trained.
+        note: what else it changes, a sentence.
     """
 
     name: str
     patched: bool = False
     plan: str | None = None
     checkpointed: bool = False
+    uncast: bool = False
+    frozen_a: bool = False
+    note: str = ""
+
+    @property
+    def needs_adapters(self) -> bool:
+        """Whether it is a way to train adapters."""
+        return self.uncast or self.frozen_a
 
 
 PLAIN = TrainingVariant("plain")
 INVERTED = TrainingVariant("inverted", patched=True)
 FUSED = TrainingVariant("fused activation", patched=True, plan="input")
 EXACT_GATE = TrainingVariant("exact gate", patched=True, plan="gate-inputs")
+UNCAST = TrainingVariant(
+    "no casts",
+    uncast=True,
+    note=(
+        "no casts: inside of peft.helpers.disable_input_dtype_casting adapters get the input of their layer as it "
+        "comes, and those without dropout share it."
+    ),
+)
+FROZEN_A = TrainingVariant(
+    "LoRA-FA",
+    frozen_a=True,
+    note=(
+        "LoRA-FA (peft.optimizers.create_lorafa_optimizer): only the matrices B are trained, so it is another "
+        "training. A frozen A needs no input, but its dropout keeps a mask."
+    ),
+)
 CHECKPOINTED = TrainingVariant("checkpointing", checkpointed=True)
 BOTH = TrainingVariant("checkpointing + inverted", patched=True, checkpointed=True)
 PAIRS = ((PLAIN, INVERTED), (CHECKPOINTED, BOTH))

@@ -43,13 +43,24 @@ def parts_of(model: PreTrainedModel, *, autocast: bool) -> dict[str, int]:
     return by_part(saved, model)
 
 
-def check(model_type: str, dtype: str, autocast: bool, attention: str, lora: Lora | None) -> None:
+def check(
+    model_type: str,
+    dtype: str,
+    autocast: bool,
+    attention: str,
+    lora: Lora | None,
+    sites: tuple[str, ...] = InvActConfig().sites,
+) -> None:
     plan = plan_memory(
-        *(small_config(model_type), SEQUENCES, TOKENS, dtype, autocast, lora), attention=attention, device="cpu"
+        *(small_config(model_type), SEQUENCES, TOKENS, dtype, autocast, lora),
+        attention=attention,
+        device="cpu",
+        config=InvActConfig(sites=sites),
     )
     model = real_model(model_type, dtype, plan.attention, lora)
     assert plan.plain == parts_of(model, autocast=autocast)
-    report = patch_model(model, InvActConfig(autocast_dtype=torch.bfloat16 if autocast else None))
+    dtype_of_autocast = torch.bfloat16 if autocast else None
+    report = patch_model(model, InvActConfig(sites=sites, autocast_dtype=dtype_of_autocast))
     assert plan.report == report
     assert plan.patched == parts_of(model, autocast=autocast)
 
@@ -76,6 +87,19 @@ def cases() -> Iterator[Any]:
 @pytest.mark.parametrize(("model_type", "autocast", "attention", "lora"), cases())
 def test_predicts_what_a_real_run_keeps(model_type: str, autocast: bool, attention: str, lora: Lora | None) -> None:
     check(model_type, "float32", autocast, attention, lora)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
+@pytest.mark.parametrize("model_type", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("autocast", [False, True], ids=["as loaded", "autocast"])
+@pytest.mark.parametrize("lora", [LORA, DROPOUT], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize(
+    "sites", [("adapter",), ("activation",), ("adapter", "activation")], ids=["adapters", "activations", "both"]
+)
+def test_predicts_float32_adapters_of_bfloat16_weights(
+    model_type: str, autocast: bool, lora: Lora, sites: tuple[str, ...]
+) -> None:
+    check(model_type, "bfloat16", autocast, "sdpa", lora, sites)
 
 
 @pytest.mark.slow

@@ -9,7 +9,17 @@ from hf_invact import InvActConfig, Lora, PatchingError, plan_memory
 from hf_invact.display.sizes import UNITS
 from hf_invact.planning import CATEGORIES, Comparison, Setup, as_json, compare_memory, dry_run, render_comparison
 from hf_invact.planning.text import unit_of
-from hf_invact.planning.variants import BOTH, CHECKPOINTED, EXACT_GATE, FUSED, INVERTED, PLAIN, TrainingVariant
+from hf_invact.planning.variants import (
+    BOTH,
+    CHECKPOINTED,
+    EXACT_GATE,
+    FROZEN_A,
+    FUSED,
+    INVERTED,
+    PLAIN,
+    UNCAST,
+    TrainingVariant,
+)
 from tests.planning.small import small_config
 
 SIZE = 2, 32
@@ -48,7 +58,7 @@ def test_says_what_plans_say() -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
 @pytest.mark.parametrize("lora", [None, Lora(dropout=0.1)], ids=["full", "lora"])
 def test_a_variant_leaves_no_trace_in_the_next(lora: Lora | None) -> None:
-    setup = Setup(small_config("llama"), lora=lora)
+    setup = Setup(small_config("llama"), lora=lora, autocast=lora is not None)
 
     def alone(variant: TrainingVariant) -> tuple[object, object]:
         with dry_run(setup) as run:
@@ -56,10 +66,47 @@ def test_a_variant_leaves_no_trace_in_the_next(lora: Lora | None) -> None:
 
     expected = {variant: alone(variant) for variant in (PLAIN, CHECKPOINTED)}
     with dry_run(setup) as run:
-        run.peak(BOTH, 1, 16, "adamw_fused")
+        for variant in (BOTH, *([UNCAST, FROZEN_A] if lora else [])):
+            run.peak(variant, 1, 16, "adamw_fused")
         for variant, answers in expected.items():
             assert (run.saved(variant, *SIZE), run.peak(variant, *SIZE, "adamw_fused")) == answers
             assert run.peak(BOTH, *SIZE, "adamw_fused") != answers[1]
+
+
+ADAPTED = Lora(r=4), Lora(r=4, dropout=0.1)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
+@pytest.mark.parametrize(
+    ("lora", "autocast", "left_out"),
+    [
+        (ADAPTED[0], True, {}),
+        (ADAPTED[1], True, {UNCAST: "keeps no less"}),
+        (ADAPTED[0], False, {UNCAST: "Only autocast multiplies inputs in bfloat16 with adapters in float32."}),
+    ],
+    ids=["autocast", "autocast, dropout", "no autocast"],
+)
+def test_adapters_are_compared_with_what_peft_has(
+    lora: Lora, autocast: bool, left_out: dict[TrainingVariant, str]
+) -> None:
+    comparison = compare_memory(small_config("llama"), *SIZE, lora=lora, autocast=autocast, optimizer="sgd")
+    by_name = {variant.name: variant for variant in comparison.variants}
+    for variant in (UNCAST, FROZEN_A):
+        (note,) = (note for note in comparison.notes if variant.name in note)
+        assert left_out.get(variant, variant.note) in note
+        assert (variant.name in by_name) == (variant not in left_out)
+    least = by_name.pop(INVERTED.name)
+    assert by_name[PLAIN.name].share == 1
+    assert all(variant.share < 1 for name, variant in by_name.items() if name != PLAIN.name)
+    assert all(least.share < by_name[v.name].share for v in (UNCAST, EXACT_GATE) if v.name in by_name)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
+def test_optimizers_have_no_state_of_frozen_matrices() -> None:
+    lora = Lora(r=4)
+    comparison = compare_memory(small_config("llama"), *SIZE, lora=lora, optimizer="adamw_fused")
+    states = {v.name: v.peak.by_category["optimizer"] for v in comparison.variants if v.peak is not None}
+    assert 0 < states[FROZEN_A.name] < states[PLAIN.name] == states[INVERTED.name] == states[BOTH.name]
 
 
 def test_no_answer_is_computed_twice() -> None:
@@ -86,7 +133,7 @@ def test_a_pattern_that_matches_nothing_is_an_error() -> None:
 
 def test_a_part_of_the_layers_is_told() -> None:
     comparison = compare_memory(small_config("llama"), *SIZE, config=InvActConfig(exclude=("*.1.mlp",)))
-    assert any(note.startswith("inverted applies to 1 of 2 activations") for note in comparison.notes)
+    assert any(note.startswith("inverted applies to 1 of 2 sites") for note in comparison.notes)
 
 
 def test_the_table_has_what_the_record_has() -> None:

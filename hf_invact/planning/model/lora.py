@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,32 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
             peft.get_peft_model(model, config)
     except Exception as error:  # PEFT's own checks, and impossible sizes
         raise PlanningError(f"LoRA cannot be added to {type(model).__name__}: {error}") from error
+
+
+def freeze_first_matrices(model: PreTrainedModel, frozen: bool) -> None:
+    """Freeze the matrices A of a model's adapters, as LoRA-FA does, or train them again."""
+    for name, weight in model.named_parameters():
+        if ".lora_A." in name:
+            weight.requires_grad_(not frozen)
+
+
+def casting_disabled(model: PreTrainedModel, disabled: bool) -> AbstractContextManager[None]:
+    """A context in which PEFT gives adapters their input as it comes, if it is disabled to cast it."""
+    if not disabled:
+        return nullcontext()
+    from peft.helpers import disable_input_dtype_casting
+
+    context: AbstractContextManager[None] = disable_input_dtype_casting(model)
+    return context
+
+
+def adapters_need_casts(model: PreTrainedModel, autocast_dtype: torch.dtype | None) -> str:
+    """Why adapters cannot do without PEFT's casts of their input; empty if they can."""
+    dtypes = {weight.dtype for name, weight in model.named_parameters() if ".lora_A." in name}
+    if autocast_dtype is not None or dtypes <= {model.dtype}:
+        return ""
+    adapters, weights = (str(dtype).partition(".")[2] for dtype in (*dtypes, model.dtype))
+    return f"Only autocast multiplies inputs in {weights} with adapters in {adapters}."
 
 
 def _layers(model: PreTrainedModel, target: str) -> list[str]:

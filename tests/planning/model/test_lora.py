@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 from transformers import MistralConfig
 
-from hf_invact import Lora, MemoryPlan, PlanningError, plan_memory
+from hf_invact import InvActConfig, Lora, MemoryPlan, PlanningError, plan_memory
+from hf_invact.planning import Setup, dry_run
+from hf_invact.planning.plan import plan_from_run
 from tests.planning.small import small_config
 
 GIB = 2**30
@@ -73,12 +76,19 @@ def test_adapters_need_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("autocast", "plain", "patched"),
-    [(False, 41.265, 37.765), ("bf16", 31.815, 28.315)],
-    ids=["as loaded", "as under the Trainer's bf16"],
+    ("autocast", "dropout", "plain", "activations", "patched"),
+    [
+        (False, 0.05, 41.265, 37.765, 16.874),
+        ("bf16", 0.05, 31.815, 28.315, 16.888),
+        ("bf16", 0.0, 27.112, 23.612, 16.294),
+    ],
+    ids=["as loaded", "as under the Trainer's bf16", "without dropout"],
 )
-def test_mistral_7b(autocast: bool | str, plain: float, patched: float) -> None:
-    lora = Lora(r=16, dropout=0.05)
-    plan = plan_memory(MistralConfig(sliding_window=None), 1, 4096, autocast=autocast, lora=lora)
-    assert plan.plain_bytes / GIB == pytest.approx(plain, abs=0.001)
-    assert plan.patched_bytes / GIB == pytest.approx(patched, abs=0.001)
+def test_mistral_7b(autocast: bool | str, dropout: float, plain: float, activations: float, patched: float) -> None:
+    setup = Setup(MistralConfig(sliding_window=None), autocast=autocast, lora=Lora(r=16, dropout=dropout))
+    alone = replace(setup, config=InvActConfig(sites=("activation",)))
+    for each, expected in ((setup, patched), (alone, activations)):
+        with dry_run(each) as run:
+            plan = plan_from_run(run, 1, 4096)
+        assert plan.plain_bytes / GIB == pytest.approx(plain, abs=0.001)
+        assert plan.patched_bytes / GIB == pytest.approx(expected, abs=0.001)
