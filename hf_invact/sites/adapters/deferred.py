@@ -15,6 +15,8 @@ from ...ops import adapter_input
 from ...ops.inputs import active_dtype
 from ..deferred import Deferred, as_called, is_inside_a_function, outside_of_inference
 
+_NO_TORCH_FUNCTION = torch._C._disabled_torch_function_impl  # of parameters and fake tensors
+
 
 class DeferredInput(Deferred):
     """Stands for the input of an adapter, cast to its dtype. Its product with a matrix is `ops.adapter_input`.
@@ -83,10 +85,15 @@ def _dropped(deferred: DeferredInput, p: float = 0.5, training: bool = True, inp
     return dropout(pending.tensor(), p, training, inplace)
 
 
+def _is_plain(weight: Any) -> bool:
+    """Whether no class of its own computes with it."""
+    is_own = type(weight) is Tensor or getattr(type(weight), "__torch_function__", None) is _NO_TORCH_FUNCTION
+    return is_own and not is_traceable_wrapper_subclass(weight)
+
+
 def _product(deferred: DeferredInput, weight: Any, bias: Any = None) -> Tensor:
     """`F.linear`."""
     pending = deferred.pending
-    is_plain = bias is None and isinstance(weight, Tensor) and not is_traceable_wrapper_subclass(weight)
-    if is_plain and pending.is_as_deferred():
+    if bias is None and _is_plain(weight) and pending.is_as_deferred():
         return adapter_input(pending.x, weight, pending.dtype, pending.p, pending.backend)
     return linear(pending.tensor(), weight, bias)

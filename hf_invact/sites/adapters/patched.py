@@ -16,6 +16,8 @@ from ..kind import SETTINGS
 from .deferred import DeferredInput, PendingInput
 
 Settings: TypeAlias = dict[str, Any]
+# Their layers do not cast what their dropout gets under autocast. What the others cast passes through it.
+_WITHOUT_CAST = ("peft.tuners.lora.bnb", "peft.tuners.lora.hqq")
 
 
 class _Patched(nn.Module):
@@ -69,6 +71,8 @@ def patch_layer(layer: Any, backend: str) -> None:
 
 def patch_dropouts(layer: Any, backend: str) -> None:
     """The part of `patch_layer` that is done for each adapter."""
+    if original_class(layer).__module__ not in _WITHOUT_CAST:
+        return
     for name, dropout in layer.lora_dropout.items():
         if type(dropout) in (nn.Dropout, nn.Identity):
             settings = {"backend": backend, "matrices": layer.lora_A, "adapter": name}
