@@ -28,15 +28,16 @@ class InvActConfig:
         exclude: patterns of block names to leave alone.
         plan: what is saved for the backward pass. "auto" measures each kind of block and takes the plan that saves the
             fewest bytes (ties go to the exact plan; the block stays unpatched if no plan saves fewer). The name of a
-            plan ("gate-inputs", "input", "gate-output" or "output") demands it of all sites that can have it, whatever
-            it saves; of several names, the one that saves the fewest bytes is taken. A name concerns the sites of its
-            own kind alone: those of other kinds stay "auto".
+            plan ("adapter-input", "gate-inputs", "input", "gate-output" or "output") demands it of all sites that can
+            have it, whatever it saves; of several names, the one that saves the fewest bytes is taken. A name concerns
+            the sites of its own kind alone: those of other kinds stay "auto".
         backend: what computes the operation: "auto" (by device) or a backend's name.
         autocast_dtype: under which training will run ("bfloat16" and "float16" are understood too); None takes the
             autocast that is active when `patch_model` is called, if any. The callback fills it in.
         require: refuse a model in which no activation would be inverted, where `patch_model` would only report why. (A
             plan that is demanded is always required at one site at least.)
-        sites: the kinds of sites to patch. The paper's method alone is ``("activation",)``.
+        sites: the kinds of sites to patch: "adapter" (the inputs of PEFT's LoRA, exact) and "activation". The paper's
+            method alone is ``("activation",)``.
 
     Raises:
         ValueError: an unknown plan, backend, dtype or kind of sites; patterns that are not strings; a `require`
