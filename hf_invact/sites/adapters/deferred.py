@@ -63,6 +63,11 @@ class PendingInput:
         is_same_autocast = active_dtype(self.x) == self.autocast_dtype
         return self.value is None and torch.is_grad_enabled() and is_same_autocast
 
+    def is_lossless(self) -> bool:
+        """Whether a cast of it is a cast of ``x``, and nothing was computed from it."""
+        is_wider = torch.promote_types(self.x.dtype, self.dtype) == self.dtype
+        return is_wider and self.p == 0 and self.is_as_deferred()
+
     def tensor(self) -> Tensor:
         if is_inside_a_function():
             raise RuntimeError(

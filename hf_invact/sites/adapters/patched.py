@@ -51,7 +51,9 @@ class PatchedLayer(_Patched):
     def _cast_input_dtype(self, x: Any, dtype: torch.dtype) -> Any:
         """What PEFT calls before the dropout of each active adapter, with the result for the one before."""
         if isinstance(x, DeferredInput):
-            return x if x.pending.dtype == dtype else super()._cast_input_dtype(x.pending.tensor(), dtype)  # type: ignore[misc]
+            if x.pending.dtype == dtype:
+                return x
+            x = x.pending.x if x.pending.is_lossless() else x.pending.tensor()
         is_cast = getattr(self, "cast_input_dtype_enabled", True)
         if is_cast and isinstance(x, Tensor) and not any(_need_tensors(self)):
             return _deferred(self, x, dtype)
