@@ -34,10 +34,12 @@ def transposed_copies() -> torch.autograd.graph.saved_tensors_hooks:
 def test_hooks_on_saved_tensors(
     shape: tuple[int, ...], layout: str, hooks: Callable[[], AbstractContextManager[Any]]
 ) -> None:
-    x, run = LAYOUTS[layout](shape, torch.bfloat16, 0), Run(torch.float32, 0.5)
-    expected = run.of(adapter_input, x)
-    with hooks():
-        assert_same_bits(run.of(adapter_input, x), expected)
+    x = LAYOUTS[layout](shape, torch.bfloat16, 0)
+    for frozen in ("", "x", "weight"):
+        run = Run(torch.float32, 0.5, frozen=frozen)
+        expected = run.of(adapter_input, x)
+        with hooks():
+            assert_same_bits(run.of(adapter_input, x), expected, run)
 
 
 def test_the_input_and_the_bits_are_not_changed_by_backward() -> None:
