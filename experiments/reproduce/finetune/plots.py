@@ -52,6 +52,8 @@ def subject_figure(model: Model) -> Figure:
     figure.suptitle(f"{model['title']}: mean and range of {len(model['seeds'])} seeds", fontsize=11)
     for axes in (losses, distances):
         finish(axes, grid="both")
+    if any(run["variant"] == ADAPTERS for run in model["runs"]):  # the labels are too long for one line
+        distances.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=1, frameon=False, fontsize=9)
     return figure
 
 

@@ -41,8 +41,8 @@ def summary(results: Results) -> str:
 def _sentence(model: Results) -> str:
     kept = {variant: size(_kept_bytes(model, variant)) for variant in _VARIANTS}
     return (
-        f"With LoRA on all linear layers and its dropout, {model['title']} keeps {kept['plain']} for the backward pass of "
-        f"a step; {kept[ADAPTERS]} where adapters keep their input once ({_largest(model, ADAPTERS)}); "
+        f"With LoRA on all linear layers and its dropout, {model['title']} keeps {kept['plain']} for the backward pass "
+        f"of a step; {kept[ADAPTERS]} where adapters keep their input once ({_largest(model, ADAPTERS)}); "
         f"{kept['inverted']} with inverted gates too (final loss, inverted - plain: "
         f"{difference(_of_final_loss(model, 'inverted'))})."
     )

@@ -106,7 +106,7 @@ def test_the_bars_of_lora_hold(model):
     difference = model["analysis"]["metrics"][FINAL_LOSS]["inverted - plain"]
     assert difference["low"] <= 0 <= difference["high"]
     kept = {run["variant"]: run["saved_bytes"] for run in model["runs"]}
-    assert kept["inverted"] < kept[ADAPTERS] < 0.6 * kept["plain"]
+    assert kept["inverted"] < kept[ADAPTERS] < 0.65 * kept["plain"]
     for dtype, bound in BOUNDS.items():
         assert max(entry["cosine_distance"] for entry in model["gradients"] if entry["dtype"] == dtype) <= bound
 
