@@ -19,12 +19,36 @@ otherwise, and checks that
 - the later losses, and the whole gradient of the first step, differ by no more than a stated tolerance: 1e-6 and 1e-5
   in float32, 0.02 and 0.03 in bfloat16, 0.002 and 0.003 in float16, relative to the loss and to the gradient's norm,
 - in half precision, the gradient's distance from float32's is at most twice that of the unpatched run,
-- no more is saved for backward than without the flag, and less if anything is patched.
+- no more is saved for backward than without the flag, and less if anything is patched,
+- where there are adapters: with `sites=("adapter",)`, that is without approximate gradients, all losses and gradients
+  are the same, bit for bit, with dropout as well.
 
-A cell gives the change of what the whole model saves for backward, and the plan of its MLPs (the
-[README](../README.md#how-it-works) explains the plans). Where BERT's MLPs are left alone, its saving comes from the
+A cell gives the change of what the whole model saves for backward, the plan of its MLPs (the
+[README](../README.md#how-it-works) explains the plans), and of how many of its layers with adapters these keep the
+layer's input once, e.g. 12/14. The others would not keep less by it, or are left alone for a reason (see
+[below](#what-is-patched-of-peft)). Where BERT's MLPs are left alone, its saving comes from the
 masked-language-modelling head. The changes depend on a model's sizes: `hf-invact plan` predicts those of yours. Cells
 are empty where one model stands for all of them.
+"""
+
+_PEFT = """## What is patched of PEFT
+
+Of each adapter, PyTorch keeps a copy of the layer's input in the adapter's dtype, and with dropout what was drawn.
+Patched, all adapters that get the same tensor keep that tensor, and one bit per element for the dropout of each. Their
+gradients are exact.
+
+| | |
+| :-- | :-- |
+| LoRA, rsLoRA, PiSSA, LoRA with a bias, on `Linear` and `Conv1D` | patched |
+| LoRA on 4 and 8 bits of bitsandbytes (QLoRA), and on HQQ | patched |
+| LoRA on GPTQ | patched, not run by the tests: GPTQModel needs a newer PyTorch than the tested one |
+| DoRA, aLoRA and other variants of LoRA | left alone: they compute with the input itself |
+| IA3, LoHa, VeRA and all other tuners; LoRA on other layers (embeddings, convolutions, AWQ, ...) | left alone |
+| prompt tuning, prefix tuning | nothing to patch |
+| DDP, FSDP2, ZeRO-2 | patched |
+| ZeRO-3; FSDP units of `lora_A` alone (PEFT's policy for FSDP1) | left alone: their hooks need the adapter's input |
+| hooks of other code on an adapter | left alone, or computed as unpatched while there are any |
+| LoRA kernels of Unsloth and of Axolotl | left alone: both replace the forward of the layers, or what calls them |
 """
 
 
@@ -37,7 +61,7 @@ def page(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
     sections = [_section(group, rows) for group, rows in results["groups"].items()]
     source = f"Measured on a CPU with {versions}, by `python -m pytest tests --write-results`.\n"
-    return "\n".join([_HEAD, *sections, source])
+    return "\n".join([_HEAD, *sections, _PEFT, source])
 
 
 def _section(group: str, rows: dict[str, dict[str, dict[str, Any]]]) -> str:

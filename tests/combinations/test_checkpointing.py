@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
-from hf_invact import patch_model
+from hf_invact import InvActConfig, patch_model
 from hf_invact.memory import SavedActivations
+from tests.combinations.adapters import lora, with_adapters
+from tests.combinations.loops import loop
 from tests.combinations.table import CHECKPOINTED, CHECKPOINTING, OFFLOADED
-from tests.combinations.training import Combination, compare, record
+from tests.combinations.training import Combination, Run, compare, record
 from tests.compatibility import Matrix, patched_sites
 from tests.models import batch, each_model, tiny_model
 
@@ -70,6 +72,20 @@ class Offloading:
 
         with saved_tensors_hooks(pack, hooks.unpack_hook):
             yield
+
+
+@each_model
+def test_adapters_train_the_same_while_what_is_saved_is_offloaded(name: str) -> None:
+    def train(flag: bool) -> Run:
+        model = with_adapters(tiny_model(name), lora(name, dropout=0.1))
+        if flag:
+            assert patch_model(model, InvActConfig(sites=("adapter",))).patched > 0
+        return loop(model, False, around_forward=save_on_cpu)
+
+    plain, patched = train(False), train(True)
+    assert patched.losses == plain.losses
+    assert len(plain.gradients) > 10
+    torch.testing.assert_close(patched.gradients, plain.gradients, rtol=0, atol=0)
 
 
 @each_model

@@ -1,25 +1,29 @@
-"""LoRA on a quantized model, with bitsandbytes' kernels for CPUs."""
+"""LoRA on a quantized model, with kernels for CPUs."""
 
 from __future__ import annotations
 
 import tempfile
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import prepare_model_for_kbit_training
-from torch import nn
+from peft import LoraConfig, prepare_model_for_kbit_training
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BitsAndBytesConfig
 
+from hf_invact import InvActConfig, patch_model
 from tests.combinations.adapters import lora, with_adapters
 from tests.combinations.table import ADAPTERS
-from tests.combinations.training import Combination, check_saved_bytes, compare, record
+from tests.combinations.training import STEPS, Combination, check_saved_bytes, compare, record
 from tests.compatibility import Matrix
-from tests.models import each_model, tiny_model
+from tests.models import batch, each_model, tiny_model
 
-pytest.importorskip("bitsandbytes", reason="quantized models need bitsandbytes: pip install '.[quantization]'")
+needs_bitsandbytes = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="quantized models need bitsandbytes: pip install '.[quantization]'"
+)
 
 FOUR_BITS = {
     "load_in_4bit": True,
@@ -49,6 +53,7 @@ QUANTIZED = [
 ]
 
 
+@needs_bitsandbytes
 @pytest.mark.slow
 @each_model
 @pytest.mark.parametrize("combination", QUANTIZED, ids=str)
@@ -60,3 +65,57 @@ def test_adapters_of_a_quantized_model_train_as_without_the_flag(
     assert kinds & {"Linear4bit", "Linear8bitLt"}
     check_saved_bytes(plain, patched, combination.tokens)
     record(matrix, combination, name, plain, patched)
+
+
+def with_hqq(dropout: float) -> nn.Module:
+    """A Llama whose linear layers HQQ has quantized to 4 bits, with LoRA on them."""
+    hqq = pytest.importorskip("hqq.core.quantize", reason="needs HQQ")
+    model, config = tiny_model("llama"), hqq.BaseQuantizeConfig(nbits=4, group_size=8)
+    for layer in model.model.layers:
+        for block in (layer.self_attn, layer.mlp):
+            for name, linear in [*block.named_children()]:
+                if isinstance(linear, nn.Linear):
+                    setattr(block, name, hqq.HQQLinear(linear, config, compute_dtype=torch.float32, device="cpu"))
+    options = LoraConfig(r=4, target_modules=r".*_proj", lora_dropout=dropout, init_lora_weights=False)
+    return with_adapters(model, options)
+
+
+FORMATS = [
+    pytest.param(partial(quantized, "llama", **FOUR_BITS), id="4-bit", marks=needs_bitsandbytes),
+    pytest.param(partial(quantized, "llama", load_in_8bit=True), id="8-bit", marks=needs_bitsandbytes),
+    pytest.param(with_hqq, id="HQQ"),
+]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("autocast", [True, False], ids=["bf16", "no-autocast"])
+@pytest.mark.parametrize("build", FORMATS)
+def test_adapters_of_quantized_layers_train_the_same_in_every_bit(build: Any, autocast: bool, dropout: float) -> None:
+    if build is with_hqq and autocast:
+        pytest.skip("HQQ's own backward pass fails under autocast on a CPU")
+
+    def train(flag: bool) -> tuple[list[float], list[Tensor]]:
+        model = build(dropout=dropout)
+        if flag:
+            config = InvActConfig(sites=("adapter",), autocast_dtype=torch.bfloat16 if autocast else None)
+            report = patch_model(model, config)
+            assert len(report.sites) == 14
+            assert dropout == 0 or report.patched == 14
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=1e-2)
+        torch.manual_seed(0)
+        losses = []
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = model(**batch(model, seed=step)).loss
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses, [weight.grad for weight in weights if weight.grad is not None]
+
+    (plain, expected), (patched, gradients) = train(False), train(True)
+    assert len(set(plain)) == STEPS
+    assert patched == plain
+    assert len(gradients) == len(expected) == 2 * 7 * 2
+    assert all(map(torch.equal, gradients, expected))

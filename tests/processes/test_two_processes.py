@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,6 +23,9 @@ from tests.versions import since_transformers
 LEFT_ALONE = "left alone: ZeRO-3 gathers its weights by hooks that need the tensor that the adapter is given"
 WORKER = Path(__file__).with_name("worker.py")
 SHARDED_FIRST = "Weights are sharded before the model is patched, so plans are measured on a copy."
+
+# DeepSpeed looks for ninja there, which pip installs beside Python.
+SEARCHED = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 Records: TypeAlias = list[dict[str, Record]]  # by process
 
@@ -42,7 +49,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 @pytest.fixture(scope="module")
 def found_by_deepspeed(tmp_path_factory: pytest.TempPathFactory) -> Records:
-    pytest.importorskip("deepspeed", reason="needs DeepSpeed, a C++ compiler and ninja")
+    if find_spec("deepspeed") is None or shutil.which("ninja", path=SEARCHED) is None or shutil.which("c++") is None:
+        pytest.skip("needs DeepSpeed, a C++ compiler and ninja")
     return train("deepspeed", tmp_path_factory.mktemp("deepspeed"))
 
 

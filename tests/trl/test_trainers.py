@@ -6,7 +6,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hf_invact import InvActArgumentsMixin, InvActConfig, InvertedActivationsCal
 from hf_invact.launch import main
 from hf_invact.launch.flags import Flags
 from hf_invact.launch.trainers import flags_applied
-from tests.compatibility import Matrix
+from tests.compatibility import Matrix, patched_sites
 from tests.trainer.helpers import SAVED, Witness, is_patched, losses, training_logs
 from tests.trl.small import dpo, sft
 
@@ -68,6 +68,7 @@ CASES: dict[str, tuple[Callable[..., Trainer], dict[str, Any], float]] = {
     ),
     "SFTTrainer, `bf16=True`": (sft, {"bf16": True}, 2e-2),
     "SFTTrainer, LoRA": (sft, {"peft_config": ADAPTER}, 1e-5),
+    "SFTTrainer, LoRA with dropout": (sft, {"peft_config": replace(ADAPTER, lora_dropout=0.1)}, 1e-5),
     "DPOTrainer": (dpo, {}, 1e-4),
     "DPOTrainer, reference precomputed": (dpo, {**NO_REFERENCE, "precompute_ref_log_probs": True}, 1e-4),
     "DPOTrainer, LoRA": (dpo, {**NO_REFERENCE, "peft_config": ADAPTER}, 1e-4),
@@ -89,9 +90,7 @@ def test_keeps_less_and_learns_the_same(name: str, tmp_path: Path, matrix: Matri
     assert kept(launched) == kept(inverted)
     assert callback.report
     sizes = {"plain_bytes": kept(plain), "patched_bytes": kept(inverted)}
-    matrix.record(
-        "Other libraries", f"TRL's {name}", "llama", **sizes, plan=callback.report.sites[0].plan or "left alone"
-    )
+    matrix.record("Other libraries", f"TRL's {name}", "llama", **sizes, **patched_sites(callback.report))
 
 
 @pytest.mark.parametrize("make", [sft, dpo], ids=["SFT", "DPO"])

@@ -57,6 +57,21 @@ def test_install_over_a_patched_activation_keeps_the_first_original(make: Callab
     assert module.act.original is original
 
 
+def test_what_other_code_notes_on_an_activation_stays_when_it_is_patched_again_and_restored() -> None:
+    """As ZeRO-3 does, whose hooks count on the module on which they were registered."""
+    module = block(nn.SiLU())
+    module.act.noted_before = 1
+    install.install(module, "act", SILU, "auto", OUTPUT)
+    patched = module.act
+    patched.noted = 2
+    install.install(module, "act", SILU, "eager", GATE_OUTPUT)
+    assert module.act is patched
+    patched.noted = 3
+    install.restore(module, "act")
+    assert (module.act.noted_before, module.act.noted) == (1, 3)
+    assert not {"curve", "backend", "plan", "original"} & {*vars(module.act)}
+
+
 def test_restore_leaves_what_is_not_patched() -> None:
     module = block(original := nn.ReLU())
     install.restore(module, "act")
