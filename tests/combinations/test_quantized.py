@@ -63,7 +63,7 @@ def test_adapters_of_a_quantized_model_train_as_without_the_flag(
     plain, patched = compare(combination, name, tmp_path)
     kinds = {type(module).__name__ for module in patched.model.modules()}
     assert kinds & {"Linear4bit", "Linear8bitLt"}
-    check_saved_bytes(plain, patched, combination.tokens)
+    check_saved_bytes(plain, patched, combination)
     record(matrix, combination, name, plain, patched)
 
 

@@ -205,34 +205,45 @@ def check_precision(plain: Run, patched: Run, exact: Run) -> None:
     assert difference(patched.gradients, exact.gradients) <= 2 * difference(plain.gradients, exact.gradients)
 
 
-def check_saved_bytes(plain: Run, patched: Run, tokens: int | None = None) -> None:
+def check_saved_bytes(plain: Run, patched: Run, combination: Combination | None = None) -> None:
     """Fewer bytes are saved if anything is patched, by as many as the report says, and never more."""
     assert patched.report is not None
     saving = plain.saved_bytes - patched.saved_bytes
     assert saving >= 0
     assert (saving > 0) == (patched.report.patched > 0)
-    if tokens is not None:
-        too_much = _masks_without_use(plain.model) if patched_sites(patched.report)["adapters"] else 0
-        assert saving == tokens * (patched.report.saved_bytes_per_token - too_much)
+    if combination is not None:
+        too_much, copies = _beside_the_report(plain.model, patched.report)
+        expected = combination.tokens * (patched.report.saved_bytes_per_token - too_much)
+        assert saving == expected + (copies if combination.options.get("bf16") else 0)
 
 
-def _masks_without_use(model: Any) -> int:
-    """Bytes per token of the dropout of adapters whose input needs no gradient: in the first layer, behind frozen
-    embeddings. PyTorch on a CPU keeps no mask then. The probe cannot know that it stays so, and counts one."""
-    found: list[int] = []
+def _beside_the_report(model: Any, report: PatchReport) -> tuple[int, int]:
+    """What the report does not count of patched adapters.
 
-    def note(dropout: nn.Module, args: tuple[Tensor, ...]) -> None:
+    Returns:
+        Bytes per token of the masks of those whose input needs no gradient: in the first layer, behind frozen
+        embeddings. PyTorch on a CPU keeps no mask then. The probe cannot know that it stays so, and counts one.
+        Bytes of the copies that autocast makes of the weights of the others. They do not grow with the tokens.
+    """
+    masks: list[int] = []
+    copies: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         (x,) = args
-        if not x.requires_grad:
-            found.append(x.shape[-1] * x.element_size())
+        if isinstance(module, nn.Dropout) and not x.requires_grad:
+            masks.append(x.shape[-1] * x.element_size())
+        if isinstance(module, nn.Linear) and x.requires_grad and module.weight.dtype == torch.float32:
+            copies.append(2 * module.weight.numel())
 
-    adapters = [module for module in model.modules() if hasattr(module, "lora_dropout")]
-    drops = [each for module in adapters for each in module.lora_dropout.values() if isinstance(each, nn.Dropout)]
-    handles = [dropout.register_forward_pre_hook(note) for dropout in drops]
-    model(**batch(model))
+    names = [site.name for site in report.sites if site.kind == "adapter" and site.is_patched]
+    layers = [model.get_submodule(name) for name in names]
+    modules = [each for layer in layers for each in (*layer.lora_dropout.values(), *layer.lora_A.values())]
+    handles = [module.register_forward_pre_hook(note) for module in modules]
+    if names:
+        model(**batch(model))
     for handle in handles:
         handle.remove()
-    return sum(found)
+    return sum(masks), sum(copies)
 
 
 def record(matrix: Matrix, combination: Combination, name: str, plain: Run, patched: Run) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_invact import patch_model
-from hf_invact.patching import planner
+from hf_invact.patching import places
 from hf_invact.patching.probing.signature import signature
 from hf_invact.sites import Site
 from tests.models import MODEL_NAMES, tiny_model
@@ -39,13 +39,13 @@ class Block(nn.Module):
 def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The blocks for which a scope was searched, that is, which did not share a probe."""
     found: list[str] = []
-    find_scope = planner.find_scope
+    find_scope = places.find_scope
 
     def counted(model: nn.Module, site: Site, *args: Any) -> Any:
         found.append(site.holder_name)
         return find_scope(model, site, *args)
 
-    monkeypatch.setattr(planner, "find_scope", counted)
+    monkeypatch.setattr(places, "find_scope", counted)
     return found
 
 
