@@ -68,7 +68,7 @@ def test_patching_that_lowers_the_peak_is_not_advised_against() -> None:
 
 
 def test_a_plan_that_patches_nothing_says_so_and_why() -> None:
-    lora, config = Lora(targets="attention"), InvActConfig(exclude=("*predictions*",))
+    lora, config = Lora(targets="attention"), InvActConfig(exclude=("*predictions*",), sites=("activation",))
     nothing = hf_invact.plan_memory(small_config("bert"), 2, 16, optimizer="sgd", lora=lora, config=config)
     text = render(nothing)
     assert "Nothing is patched, so the peak is the same." in text

@@ -155,6 +155,8 @@ def test_trls_offloading_fails_on_a_cpu(callbacks: list[Any], tmp_path: Path) ->
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the next test covers an accelerator")
 def test_offloading_with_the_cpu_named_as_the_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL's own code packs and unpacks every tensor; what a CPU lacks (streams, pinned memory) is turned off."""
+    # TRL calls it once bitsandbytes is imported.
+    monkeypatch.setattr(torch.cpu, "empty_cache", lambda: None, raising=False)
     on_a_cpu = {"use_pin_memory": False, "use_streams": False}
     make_manager = functools.partial(activation_offloading.get_act_offloading_ctx_manager, **on_a_cpu)
     monkeypatch.setattr(sft_trainer, "get_act_offloading_ctx_manager", make_manager)
