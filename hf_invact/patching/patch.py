@@ -9,6 +9,7 @@ from torch import nn
 
 from .. import sites
 from ..sites import Site
+from ..sites.activations import Activations
 from ..sites.errors import PatchingError
 from .config import InvActConfig
 from .deciding import decide, install
@@ -86,13 +87,13 @@ def inverted_activations(model: nn.Module, config: InvActConfig | None = None) -
 
 
 def activation_sites(model: nn.Module) -> list[str]:
-    """Qualified names of what `patch_model` finds, patched or not.
+    """Qualified names of the activations that `patch_model` finds, patched or not.
 
     Raises:
         PatchingError: it is no module.
     """
     require_module(model)
-    return [site.name for kind in sites.KINDS for site in kind.find(model)]
+    return [site.name for site in Activations().find(model)]
 
 
 def _check_demands(report: PatchReport, config: InvActConfig) -> None:

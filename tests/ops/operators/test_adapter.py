@@ -38,7 +38,7 @@ def seeded() -> torch.Generator:
 def arguments_of(x: Tensor, dtype: torch.dtype, p: float, of: str = "both") -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The arguments of the operator, and of the one that computes gradients."""
     weight = normal(RANK, x.size(-1), seed=1).to(dtype)
-    y, kept = operators.ADAPTER_INPUT(x, weight, dtype, p, "auto", seeded())
+    y, kept = operators.ADAPTER_INPUT(x, weight, dtype, p, "auto", None, seeded())
     dense = torch.empty_like(x)
     saved = None if of == "input" else x, None if of == "weight" else weight, kept if p else None
     layout = list(dense.shape), list(dense.stride())
@@ -95,7 +95,7 @@ def test_nothing_is_dropped_without_dropout() -> None:
 def test_a_generator_draws_the_mask() -> None:
     (x, weight, *_), _ = arguments_of(normal(20, 30), torch.float32, 0.5)
     first, second, other = (
-        operators.ADAPTER_INPUT(x, weight, torch.float32, 0.5, "auto", generator)[1]
+        operators.ADAPTER_INPUT(x, weight, torch.float32, 0.5, "auto", None, generator)[1]
         for generator in (seeded(), seeded(), seeded().manual_seed(1))
     )
     assert torch.equal(first, second)
