@@ -115,3 +115,9 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def own_lines(output: str) -> str:
+    """What a script printed, without what bitsandbytes prints where PEFT imports it: it asks the hub for a kernel."""
+    lines = output.splitlines(keepends=True)
+    return "".join(line for line in lines if "bitsandbytes" not in line and "get_kernel(" not in line)

@@ -21,7 +21,7 @@ from experiments.common.locks import LOCK, locked, locked_folder
 from experiments.compare.command import main as compare
 from experiments.finetuning.run import main as finetune
 from experiments.reproduce.command import main as reproduce
-from tests.experiments.small import contents, write_config
+from tests.experiments.small import contents, own_lines, write_config
 
 ROOT = Path(__file__).parents[3]
 FORK = multiprocessing.get_context("fork")
@@ -144,5 +144,5 @@ def test_of_two_comparisons_at_once_one_is_refused_and_the_other_ends(tmp_path):
     errors = [process.communicate(timeout=deadline - time.monotonic())[1] for process in (first, second)]
     assert sorted([first.returncode, second.returncode]) == [0, 2], errors
     refused = errors[0] if first.returncode else errors[1]
-    assert re.fullmatch("error: the output folder .* is in use: .*\n", refused)
+    assert re.fullmatch("error: the output folder .* is in use: .*\n", own_lines(refused))
     assert (tmp_path / "out/report.html").exists()

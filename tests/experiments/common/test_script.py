@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from experiments.common import script
-from tests.experiments.small import write_config
+from tests.experiments.small import own_lines, write_config
 from tests.imports import imported_names
 
 ROOT = Path(__file__).parents[3]
@@ -95,7 +95,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(packages, 
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
     command = re.escape(script.INSTALL)
     line = rf"error: the package \w+ is not installed; in the folder of this project, run: {command}\n"
-    assert re.fullmatch(f"({line}){{{len(scripts)}}}", ended.stdout), ended.stdout + ended.stderr
+    assert re.fullmatch(f"({line}){{{len(scripts)}}}", own_lines(ended.stdout)), ended.stdout + ended.stderr
 
 
 def test_the_command_names_a_file_with_all_packages():
@@ -127,4 +127,4 @@ def test_an_interrupted_comparison_ends_with_one_line(tmp_path):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (130, "interrupted; run the same command again to continue\n")
+    assert (process.returncode, own_lines(error)) == (130, "interrupted; run the same command again to continue\n")

@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from experiments.finetuning.run import main
-from tests.experiments.small import MODELS, contents, write_config
+from tests.experiments.small import MODELS, contents, own_lines, write_config
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "finetune.py"
 
@@ -114,6 +114,6 @@ def test_the_script_itself(tmp_path):
     command = [sys.executable, str(SCRIPT), str(config), "--output_dir", str(tmp_path / "out")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    assert re.fullmatch(f"error: unknown option 'max_step' in the config {config}; .*\n", ended.stderr)
+    assert re.fullmatch(f"error: unknown option 'max_step' in the config {config}; .*\n", own_lines(ended.stderr))
     assert ended.stdout == ""
     assert contents(tmp_path) == before
