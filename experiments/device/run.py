@@ -146,7 +146,9 @@ class Run:
                     self.document.describe(message["machine"])
                 else:
                     raise ConfigError(message["refused"])
-            state, fault = FAILED, worker.fault()
+            # Writing where it hangs, from another thread at its limit, may itself crash it.
+            is_over = current is not None and time.monotonic() >= until - GRACE
+            state, fault = CUT if is_over else FAILED, worker.fault()
         except TimeIsOver:
             state, fault = CUT, None
         if current is None:

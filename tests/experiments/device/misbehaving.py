@@ -52,6 +52,13 @@ def hangs(conditions: Conditions) -> dict[str, Any]:
     raise AssertionError("not reached")
 
 
+def crashes_at_its_limit(conditions: Conditions) -> dict[str, Any]:
+    """As where it is, is written, which another thread does."""
+    time.sleep(LIMITS[crashes_at_its_limit] + 0.2)
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return {}
+
+
 def hangs_long(conditions: Conditions) -> dict[str, Any]:
     return hangs(conditions)
 
@@ -64,7 +71,7 @@ def finds_faults(conditions: Conditions) -> dict[str, Any]:
     return {"inner": {"failed": "inside"}, "other": [1], "lacking": {"unavailable": "no such chip"}, "cut": "half done"}
 
 
-LIMITS = {hangs: 2.0}  # seconds
+LIMITS = {hangs: 2.0, crashes_at_its_limit: 1.0}  # seconds
 
 
 def listed(*measures: Callable[[Conditions], dict[str, Any]]) -> Callable[[str], list[Case]]:

@@ -92,6 +92,11 @@ def test_what_dies_costs_no_other_case(make: Make, tmp_path: Path, capsys: pytes
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "d.json"]
 
 
+def test_what_crashes_at_its_limit_is_cut(make: Make, tmp_path: Path) -> None:
+    content = measured(tmp_path / "d.json", make("late", "crashes_at_its_limit", "works"))
+    assert states(content) == {"late": ("done", {"crashes_at_its_limit": "cut", "works": "measured"})}
+
+
 def test_what_hangs_is_killed_with_all_that_it_started(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
