@@ -24,6 +24,7 @@ PARTS = {
     "steps": "time of a training step, plain, inverted and with each alternative",
     "finetune": "fine-tuning with several seeds, with and without",
     "lora": "the same with LoRA and its dropout",
+    "lora_steps": "time of a training step with LoRA",
 }
 ALL = "all"
 FOLDER = Path("results/reproduction")

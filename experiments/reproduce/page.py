@@ -23,6 +23,7 @@ SECTIONS = {
     "steps": steps_tables.section,
     "finetune": finetune_tables.section,
     "lora": lora_tables.section,
+    "lora_steps": steps_tables.section_with_adapters,
 }
 TITLES = {
     "memory": "Memory",
@@ -30,6 +31,7 @@ TITLES = {
     "steps": "Step time",
     "finetune": "The same training",
     "lora": "The same training with LoRA",
+    "lora_steps": "Step time with LoRA",
 }
 _INTRODUCTION = """\
 # The published experiments, reproduced

@@ -32,9 +32,9 @@ def variants_of(architecture: str, backends: Sequence[str]) -> dict[str, StepVar
     return chosen
 
 
-def inverted_by(backend: str) -> StepVariant:
-    """Inverted activations, computed by one backend."""
-    return lambda model: inverted_activations(model, InvActConfig(backend=backend, sites=("activation",)))
+def inverted_by(backend: str, sites: tuple[str, ...] = ("activation",)) -> StepVariant:
+    """Inverted activations, computed by one backend, and other kinds of sites if they are named."""
+    return lambda model: inverted_activations(model, InvActConfig(backend=backend, sites=sites))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...common.yaml_files import read_yaml
 from ...finetuning.arguments import RunArguments, parse_run
-from ..subjects import SUBJECTS
+from ..subjects import LORA_SUBJECTS, QUICK_LORA_SUBJECTS, SUBJECTS
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class StepModel:
         rounds: how many steps each variant takes; short steps need more of them for a precise median.
         seconds: for the variants that are not ours. After them no round starts, except the first few.
         compiles: whether the model is also compiled.
+        has_adapters: whether it is trained with LoRA.
     """
 
     name: str
@@ -31,6 +32,7 @@ class StepModel:
     rounds: int = 41
     seconds: float = 45.0
     compiles: bool = True
+    has_adapters: bool = False
 
     def run(self, folder: Path) -> RunArguments:
         """The run's arguments.
@@ -99,4 +101,23 @@ QUICK = (
         rounds=2,
         seconds=1.0,
     ),
+)
+# Longer sequences than those that it is trained on, so that a step is not all calls.
+FULL_LORA = tuple(
+    StepModel(
+        *(subject.name, f"{subject.title} with LoRA", str(subject.config), ("--max_seq_length", "128")),
+        rounds=25,
+        seconds=120.0,
+        has_adapters=True,
+    )
+    for subject in LORA_SUBJECTS
+)
+QUICK_LORA = tuple(
+    StepModel(
+        *(subject.name, f"{subject.title}, with LoRA", str(subject.config), subject.overrides),
+        rounds=2,
+        seconds=1.0,
+        has_adapters=True,
+    )
+    for subject in QUICK_LORA_SUBJECTS
 )

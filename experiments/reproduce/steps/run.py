@@ -21,15 +21,26 @@ from ...common.files import read_mapping, write_atomically, write_json
 from ...compare.steptime import steps_of
 from .models import FULL, QUICK, StepModel
 from .plots import png_of
-from .variants import BASELINES, title, variants_for
+from .variants import BASELINES, title, variants_for, variants_with_adapters
 
-RESULTS, FIGURE = "steps.json", "steps-time.png"
+PART = "steps"
 MUST_MATCH = ("environment", "settings")  # in a file that a run continues
 SETTINGS = {"learning_rate": 0.0, "seed": 0}
 
 
 def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
-    """Measure the models that are missing in `folder`, and draw all of them.
+    """Write steps.json and its figure into the folder.
+
+    Raises:
+        ConfigError: as `time_models`.
+    """
+    return time_models(PART, QUICK if quick else FULL, folder, quick, console, command)
+
+
+def time_models(
+    part: str, models: tuple[StepModel, ...], folder: Path, quick: bool, console: Console, command: str
+) -> Path:
+    """Measure the models that are missing in the results of a part, and draw all of them.
 
     Returns:
         The path of the results.
@@ -37,8 +48,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
     Raises:
         ConfigError: the results in the folder are damaged.
     """
-    models = QUICK if quick else FULL
-    path = folder / RESULTS
+    path = folder / f"{part}.json"
     settings = {**SETTINGS, "quick": quick}
     content: dict[str, Any] = {"command": command, "environment": describe_environment(), "settings": settings}
     entries = _finished(path, content, models)
@@ -58,7 +68,7 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
         write_json(path, content)
     content["entries"] = [entries[model.name] for model in models]
     write_json(path, content)
-    write_atomically(folder / FIGURE, png_of(content))
+    write_atomically(folder / f"{part}-time.png", png_of(content))
     return path
 
 
@@ -91,7 +101,9 @@ def _entry(model: StepModel) -> dict[str, Any]:
 def _measured(model: StepModel) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         training = steps_of(model.run(Path(folder)))
-    variants = variants_for(training.model, model.compiles)
+    variants = (
+        variants_with_adapters(training.model) if model.has_adapters else variants_for(training.model, model.compiles)
+    )
     # First only ours, whose turns then follow each other closely; then the others, some of which are slow.
     ours = {name: variant for name, variant in variants.items() if name == PLAIN or name.startswith(INVERTED)}
     others = {name: variant for name, variant in variants.items() if name == PLAIN or name not in ours}

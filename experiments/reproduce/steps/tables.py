@@ -16,8 +16,17 @@ Results = Mapping[str, Any]
 
 def section(results: Results) -> str:
     """Step time and bytes kept, a row for each variant and a column for each model, with how they were measured."""
+    return _section(f"{METHOD}\n\n{OF_OTHERS}", results)
+
+
+def section_with_adapters(results: Results) -> str:
+    """The same of models with LoRA."""
+    return _section(f"{METHOD}\n\n{WITH_ADAPTERS}", results)
+
+
+def _section(method: str, results: Results) -> str:
     measured = [entry for entry in results["entries"] if "variants" in entry]
-    return "\n\n".join(filter(None, [METHOD, *_tables(measured), _notes(results), _source(results, measured)])) + "\n"
+    return "\n\n".join(filter(None, [method, *_tables(measured), _notes(results), _source(results, measured)])) + "\n"
 
 
 METHOD = """\
@@ -25,11 +34,13 @@ A step is forward, backward, clipping and AdamW, as the Trainer takes it, on one
 variants take turns on the same model in one process, with every second round reversed (first plain and inverted, then
 plain and the others), and with the same weights at every step (the learning rate is 0). A ratio compares a step with
 the plain step of the same turn; the table gives the median, with the quartiles in parentheses. *Kept* counts the bytes
-that autograd saves for backward.
-
+that autograd saves for backward."""
+OF_OTHERS = """\
 The methods of other papers are written in plain PyTorch here, as ours are with the backend `eager`. The GPU kernels of
 their authors are not measured. SmolLM2 is not compiled as a whole, which takes minutes on a CPU. In compiled models,
 ours use the backend `compile` on a CPU, and `triton` on a GPU."""
+WITH_ADAPTERS = """\
+Inverted are the activations, and adapters keep their input once, as `patch_model` does without options."""
 
 
 def _tables(entries: Sequence[Results]) -> list[str]:

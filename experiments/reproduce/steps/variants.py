@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...benchmark.steps.variants import StepVariant, inverted_by, variants_of
+from ...benchmark.operators.implementations import INVERTED
+from ...benchmark.steps.variants import CHECKPOINTING, PLAIN, StepVariant, checkpointing, inverted_by, variants_of
 from ...benchmark.tables import label
 from ...methods.catalogue import METHODS
 
@@ -32,6 +33,14 @@ def variants_for(model: PreTrainedModel, compiles: bool = True) -> dict[str, Ste
         chosen[COMPILED] = Compiled(nullcontext)
         chosen[COMPILED_INVERTED] = Compiled(inverted_by(BACKEND_OF_COMPILED[device]))
     return chosen
+
+
+def variants_with_adapters(model: PreTrainedModel) -> dict[str, StepVariant]:
+    """By name: plain, adapters that keep their input once and inverted activations by each backend, checkpointing."""
+    chosen: dict[str, StepVariant] = {PLAIN: nullcontext}
+    for backend in BACKENDS[model.device.type]:
+        chosen[INVERTED + backend] = inverted_by(backend, ("adapter", "activation"))
+    return chosen | {CHECKPOINTING: checkpointing}
 
 
 def title(name: str) -> str:

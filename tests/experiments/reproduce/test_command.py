@@ -13,6 +13,7 @@ from experiments.common.errors import ConfigError, RunFailed
 from experiments.reproduce import command, page
 from experiments.reproduce.finetune import run as finetune
 from experiments.reproduce.lora import run as lora
+from experiments.reproduce.lora_steps import run as lora_steps
 from experiments.reproduce.memory import run as memory
 from experiments.reproduce.methods import run as methods
 from experiments.reproduce.steps import run as steps
@@ -23,6 +24,7 @@ MODULES: dict[str, ModuleType] = {
     "steps": steps,
     "finetune": finetune,
     "lora": lora,
+    "lora_steps": lora_steps,
 }
 
 
