@@ -30,6 +30,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """At the end of Python it is freed as usual; some extensions report what is not."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def matrix(request: pytest.FixtureRequest) -> Iterator[Matrix]:
     """Where tests of combinations record what they measure; see `Matrix.record`."""
