@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -66,11 +66,28 @@ def tensors(draw: st.DrawFn) -> Tensor:
     return stored.permute(back)[tuple(slice(None, None, step) for step in steps)]
 
 
+# PyTorch's products of these are those of matrices that lie in memory column by column, with sums of another order.
+COLUMN_MAJOR = (normal(1, dtype=torch.float64), normal(2, 2, 2, dtype=torch.float64).permute(1, 2, 0))
+
+
 @settings(deadline=None, max_examples=200)
+@example(COLUMN_MAJOR[0], torch.float32, 0.0, None)
+@example(COLUMN_MAJOR[1], torch.float32, 0.0, None)
 @given(tensors(), st.sampled_from(DTYPES), st.floats(0, 1), st.sampled_from([None, *HALF_DTYPES]))
 def test_any_tensor_and_probability(x: Tensor, dtype: torch.dtype, p: float, autocast: torch.dtype | None) -> None:
     run = Run(dtype, p, autocast)
     assert_same_bits(run.of(adapter_input, x), run.of(pefts, x), run)
+
+
+@pytest.mark.parametrize("x", COLUMN_MAJOR, ids=["one number", "three dimensions"])
+def test_gradients_that_can_be_differentiated_have_the_same_bits(x: Tensor) -> None:
+    found = []
+    for function in (adapter_input, pefts):
+        leaves = x.clone().requires_grad_(), normal(RANK, x.size(-1), seed=1).requires_grad_()
+        y = function(*leaves, torch.float32, 0.0)
+        gradients = torch.autograd.grad(y, leaves, normal(*y.shape, seed=3), create_graph=True)
+        found.append({"dx": gradients[0].detach(), "dweight": gradients[1].detach()})
+    assert_same_bits(*found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)

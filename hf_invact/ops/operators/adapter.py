@@ -160,9 +160,14 @@ def _fake_gradients(
 
 
 def _times(dy: Tensor, weight: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """The product, with its sums in the order of PyTorch's gradient of a matrix with these strides."""
-    is_column_major = len(size) == 2 and stride[0] == 1 and stride[1] == size[0]
-    return weight.t().mm(dy.t()).t() if is_column_major else dy.matmul(weight)
+    """The product, with its sums in the order of PyTorch's gradient of an input with these strides.
+
+    PyTorch multiplies a matrix: the input with a dimension in front, or with all dimensions but the last as one.
+    """
+    x = torch.empty_strided(size, stride, device="meta")
+    matrix = x.unsqueeze(0) if x.dim() == 1 else x if x.dim() == 2 else _rows(x)
+    is_column_major = matrix.stride(0) == 1 and matrix.stride(1) == matrix.size(0)
+    return weight.t().mm(_rows(dy).t()).t().reshape(size) if is_column_major else dy.matmul(weight)
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -239,7 +244,7 @@ def _differentiable_gradients(
             ones = torch.empty_strided(*ctx.layout, dtype=ctx.dtype, device=dy.device).fill_(1.0)
             scale = scales_of(ctx.p, ctx.dtype, dy.device).forward
             noise = _kernels(ctx.backend, ctx.dtype, dy.device).masked(ones, kept, ctx.dtype, scale)
-    dx = None if weight is None else ((dy @ weight).to(ctx.dtype) * noise).to(x_dtype)
+    dx = None if weight is None else (_times(dy, weight, *ctx.layout).to(ctx.dtype) * noise).to(x_dtype)
     dweight = None if x is None else _rows(dy).t() @ _rows((x.to(ctx.dtype) * noise).to(weight_dtype))
     return dx, dweight
 
