@@ -1,4 +1,4 @@
-"""Set before any library is imported: no hub, threads that do not use a core while they wait, and kernels without a GPU.
+"""Set before any library is imported: no hub, threads that use no core while they wait, and kernels without a GPU.
 
 NumPy's threads cannot wait otherwise, so it has one: fits of curves would take ten times as long on busy cores.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from hf_invact import InvertedActivationsCallback, unpatch_model
 from hf_invact.sites.activations import install
@@ -63,15 +64,36 @@ def in_operator(model: PreTrainedModel, fault: Fault) -> None:
     next(iter(install.patched(model)))[1].register_forward_hook(hook)
 
 
-@pytest.mark.parametrize("name", ["bert", "llama"])
-@pytest.mark.parametrize("place", [in_forward, in_backward, in_operator], ids=lambda place: place.__name__)
-@pytest.mark.parametrize("step", [1, 2], ids=["first step", "second step"])
-@each_error
+MODELS = ("bert", "llama")
+PLACES = (in_forward, in_backward, in_operator)
+# Every error at every place and step, and either model with each pair of these.
+FAULTS = [
+    pytest.param(ERRORS[error], PLACES[place], step, MODELS[(error + place + step) % 2])
+    for error, place, step in itertools.product(range(3), range(3), (1, 2))
+]
+
+
+def train(model: PreTrainedModel, args: TrainingArguments) -> list[float]:
+    set_seed(args.seed)
+    trainer = make_trainer(model, args, InvertedActivationsCallback())
+    trainer.train()
+    return losses(trainer)
+
+
+@pytest.fixture(scope="module")
+def of_fresh_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    """The losses of a training that is not interrupted."""
+    args = arguments(tmp_path_factory.mktemp("fresh"), use_inverted_activations=True)
+    return {name: train(tiny_model(name), args) for name in MODELS}
+
+
+@pytest.mark.parametrize(("error", "place", "step", "name"), FAULTS, ids=lambda value: getattr(value, "__name__", None))
 def test_trains_again_as_a_fresh_model(
     error: type[BaseException],
-    step: int,
     place: Callable[[PreTrainedModel, Fault], None],
+    step: int,
     name: str,
+    of_fresh_models: dict[str, list[float]],
     tmp_path: Path,
 ) -> None:
     class Place(TrainerCallback):
@@ -99,14 +121,9 @@ def test_trains_again_as_a_fresh_model(
 
     model.load_state_dict(tiny_model(name).state_dict())
     model.zero_grad()
-    runs = []
-    for each in (model, tiny_model(name)):
-        set_seed(args.seed)
-        runs.append(make_trainer(each, args, InvertedActivationsCallback()))
-        runs[-1].train()
-    again, fresh = map(losses, runs)
-    assert len(fresh) == 3
-    assert again == fresh
+    again = train(model, args)
+    assert len(again) == 3
+    assert again == of_fresh_models[name]
     assert not is_patched(model)
     assert installed_hooks(model) == 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Trainer
 
 from experiments.finetuning.checkpoints.resume import last_resumable_checkpoint
 from hf_invact import InvertedActivationsCallback
@@ -36,16 +37,23 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trainer]:
+    folder = tmp_path_factory.mktemp("whole")
+    with threads(1):
+        return {name: train(name, folder / name, InvertedActivationsCallback()) for name in MODELS}
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_resumes_with_the_losses_of_an_uninterrupted_training(
-    name: str, moment: str, killed: Path, tmp_path: Path
+    name: str, moment: str, killed: Path, uninterrupted: dict[str, Trainer], tmp_path: Path
 ) -> None:
     checkpoint = last_resumable_checkpoint(killed / f"{name}-{moment}")
     assert checkpoint is not None
     assert checkpoint.name == ("checkpoint-4" if moment == "backward" else "checkpoint-2")
     resumed = train(name, tmp_path / "rest", InvertedActivationsCallback(), checkpoint=checkpoint)
-    whole = train(name, tmp_path / "whole", InvertedActivationsCallback())
+    whole = uninterrupted[name]
     assert len(losses(whole)) == STEPS
     assert losses(resumed) == losses(whole)
     weights = whole.model.state_dict()
