@@ -37,7 +37,7 @@ def _methods(cls: type) -> Iterator[Any]:
 
 
 def _is_compiled(value: Any) -> bool:
-    return any(
+    return callable(value) and any(
         "_torchdynamo_orig_callable" in attributes and not attributes.get("_torchdynamo_disable")
         for attributes in map(_attributes, _unwrapped(value))
     )

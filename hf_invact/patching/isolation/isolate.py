@@ -27,9 +27,10 @@ def isolate(module: nn.Module) -> None:
     a layer keeps, and is told by names: flags and functions in attributes with "checkpoint" in their name, and a
     ``forward`` that is bound to a function with such a name.
     """
-    for each in modules_in(module):
+    modules = modules_in(module)
+    for each in modules:
         _turn_checkpointing_off(each)
-    for each in modules_in(module):
+    for each in modules:
         # PyTorch calls this instead of the function that runs hooks. Other instances are not affected.
         vars(each)["_compiled_call_impl"] = _what_to_call(each)
 
@@ -42,11 +43,12 @@ def modules_in(module: nn.Module) -> list[nn.Module]:
 
 def _turn_checkpointing_off(module: nn.Module) -> None:
     own = vars(module)
-    of_classes = {name: value for cls in reversed(type(module).__mro__) for name, value in vars(cls).items()}
-    for name, value in {**of_classes, **own}.items():
-        if value is True and CHECKPOINT in name and not any(word in name for word in _TURNING_OFF):
+    spaces = (*(vars(cls) for cls in reversed(type(module).__mro__)), own)
+    named = {name: value for space in spaces for name, value in space.items() if CHECKPOINT in name}
+    for name, value in named.items():
+        if value is True and not any(word in name for word in _TURNING_OFF):
             own[name] = False
-        elif name in own and CHECKPOINT in name and callable(value):
+        elif name in own and callable(value):
             own[name] = _call
     bound = own.get("forward")
     if CHECKPOINT in getattr(

@@ -18,7 +18,7 @@ from .writes import Writes, is_large
 
 Step: TypeAlias = tuple[tuple[str, ...], Callable[[], object]]  # what it restores, in words to join, and how
 
-_RESTORABLE = (dict, list, tuple, set, deque, Tensor, torch.Generator)
+_CONTAINERS = (dict, list, tuple, set, deque)
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def _steps_of(name: str, module: nn.Module, seen: set[int]) -> Iterator[Step]:
     yield ("the class of", name), partial(_put_back_class, module, type(module))
     yield ("the attributes of", name), partial(_refill, vars(module), dict(vars(module)))
     for attribute, value in vars(module).items():
-        for part in _parts(value, seen):
+        for part in _parts(value, seen) if _is_restorable(value) else ():
             what = attribute, "of", name
             if isinstance(part, dict):
                 yield ("the contents of", *what), partial(_refill, part, dict(part))
@@ -92,17 +92,25 @@ def _steps_of(name: str, module: nn.Module, seen: set[int]) -> Iterator[Step]:
 
 def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
     """What can be restored: mutable containers, tensors other than parameters, and generators."""
-    if not isinstance(value, _RESTORABLE) or id(value) in seen:
+    if id(value) in seen:
         return
     seen.add(id(value))
-    if isinstance(value, (Tensor, torch.Generator)):
+    if not isinstance(value, _CONTAINERS):
         if not isinstance(value, nn.Parameter):
             yield value
         return
     if not isinstance(value, tuple):
         yield value
     for each in value.values() if isinstance(value, dict) else value:
-        yield from _parts(each, seen)
+        if _is_restorable(each):
+            yield from _parts(each, seen)
+
+
+def _is_restorable(value: Any) -> bool:
+    if isinstance(value, _CONTAINERS):
+        return True
+    # What a model has most of comes first: whether something is a tensor, PyTorch finds out in Python.
+    return not isinstance(value, (bool, int, str, nn.Module)) and isinstance(value, (Tensor, torch.Generator))
 
 
 def _refill(container: Any, before: Any) -> None:
