@@ -9,7 +9,7 @@ import torch
 
 from tests.combinations.adapters import data_for_prompts, lora, with_adapters, with_ia3, with_lora, with_prompts
 from tests.combinations.training import Combination
-from tests.models import tiny_model
+from tests.models import MODEL_NAMES, tiny_model
 
 PRECISION, ADAPTERS = "Precision", "Adapters"
 CHECKPOINTING = "Checkpointing and offloading"
@@ -41,7 +41,10 @@ def _loras() -> list[Combination]:
                 precision = "float32 (PEFT's default), `bf16=True`" if are_float32 else "bfloat16"
                 build = partial(with_lora, targets=targets, dropout=dropout, are_float32=are_float32)
                 options = {"bf16": True} if are_float32 else {}
-                rows.append(Combination(ADAPTERS, f"LoRA on {where}{drops}, adapters {precision}", build, options))
+                row = f"LoRA on {where}{drops}, adapters {precision}"
+                # Attention and MLP have each of these layers; tests/sites/adapters has them all in one model.
+                alone = ("gpt2",) if targets == "all" else MODEL_NAMES
+                rows.append(Combination(ADAPTERS, row, build, options, adapters_alone=alone))
     return rows
 
 

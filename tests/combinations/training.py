@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from hf_invact import InvertedActivationsCallback, PatchReport
+from hf_invact import InvActConfig, InvertedActivationsCallback, PatchReport, patch_model
 from hf_invact.curves import GELU
 from tests.compatibility import Matrix, patched_sites
 from tests.helpers import native_slack
-from tests.models import batch
+from tests.models import MODEL_NAMES, batch
 from tests.trainer.helpers import arguments, records
 
 STEPS = 3
@@ -35,6 +35,8 @@ class Combination:
         data: the data set for the model of a name.
         tokens: in a batch, virtual ones included.
         note: for the reader of the table.
+        adapters_alone: the models of which a run with nothing but adapters patched is compared in every bit, if these
+            have dropout. (Those without are compared in tests/sites/adapters.)
     """
 
     group: str
@@ -45,6 +47,7 @@ class Combination:
     data: Callable[[str], Sequence[dict[str, Tensor]]] = lambda name: records()
     tokens: int = 2 * 16
     note: str = ""
+    adapters_alone: Sequence[str] = MODEL_NAMES
 
     def __str__(self) -> str:
         return self.name
@@ -114,12 +117,18 @@ class RecordingTrainer(Trainer):
 
 
 def train(
-    combination: Combination, name: str, folder: Path, *, flag: bool, sites: Sequence[str] = (), is_exact: bool = False
+    combination: Combination,
+    name: str,
+    folder: Path,
+    *,
+    flag: bool,
+    has_patched_adapters: bool = False,
+    is_exact: bool = False,
 ) -> Run:
     """Train for a few steps of SGD, the same data and seed each time.
 
     Args:
-        sites: the kinds that are patched; default: all.
+        has_patched_adapters: whether the Trainer gets a model whose adapters are patched, and nothing else.
         is_exact: compute in float32.
     """
     model = combination.build(name)
@@ -127,8 +136,9 @@ def train(
     if is_exact:
         model = in_float32(model)
         settings["bf16"] = False
-    if sites:
-        settings["inverted_activations_config"] = {"sites": sites}
+    if has_patched_adapters:
+        dtype = torch.bfloat16 if settings.get("bf16") else None
+        assert patch_model(model, InvActConfig(sites=("adapter",), autocast_dtype=dtype)).patched
     args = arguments(folder, use_inverted_activations=flag, **settings)
     callback, recorder = InvertedActivationsCallback(), _Recorder()
     trainer = RecordingTrainer(model, args, train_dataset=combination.data(name), callbacks=[callback, recorder])
@@ -175,13 +185,13 @@ def compare(combination: Combination, name: str, folder: Path) -> tuple[Run, Run
     check_losses_and_gradients(plain, patched, name, dtype)
     if dtype is not torch.float32:
         check_precision(plain, patched, train(combination, name, folder, flag=False, is_exact=True))
-    if patched_sites(patched.report)["adapters"] and _drops(plain.model):
-        check_adapters(plain, train(combination, name, folder, flag=True, sites=["adapter"]))
+    if name in combination.adapters_alone and _drops(plain.model):
+        check_adapters(plain, train(combination, name, folder, flag=False, has_patched_adapters=True))
     return plain, patched
 
 
 def _drops(model: nn.Module) -> bool:
-    """Whether its adapters have dropout. (Those without are compared bit by bit in tests/sites/adapters.)"""
+    """Whether its adapters have dropout."""
     return any(isinstance(module, nn.Dropout) for name, module in model.named_modules() if ".lora_dropout." in name)
 
 
