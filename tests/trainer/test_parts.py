@@ -27,7 +27,11 @@ DATA = [{**record, "attention_mask": torch.ones_like(record["input_ids"])} for r
 
 
 def planned(name: str, **options: Any) -> MemoryPlan:
-    return plan_memory(tiny_model(name).config, 2, 16, dtype="float32", device="cpu", **options)
+    return plan_of(tiny_model(name), **options)
+
+
+def plan_of(model: PreTrainedModel, **options: Any) -> MemoryPlan:
+    return plan_memory(model.config, 2, 16, dtype="float32", device="cpu", **options)
 
 
 def cells(row: str) -> list[str]:
@@ -59,8 +63,9 @@ def test_under_autocast_accelerate_wraps_the_forward(tmp_path: Path) -> None:
 def test_within_adapters_names_are_longer_and_parts_the_same(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = peft.get_peft_model(tiny_model("llama"), config)
-    plan = planned("llama", lora=Lora(r=4, dropout=0.1))
+    base = tiny_model("llama", num_hidden_layers=1)
+    plan = plan_of(base, lora=Lora(r=4, dropout=0.1))
+    model = peft.get_peft_model(base, config)
     assert "other" not in plan.patched
     assert measure(model, InvertedActivationsCallback(), tmp_path) == plan.patched
 

@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -35,6 +36,15 @@ def telu_derivative(x: Tensor) -> Tensor:
 
 
 TELU = fit_curve("telu", telu, telu_derivative, max_error=1e-5)
+
+
+_fitted_once = cache(fit_curve)
+
+
+@pytest.fixture(autouse=True)
+def fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same function is fitted once for all tests: what is measured and registered is done anew in each."""
+    monkeypatch.setattr("hf_invact.sites.activations.register.fit_curve", _fitted_once)
 
 
 class TeLU(nn.Module):
@@ -178,7 +188,7 @@ def test_nothing_is_registered_when_something_is_refused() -> None:
 
 def test_is_fitted_on_the_cpu_whatever_the_default_device() -> None:
     with torch.device("meta"):
-        registered = register_activation("telu", telu)
+        registered = register_activation("telu", lambda x: telu(x))  # which no other test has had fitted
     assert registered is not None
     assert all(error.rms < 0.004 for error in registered.errors.values())
 

@@ -27,19 +27,25 @@ def lora(**options: Any) -> LoraConfig:
 
 
 def adapted(
-    name: str = "llama", config: LoraConfig | None = None, *, dtype: torch.dtype = torch.float32, float32: bool = True
+    name: str = "llama",
+    config: LoraConfig | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    float32: bool = True,
+    **options: Any,
 ) -> Any:
     """A model with adapters, the same at each call.
 
     Args:
         dtype: of its weights.
         float32: whether the adapters are in float32, PEFT's default; else in the model's.
+        options: further values of the model's config.
     """
     config = config or lora(lora_dropout=0.1)
     config.fan_in_fan_out = name == "gpt2"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return get_peft_model(tiny_model(name).to(dtype), config, autocast_adapter_dtype=float32).train()
+        return get_peft_model(tiny_model(name, **options).to(dtype), config, autocast_adapter_dtype=float32).train()
 
 
 def autocast(enabled: bool) -> AbstractContextManager[object]:
