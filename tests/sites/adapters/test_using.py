@@ -277,10 +277,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def test_unpatching_puts_everything_back() -> None:
-    def make() -> Any:
-        return adapted(config=lora(lora_dropout=0.1, target_modules=["q_proj", "down_proj"]))
-
-    model = make()
+    model = adapted()
     before = snapshot(model)
     for config in (ALONE, ALONE, InvActConfig(), ALONE):
         patch_model(model, config)
@@ -292,7 +289,7 @@ def test_unpatching_puts_everything_back() -> None:
     with inverted_activations(model, ALONE):
         assert train(copy.deepcopy(model), 1).calls == len(layers(model))
     assert snapshot(model) == before
-    assert train(model).losses == train(make()).losses
+    assert train(model).losses == train(adapted()).losses
 
 
 def test_a_later_config_applies() -> None:
