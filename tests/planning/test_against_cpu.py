@@ -65,21 +65,30 @@ def check(
     assert plan.patched == parts_of(model, autocast=autocast)
 
 
-# Two combinations per model are not slow. Those of two neighbours cover all values of all options.
-FAST = (
-    {("sdpa", FULL, False), ("eager", DROPOUT, True)},
-    {("sdpa", LORA, True), ("eager", FULL, False)},
-)
+# The combinations with adapters. Those of GPT-2 and Llama are complementary: each has all pairs of values, and both
+# together have all combinations. BERT and Mistral have all values.
+ADAPTED = {
+    "gpt2": (("sdpa", LORA, True), ("sdpa", DROPOUT, False), ("eager", LORA, False), ("eager", DROPOUT, True)),
+    "llama": (("sdpa", LORA, False), ("sdpa", DROPOUT, True), ("eager", LORA, True), ("eager", DROPOUT, False)),
+    "bert": (("sdpa", LORA, True), ("eager", DROPOUT, False)),
+    "mistral": (("sdpa", DROPOUT, False), ("eager", LORA, True)),
+}
+# These are not slow. Each two of them have all values.
+FAST = {
+    "gpt2": (("sdpa", FULL, False), ("eager", DROPOUT, True)),
+    "llama": (("eager", FULL, False), ("sdpa", DROPOUT, True)),
+    "bert": (("sdpa", LORA, True), ("eager", FULL, False)),
+    "mistral": (("sdpa", FULL, False), ("eager", LORA, True)),
+}
 
 
 def cases() -> Iterator[Any]:
-    """All combinations."""
-    options = list(product(("sdpa", "eager"), (FULL, LORA, DROPOUT), (False, True)))
-    for index, model_type in enumerate(MODEL_NAMES):
-        for attention, lora, autocast in options:
+    """All combinations without adapters, and those of `ADAPTED`."""
+    for model_type in MODEL_NAMES:
+        for attention, lora, autocast in (*product(("sdpa", "eager"), (FULL,), (False, True)), *ADAPTED[model_type]):
             tuning = "full" if lora is None else f"lora dropout {lora.dropout}"
             name = f"{model_type}, {attention}, {tuning}, {'autocast' if autocast else 'float32'}"
-            marks = [] if (attention, lora, autocast) in FAST[index % 2] else [pytest.mark.slow]
+            marks = [] if (attention, lora, autocast) in FAST[model_type] else [pytest.mark.slow]
             yield pytest.param(model_type, autocast, attention, lora, id=name, marks=marks)
 
 
@@ -89,13 +98,17 @@ def test_predicts_what_a_real_run_keeps(model_type: str, autocast: bool, attenti
     check(model_type, "float32", autocast, attention, lora)
 
 
+def mixed_cases() -> Iterator[Any]:
+    """Each combination with one of two models, so that each model has all pairs of the other values."""
+    kinds = {"adapters": ("adapter",), "activations": ("activation",), "both": ("adapter", "activation")}
+    for (index, (name, sites)), lora, autocast in product(enumerate(kinds.items()), (LORA, DROPOUT), (False, True)):
+        model_type = ("llama", "gpt2")[(index + (lora is LORA) + autocast) % 2]
+        dropout, how = "dropout" if lora is DROPOUT else "no dropout", "autocast" if autocast else "as loaded"
+        yield pytest.param(model_type, autocast, lora, sites, id=f"{name}-{dropout}-{how}-{model_type}")
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
-@pytest.mark.parametrize("model_type", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("autocast", [False, True], ids=["as loaded", "autocast"])
-@pytest.mark.parametrize("lora", [LORA, DROPOUT], ids=["no dropout", "dropout"])
-@pytest.mark.parametrize(
-    "sites", [("adapter",), ("activation",), ("adapter", "activation")], ids=["adapters", "activations", "both"]
-)
+@pytest.mark.parametrize(("model_type", "autocast", "lora", "sites"), mixed_cases())
 def test_predicts_float32_adapters_of_bfloat16_weights(
     model_type: str, autocast: bool, lora: Lora, sites: tuple[str, ...]
 ) -> None:
@@ -103,7 +116,12 @@ def test_predicts_float32_adapters_of_bfloat16_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "autocast"), [("bfloat16", False), ("float32", True)], ids=["bfloat16", "autocast"])
-@each_type_that_runs
-def test_predicts_what_a_real_run_of_any_architecture_keeps(model_type: str, dtype: str, autocast: bool) -> None:
-    check(model_type, dtype, autocast, "sdpa", None)
+@each_type_that_runs()
+def test_predicts_what_a_real_run_of_any_architecture_keeps(model_type: str) -> None:
+    check(model_type, "bfloat16", False, "sdpa", None)
+
+
+@pytest.mark.slow
+@each_type_that_runs(but=MODEL_NAMES)  # which are among the cases above
+def test_predicts_what_a_real_run_of_any_architecture_keeps_under_autocast(model_type: str) -> None:
+    check(model_type, "float32", True, "sdpa", None)

@@ -28,7 +28,7 @@ CLASSES = {
 }
 
 
-@each_type_that_runs
+@each_type_that_runs()
 def test_plans_from_a_config_file(model_type: str, tmp_path: Path) -> None:
     small_config(model_type).save_pretrained(tmp_path)
     plan = plan_memory(tmp_path / "config.json", batch_size=2, seq_len=16)
