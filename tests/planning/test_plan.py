@@ -60,10 +60,10 @@ def test_parts_are_those_of_the_meter() -> None:
 
 
 def test_says_what_it_was_asked_for() -> None:
-    plan = small(lora=Lora(r=2), attention="eager", dtype="float32", autocast=True)
+    plan = small(lora=Lora(r=2, targets="q_proj"), attention="eager", dtype="float32", autocast=True)
     assert (plan.model, plan.model_class, plan.batch_size, plan.seq_len) == ("llama", "LlamaForCausalLM", 2, 32)
     assert (plan.dtype, plan.autocast, plan.attention, plan.device) == ("float32", True, "eager", "cuda")
-    assert plan.lora == Lora(r=2)
+    assert plan.lora == Lora(r=2, targets="q_proj")
     assert plan.notes == ()
 
 

@@ -60,7 +60,10 @@ def test_numbers_that_peft_made_float32_are_cast_back() -> None:
     [
         (small_config("gpt2"), {}),
         (small_config("bert"), {"dtype": "float32", "autocast": True}),
-        (small_config("llama"), {"lora": Lora(r=2), "gradient_checkpointing": True, "optimizer": "sgd"}),
+        (
+            small_config("llama"),
+            {"lora": Lora(r=2, targets="attention"), "gradient_checkpointing": True, "optimizer": "sgd"},
+        ),
         pytest.param(small_config("whisper"), {}, marks=SINCE["whisper"]),
     ],
     ids=["gpt2", "bert, autocast", "llama, lora and checkpointing", "whisper"],

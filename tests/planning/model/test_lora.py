@@ -30,8 +30,12 @@ def test_adapters_of_each_part() -> None:
 
 
 def test_adapters_of_layers_by_name() -> None:
+    # What is patched does not change what is trained.
+    config = InvActConfig(sites=("activation",))
     trained = {
-        targets: planned("llama", Lora(r=2, targets=targets)).trainable_bytes
+        targets: plan_memory(
+            small_config("llama"), 1, 16, lora=Lora(r=2, targets=targets), config=config
+        ).trainable_bytes
         for targets in (
             "attention",
             "q_proj",
@@ -74,6 +78,14 @@ def test_adapters_need_peft(monkeypatch: pytest.MonkeyPatch) -> None:
         planned("llama", Lora())
 
 
+def planned_with(setup: Setup, layers: int) -> list[int]:
+    """The bytes that Mistral 7B of some layers keeps, plain and patched."""
+    config = MistralConfig(sliding_window=None, num_hidden_layers=layers)
+    with dry_run(replace(setup, model=config)) as run:
+        plan = plan_from_run(run, 1, 4096)
+    return [plan.plain_bytes, plan.patched_bytes]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("autocast", "dropout", "plain", "activations", "patched"),
@@ -85,10 +97,12 @@ def test_adapters_need_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["as loaded", "as under the Trainer's bf16", "without dropout"],
 )
 def test_mistral_7b(autocast: bool | str, dropout: float, plain: float, activations: float, patched: float) -> None:
+    """All layers but the first keep the same, so a model of two and one of three tell what one of 32 keeps."""
     setup = Setup(MistralConfig(sliding_window=None), autocast=autocast, lora=Lora(r=16, dropout=dropout))
     alone = replace(setup, config=InvActConfig(sites=("activation",)))
     for each, expected in ((setup, patched), (alone, activations)):
-        with dry_run(each) as run:
-            plan = plan_from_run(run, 1, 4096)
-        assert plan.plain_bytes / GIB == pytest.approx(plain, abs=0.001)
-        assert plan.patched_bytes / GIB == pytest.approx(expected, abs=0.001)
+        two, three = (planned_with(each, layers) for layers in (2, 3))
+        kept = [few + 30 * (more - few) for few, more in zip(two, three, strict=True)]
+        assert [count / GIB for count in kept] == pytest.approx([plain, expected], abs=0.001)
+        if each is setup and autocast and dropout:
+            assert planned_with(each, 32) == kept
