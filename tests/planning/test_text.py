@@ -8,7 +8,21 @@ import pytest
 
 import hf_invact
 from hf_invact import InvActConfig
-from hf_invact.planning import Lora, MemoryPlan, compare_memory, fit_memory, render, render_comparison, render_fit
+from hf_invact.planning import (
+    Comparison,
+    Lora,
+    MemoryFit,
+    MemoryPlan,
+    Setup,
+    compare_memory,
+    dry_run,
+    render,
+    render_comparison,
+    render_fit,
+)
+from hf_invact.planning.compare import comparison_from_run
+from hf_invact.planning.fit import fit_from_run
+from hf_invact.planning.plan import plan_from_run
 from hf_invact.planning.text import verdict
 from tests.models import tiny_model
 from tests.planning.small import small_config
@@ -50,8 +64,19 @@ def test_without_an_optimizer_no_peak_is_told() -> None:
 VIT = small_config("vit", num_hidden_layers=1)
 
 
-def test_patching_that_raises_the_peak_is_advised_against() -> None:
-    checkpointed = hf_invact.plan_memory(VIT, 64, optimizer="sgd", gradient_checkpointing=True)
+@pytest.fixture(scope="module")
+def raised() -> tuple[MemoryPlan, Comparison, MemoryFit]:
+    """What is told of a model whose peak patching raises, with gradient checkpointing."""
+    with dry_run(Setup(VIT)) as run:
+        return (
+            plan_from_run(run, 64, None, gradient_checkpointing=True, optimizer="sgd"),
+            comparison_from_run(run, 64, optimizer="sgd"),
+            fit_from_run(run, 64, None, 16 << 20, optimizer="sgd"),
+        )
+
+
+def test_patching_that_raises_the_peak_is_advised_against(raised: tuple[MemoryPlan, Comparison, MemoryFit]) -> None:
+    checkpointed, comparison, fit = raised
     assert checkpointed.plain_peak is not None
     assert checkpointed.patched_peak is not None
     assert checkpointed.patched_peak.total_bytes > checkpointed.plain_peak.total_bytes
@@ -59,8 +84,8 @@ def test_patching_that_raises_the_peak_is_advised_against() -> None:
     assert re.match(
         rf"Patching raises the peak, which falls in the backward, by [\d.]+ KiB\. {advice}", verdict(checkpointed)
     )
-    assert advice in str(compare_memory(VIT, 64, optimizer="sgd"))
-    assert advice in str(fit_memory(VIT, 1, None, 16 << 20, optimizer="sgd"))
+    assert advice in str(comparison)
+    assert advice in str(fit)
 
 
 def test_patching_that_lowers_the_peak_is_not_advised_against() -> None:
@@ -85,11 +110,8 @@ def test_what_patching_saves_is_told_of_the_batch(model_type: str, checkpointed:
     assert "per token less" not in text
 
 
-def test_printing_a_record_prints_what_the_command_prints() -> None:
-    model = VIT, 2
-    plan = hf_invact.plan_memory(*model, optimizer="sgd")
-    comparison = compare_memory(*model)
-    fit = fit_memory(*model, None, 1 << 20, optimizer="sgd")
+def test_printing_a_record_prints_what_the_command_prints(raised: tuple[MemoryPlan, Comparison, MemoryFit]) -> None:
+    plan, comparison, fit = raised
     assert (str(plan), str(comparison), str(fit)) == (render(plan), render_comparison(comparison), render_fit(fit))
     head, *rows, _, end = str(plan.plain_peak).splitlines()
     assert head.split() == ["peak", "of", "a", "step,", "in", "the", "forward", "backward", "optimizer", "step"]
