@@ -78,7 +78,7 @@ def test_a_variant_leaves_no_trace_in_the_next(lora: Lora | None) -> None:
 @pytest.mark.parametrize(
     ("lora", "autocast", "left_out"),
     [
-        (Lora(r=4, targets="attention"), True, {}),
+        (Lora(r=4), True, {}),
         (Lora(r=4, dropout=0.1, targets="mlp"), True, {UNCAST: "keeps no less"}),
         (
             Lora(r=4, targets="mlp"),
