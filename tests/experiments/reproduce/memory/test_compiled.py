@@ -17,8 +17,15 @@ from hf_invact.memory import SavedActivations
 
 QUICK = {case.key: case for case in CASES["quick"]}
 needs_a_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
-SLOW = ("bert-base", "llama-7b", "mistral-7b")
-each_variant = pytest.mark.parametrize("variant", [COMPILED, COMPILED_OURS], ids=["plain", "ours"])
+
+
+def each(*chosen: tuple[str, MemoryVariant, bool]) -> pytest.MarkDecorator:
+    """Parametrizes with the keys of cases and variants, and marks those that are slow."""
+    params = [
+        pytest.param(key, variant, id=f"{key}-{variant.name}", marks=[pytest.mark.slow] if is_slow else [])
+        for key, variant, is_slow in chosen
+    ]
+    return pytest.mark.parametrize(("key", "variant"), params)
 
 
 @pytest.fixture(autouse=True)
@@ -56,15 +63,19 @@ def really_kept(case: MemoryCase, variant: MemoryVariant) -> int:
 
 
 @needs_a_compiler
-@each_variant
-@pytest.mark.parametrize("key", ["gpt2-fp32", *(pytest.param(key, marks=pytest.mark.slow) for key in SLOW)])
+@each(  # a tiny Llama is a tiny Mistral
+    ("gpt2-fp32", COMPILED, False),
+    ("gpt2-fp32", COMPILED_OURS, False),
+    ("mistral-7b", COMPILED, True),
+    ("mistral-7b", COMPILED_OURS, True),
+    ("bert-base", COMPILED_OURS, True),
+)
 def test_counts_what_inductor_keeps(key: str, variant: MemoryVariant) -> None:
     case = small(key, layers=1)
     assert _compiled(case, variant, "cpu", 1) == really_kept(case, variant)
 
 
-@each_variant
-@pytest.mark.parametrize("key", [pytest.param("gpt2-bf16", marks=pytest.mark.slow), "mistral-7b"])
+@each(("gpt2-bf16", COMPILED, True), ("mistral-7b", COMPILED_OURS, False))
 def test_layers_are_alike(key: str, variant: MemoryVariant) -> None:
     more = SAMPLED_LAYERS[1] + 2
     case = replace(QUICK[key], config={**QUICK[key].config, "num_hidden_layers": more})
