@@ -21,6 +21,7 @@ from tests.combinations.table import ADAPTERS
 from tests.combinations.training import STEPS, Combination, check_saved_bytes, compare, record
 from tests.compatibility import Matrix
 from tests.models import batch, each_model, tiny_model
+from tests.sites.adapters.small import counted
 
 needs_bitsandbytes = pytest.mark.skipif(
     find_spec("bitsandbytes") is None, reason="quantized models need bitsandbytes: pip install '.[quantization]'"
@@ -104,28 +105,53 @@ BIT_BY_BIT = [
 
 @pytest.mark.parametrize(("build", "autocast", "dropout"), BIT_BY_BIT)
 def test_adapters_of_quantized_layers_train_the_same_in_every_bit(build: Any, autocast: bool, dropout: float) -> None:
-    def train(flag: bool) -> tuple[list[float], list[Tensor]]:
-        model = build(dropout=dropout)
-        if flag:
-            config = InvActConfig(sites=("adapter",), autocast_dtype=torch.bfloat16 if autocast else None)
-            report = patch_model(model, config)
-            assert len(report.sites) == 14
-            assert dropout == 0 or report.patched == 14
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=1e-2)
-        torch.manual_seed(0)
-        losses = []
-        for step in range(STEPS):
-            optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss = model(**batch(model, seed=step)).loss
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses, [weight.grad for weight in weights if weight.grad is not None]
+    patched = build(dropout=dropout)
+    report = patch_model(patched, _adapters_alone(autocast))
+    assert len(report.sites) == 14
+    assert dropout == 0 or report.patched == 14
+    _assert_same_in_every_bit(build(dropout=dropout), patched, autocast)
 
-    (plain, expected), (patched, gradients) = train(False), train(True)
-    assert len(set(plain)) == STEPS
-    assert patched == plain
-    assert len(gradients) == len(expected) == 2 * 7 * 2
-    assert all(map(torch.equal, gradients, expected))
+
+@pytest.mark.parametrize(
+    ("build", "autocast"),
+    [pytest.param(_four, True, id="4-bit", marks=needs_bitsandbytes), pytest.param(with_hqq, False, id="HQQ")],
+)
+def test_an_adapter_that_is_added_later_keeps_its_input_once_as_well(build: Any, autocast: bool) -> None:
+    plain, patched = (build(dropout=0.1) for _ in range(2))
+    patch_model(patched, _adapters_alone(autocast))
+    for model in (plain, patched):
+        torch.manual_seed(1)
+        options = LoraConfig(r=2, target_modules=r".*_proj", lora_dropout=0.2, init_lora_weights=False)
+        model.add_adapter("other", options)
+        model.set_adapter("other")
+    with counted() as calls:
+        _assert_same_in_every_bit(plain, patched, autocast)
+    assert calls.count == 14 * STEPS
+
+
+def _adapters_alone(autocast: bool) -> InvActConfig:
+    return InvActConfig(sites=("adapter",), autocast_dtype=torch.bfloat16 if autocast else None)
+
+
+def _assert_same_in_every_bit(plain: nn.Module, patched: nn.Module, autocast: bool) -> None:
+    """Train both: their losses and gradients are the same."""
+    (losses, gradients), (found, found_gradients) = (_trained(model, autocast) for model in (plain, patched))
+    assert len(set(losses)) == STEPS
+    assert found == losses
+    assert len(found_gradients) == len(gradients) == 2 * 7 * 2
+    assert all(map(torch.equal, found_gradients, gradients))
+
+
+def _trained(model: nn.Module, autocast: bool) -> tuple[list[float], list[Tensor]]:
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-2)
+    torch.manual_seed(0)
+    losses = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(**batch(model, seed=step)).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, [weight.grad for weight in weights if weight.grad is not None]

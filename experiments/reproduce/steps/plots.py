@@ -34,9 +34,10 @@ def step_time_figure(results: Results) -> Figure:
         for name, facts in entry["variants"].items()
         if any("ratio" in each["variants"].get(name, {}) for each in entries)
     }
-    lines = -(-len(entries) // COLUMNS)
+    columns = min(COLUMNS, max(len(entries), 1))
+    lines = -(-len(entries) // columns)
     figure = new_figure(height=0.4 + lines * (0.7 + 0.2 * len(titles)))
-    panels = list(figure.subplots(max(lines, 1), COLUMNS, sharey=True, squeeze=False).flat)
+    panels = list(figure.subplots(max(lines, 1), columns, sharey=True, squeeze=False).flat)
     for axes, entry in zip(panels, entries, strict=False):
         _draw(axes, entry, titles)
     for axes in panels[len(entries) :]:
