@@ -109,10 +109,9 @@ def _entry(case: MemoryCase, variant: MemoryVariant) -> dict[str, Any]:
     }
     try:
         entry |= count(case, variant).plain()
-    except Exception as error:
+    except Exception as error:  # the parts of the compiler are not public, and fail in many ways
         if not variant.compiled:
             raise
-        # The parts of the compiler are not public, and fail in many ways.
         entry |= {
             "kept_bytes": None,
             "parts": {},

@@ -65,9 +65,9 @@ def test_the_page_is_what_the_results_say() -> None:
     assert page == table.page(RESULTS)
 
 
-# The gradient of a bias before a batch normalization is nothing but rounding, which another processor's kernels do in
-# another way: there, a probe may leave a site alone that it patches here.
-OF_ROUNDING = "which rounding does not explain"
+# They normalize batches, before which the gradient of a bias is nothing but rounding. The kernels of another processor
+# round otherwise, and the probe then decides otherwise.
+DECIDED_BY_ROUNDING = ("mobilevit", "swiftformer")
 
 
 def again() -> list[str]:
@@ -83,7 +83,7 @@ def test_a_run_gives_what_is_committed() -> None:
     for found in check_all(again(), seconds=300):
         row = committed[found.model_type]
         names = ["model_class", "sites", "plain_bytes", "error"]
-        if not any(OF_ROUNDING in reason for reason in (found.reason, row["reason"])):
+        if found.model_type not in DECIDED_BY_ROUNDING:
             names += ["patched", "plans", "patched_bytes", "reason"]
         for name in names:
             assert getattr(found, name) == row[name], f"{found.model_type}: {name}"
