@@ -22,7 +22,8 @@ def compiled_modules(model: nn.Module) -> list[str]:
         if cls not in classes:
             classes[cls] = any(map(_is_compiled, _methods(cls)))
         is_new = not any(is_within(name, outer) for outer in found)
-        if is_new and (classes[cls] or any(map(_is_compiled, vars(module).values()))):
+        functions = [value for value in vars(module).values() if callable(value)] if is_new else ()
+        if is_new and (classes[cls] or any(map(_is_compiled, functions))):
             found.append(name)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -95,16 +95,22 @@ class SavedActivations:
     def __enter__(self) -> SavedActivations:
         if self._module_names:
             raise RuntimeError("SavedActivations is active already: enter another one, or leave this one first")
-        self._excluded = storages(*self._model.parameters(), *self._model.buffers(), *self._ignored)
         self._module_names = {module: name for name, module in self._model.named_modules()}
+        weights = (
+            tensor
+            for module in self._module_names
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        )
+        self._excluded = storages(*weights, *self._ignored)
         self._threads = {threading.get_ident()}
-        compiled = compiled_modules(self._model)
+        compiled, note = compiled_modules(self._model), not_compiled(self._note_output)
         with ExitStack() as stack:
             stack.callback(self._end)
             for module, name in self._module_names.items():
                 # Not the model itself: what no other module accounts for is its own. It may also be running already.
                 if name and not any(is_within(name, outer) and name != outer for outer in compiled):
-                    stack.callback(watch_outputs(module, partial(self._note_output, name)))
+                    stack.callback(watch_outputs(module, partial(note, name)))
             stack.enter_context(
                 torch.autograd.graph.saved_tensors_hooks(not_compiled(self._save), not_compiled(_Holder.unwrap))
             )
@@ -235,9 +241,7 @@ class _Holder:
         return self.tensor
 
 
-def _parameters(running: list[nn.Module]) -> Iterable[Tensor]:
+def _parameters(running: list[nn.Module]) -> Iterator[Tensor]:
     """The parameters that the running modules (the innermost first) may have gathered."""
-    for module in running[:1]:
-        yield from module.parameters()
-    for module in running[1:]:
-        yield from module.parameters(recurse=False)  # FSDP1: inner modules have views of them
+    for module in (*(running[0].modules() if running else ()), *running[1:]):
+        yield from (weight for weight in module._parameters.values() if weight is not None)

@@ -46,8 +46,8 @@ def watchers(module: nn.Module) -> tuple[Watcher, ...]:
 
 
 def watch_outputs(module: nn.Module, note: Callable[[Any], None]) -> Callable[[], None]:
-    """As `watch`, for a function that only needs the output of each call."""
-    return watch(module, partial(_call_and_note, not_compiled(note)))
+    """As `watch`, for a function that only needs the output of each call, and that is `not_compiled`."""
+    return watch(module, partial(_call_and_note, note))
 
 
 def _call_and_note(note: Callable[[Any], None], call: Call) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..memory.module_calls import watch_outputs
+from ..memory.module_calls import not_compiled, watch_outputs
 from ..patching.weights.sharding import plain_name
 from ..sites import patched_sites
 
@@ -38,8 +38,8 @@ class SiteCalls:
             self.uncalled.append(name)
             self.tokens[name] = 0
             assert site.module is not None  # what takes a function's place is a module
-            until_end(watch_outputs(site.module, partial(self._note_call, name)))
-            until_end(watch_outputs(site.holder, partial(self._note_tokens, name)))
+            until_end(watch_outputs(site.module, partial(not_compiled(self._note_call), name)))
+            until_end(watch_outputs(site.holder, partial(not_compiled(self._note_tokens), name)))
 
     def _note_call(self, name: str, output: Any) -> None:
         if name in self.uncalled:

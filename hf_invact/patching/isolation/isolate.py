@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -20,31 +20,50 @@ _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 _PART_OF_THE_FORWARD = "torch.nn.utils."
 
 
-def isolate(module: nn.Module) -> None:
-    """Turn off, in a module and those in it: hooks, checkpointing, `torch.compile`. `undisturbed` puts them back.
+def isolate(modules: Iterable[nn.Module]) -> None:
+    """Turn off, in each of these modules: hooks, checkpointing, `torch.compile`. `undisturbed` puts them back.
 
     No hook runs, be it of a module or of all, but those of `torch.nn.utils` that set a weight. Checkpointing hides what
     a layer keeps, and is told by names: flags and functions in attributes with "checkpoint" in their name, and a
     ``forward`` that is bound to a function with such a name.
     """
-    modules = modules_in(module)
+    of_classes: dict[type[nn.Module], dict[str, Any]] = {}
     for each in modules:
-        _turn_checkpointing_off(each)
-    for each in modules:
+        cls = type(each)
+        if cls not in of_classes:
+            of_classes[cls] = {name: value for base in reversed(cls.__mro__) for name, value in _named(vars(base))}
+        _turn_checkpointing_off(each, {**of_classes[cls], **dict(_named(vars(each)))})
         # PyTorch calls this instead of the function that runs hooks. Other instances are not affected.
         vars(each)["_compiled_call_impl"] = _what_to_call(each)
 
 
-def modules_in(module: nn.Module) -> list[nn.Module]:
-    """A module and all modules in it, including originals that patching has replaced and that may still be called."""
-    each_and_original = ((each, original_of(each)) for each in module.modules())
-    return [each for pair in each_and_original for each in dict.fromkeys(pair) if isinstance(each, nn.Module)]
+def modules_in(module: nn.Module) -> dict[str, nn.Module]:
+    """A module and all modules in it by name, including originals that were replaced, and that may still be called."""
+    found: dict[str, nn.Module] = {}
+    for name, each in module.named_modules():
+        found[name] = each
+        original = original_of(each)
+        if isinstance(original, nn.Module) and original is not each:
+            found[f"{name} (replaced)"] = original
+    return found
 
 
-def _turn_checkpointing_off(module: nn.Module) -> None:
+def tensors_in(modules: Mapping[str, nn.Module], kind: Literal["_parameters", "_buffers"]) -> Iterator[tuple[str, Any]]:
+    """The parameters or buffers of these modules by name, each once."""
+    seen: set[int] = set()
+    for prefix, module in modules.items():
+        for name, tensor in getattr(module, kind).items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield f"{prefix}.{name}".lstrip("."), tensor
+
+
+def _named(space: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in space.items() if CHECKPOINT in name]
+
+
+def _turn_checkpointing_off(module: nn.Module, named: Mapping[str, Any]) -> None:
     own = vars(module)
-    spaces = (*(vars(cls) for cls in reversed(type(module).__mro__)), own)
-    named = {name: value for space in spaces for name, value in space.items() if CHECKPOINT in name}
     for name, value in named.items():
         if value is True and not any(word in name for word in _TURNING_OFF):
             own[name] = False

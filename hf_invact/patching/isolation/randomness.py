@@ -5,29 +5,34 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+See: TypeAlias = Callable[[Any, Sequence[Any], Mapping[str, Any]], None]
+
 SEED = 0
 
 
 @contextmanager
-def own_random_numbers(device: torch.device) -> Iterator[None]:
+def own_random_numbers(device: torch.device, see: See | None = None) -> Iterator[None]:
     """Inside, PyTorch draws random numbers for this thread from separate generators, with the same seed each time.
 
     The state of PyTorch's global generator is thus never touched, and another thread may go on drawing from it. What
     gets past that (kernels that PyTorch does not know as random, a `torch.manual_seed` inside, Python's and NumPy's
     random numbers) is put back where it has changed; only this can rewind what another thread draws at the same time.
     PyTorch's generator of the CPU is put back so where no other thread runs, or an operation had to draw from it.
+
+    Args:
+        see: is called with each operation and its arguments before it runs.
     """
     states = [_State(*accessors) for accessors in _accessors(device)]
     cpu = _State(torch.default_generator.get_state, torch.default_generator.set_state)
-    numbers = _OwnGenerators()
+    numbers = _OwnGenerators(see)
     try:
         with numbers:
             yield
@@ -81,8 +86,9 @@ class _OwnGenerators(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self) -> None:
+    def __init__(self, see: See | None) -> None:
         super().__init__()
+        self._see = see
         self._generators: dict[torch.device, torch.Generator] = {}
         self.drew_globally = False
 
@@ -90,6 +96,8 @@ class _OwnGenerators(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._see is not None:
+            self._see(func, args, kwargs)
         if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
             return func(*args, **kwargs)
         if kwargs.get("generator") is not None or any(isinstance(each, torch.Generator) for each in args):

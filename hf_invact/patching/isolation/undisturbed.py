@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ...sites.errors import PatchingError
-from .isolate import isolate, modules_in
+from .isolate import isolate, modules_in, tensors_in
 from .randomness import own_random_numbers
 from .writes import Writes, is_large
 
 Step: TypeAlias = tuple[tuple[str, ...], Callable[[], object]]  # what it restores, in words to join, and how
 
 _CONTAINERS = (dict, list, tuple, set, deque)
+_EMPTIED_BY_CLEAR = frozenset({dict, OrderedDict, list, set, deque})
 
 
 @contextmanager
@@ -35,12 +36,13 @@ def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
     Raises:
         PatchingError: something could not be restored. Everything else is.
     """
-    steps, writes = list(_steps(module)), Writes(module)
+    modules = modules_in(module)
+    steps, writes = list(_steps(modules)), Writes(modules)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), own_random_numbers(device), writes:
-            for each in modules_in(module):
+        with torch.inference_mode(False), torch.enable_grad(), own_random_numbers(device, writes.note):
+            for each in modules.values():
                 each.training = True
-            isolate(module)
+            isolate(modules.values())
             yield
     finally:
         _take([*steps, *writes.steps()], type(module).__name__)
@@ -60,34 +62,39 @@ def _take(steps: list[Step], name: str) -> None:
         )
 
 
-def _steps(root: nn.Module) -> Iterator[Step]:
+def _steps(modules: Mapping[str, nn.Module]) -> Iterator[Step]:
     seen: set[int] = set()
-    for module in modules_in(root):
-        yield from _steps_of(type(module).__name__, module, seen)
-    for name, weight in root.named_parameters():
-        yield ("the parameter", name), partial(_put_back_place, weight, weight.data)
-        yield ("requires_grad of", name), partial(_put_back_requires_grad, weight, weight.requires_grad)
+    empty: list[Any] = []  # most containers of a module are: its hooks
+    for module in modules.values():
+        name, attributes = type(module).__name__, dict(vars(module))
+        yield ("the class and attributes of", name), partial(_put_back_module, module, type(module), attributes)
+        for attribute, value in attributes.items():
+            if type(value) in _EMPTIED_BY_CLEAR and not value:
+                empty.append(value)
+            elif _is_restorable(value):
+                yield from _steps_of((attribute, "of", name), value, seen)
+    yield ("what was empty",), partial(_clear, empty)
+    for name, weight in tensors_in(modules, "_parameters"):
+        yield (
+            ("the parameter", name),
+            partial(_put_back_weight, weight, weight.data, weight.requires_grad, weight._backward_hooks),
+        )
         if weight._backward_hooks:
-            yield ("the hooks of", name), partial(setattr, weight, "_backward_hooks", weight._backward_hooks)
             weight._backward_hooks = None
 
 
-def _steps_of(name: str, module: nn.Module, seen: set[int]) -> Iterator[Step]:
-    yield ("the class of", name), partial(_put_back_class, module, type(module))
-    yield ("the attributes of", name), partial(_refill, vars(module), dict(vars(module)))
-    for attribute, value in vars(module).items():
-        for part in _parts(value, seen) if _is_restorable(value) else ():
-            what = attribute, "of", name
-            if isinstance(part, dict):
-                yield ("the contents of", *what), partial(_refill, part, dict(part))
-            elif isinstance(part, torch.Generator):
-                yield ("the generator", *what), partial(part.set_state, part.get_state())
-            elif not isinstance(part, Tensor):
-                yield ("the contents of", *what), partial(_refill, part, list(part))
-            elif attribute == "_buffers" and is_large(part):
-                yield ("a tensor in", *what), partial(_put_back_place, part, part.data)
-            else:
-                yield ("a tensor in", *what), _put_back_tensor(part)
+def _steps_of(what: tuple[str, ...], value: Any, seen: set[int]) -> Iterator[Step]:
+    for part in _parts(value, seen):
+        if isinstance(part, dict):
+            yield ("the contents of", *what), partial(_refill, part, dict(part))
+        elif isinstance(part, torch.Generator):
+            yield ("the generator", *what), partial(part.set_state, part.get_state())
+        elif not isinstance(part, Tensor):
+            yield ("the contents of", *what), partial(_refill, part, list(part))
+        elif what[0] == "_buffers" and is_large(part):
+            yield ("a tensor in", *what), partial(_put_back_place, part, part.data)
+        else:
+            yield ("a tensor in", *what), _put_back_tensor(part)
 
 
 def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
@@ -118,9 +125,24 @@ def _refill(container: Any, before: Any) -> None:
     (container.extend if isinstance(container, (list, deque)) else container.update)(before)
 
 
-def _put_back_class(module: nn.Module, cls: type[nn.Module]) -> None:
+def _clear(containers: list[Any]) -> None:
+    for container in containers:
+        if container:
+            container.clear()
+
+
+def _put_back_module(module: nn.Module, cls: type[nn.Module], attributes: dict[str, Any]) -> None:
     if type(module) is not cls:
         module.__class__ = cls
+    _refill(vars(module), attributes)
+
+
+def _put_back_weight(weight: Tensor, data: Tensor, requires_grad: bool, hooks: Any) -> None:
+    _put_back_place(weight, data)
+    if weight.requires_grad != requires_grad:
+        weight.requires_grad_(requires_grad)
+    if hooks:
+        weight._backward_hooks = hooks
 
 
 def _put_back_tensor(tensor: Tensor) -> Callable[[], None]:
@@ -141,8 +163,3 @@ def _put_back_place(tensor: Tensor, data: Tensor) -> None:
     same = tensor.shape == data.shape and tensor.stride() == data.stride() and tensor.dtype == data.dtype
     if not same or tensor.untyped_storage()._cdata != data.untyped_storage()._cdata:
         tensor.data = data
-
-
-def _put_back_requires_grad(weight: Tensor, requires_grad: bool) -> None:
-    if weight.requires_grad != requires_grad:
-        weight.requires_grad_(requires_grad)

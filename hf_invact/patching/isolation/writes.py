@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from .isolate import tensors_in
 
 LARGE = 1 << 20  # bytes
 
 
-class Writes(TorchDispatchMode):
+class Writes:
     """Copies the storage of a parameter or a large buffer before the first operation that writes to it.
 
     So nothing is copied of a model that does not write to its weights, however large these are.
@@ -22,24 +23,18 @@ class Writes(TorchDispatchMode):
     Operations that PyTorch does not see (a kernel of another library, NumPy) are missed.
     """
 
-    supports_higher_order_operators = True
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        buffers = ((name, buffer) for name, buffer in module.named_buffers() if is_large(buffer))
-        weights = (*module.named_parameters(), *buffers)
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        large = ((name, buffer) for name, buffer in tensors_in(modules, "_buffers") if is_large(buffer))
+        weights = (*tensors_in(modules, "_parameters"), *large)
         self._names = {weight.untyped_storage()._cdata: name for name, weight in weights}
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        for tensor in _written(func, args, kwargs):
+    def note(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """See an operation before it runs."""
+        for tensor in _written(operation, args, kwargs):
             storage = tensor.untyped_storage()
             if storage._cdata in self._names and storage._cdata not in self._before:
                 self._before[storage._cdata] = storage, storage.clone()
-        return func(*args, **kwargs)
 
     def steps(self) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
         """What was written to, and how to restore it."""
@@ -52,7 +47,7 @@ def is_large(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() > LARGE
 
 
-def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
     if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable:
         return
     for place, argument in enumerate(func._schema.arguments):

@@ -75,15 +75,15 @@ def measure(scope: Scope, autocast_dtype: torch.dtype | None) -> Measurement:
         PatchingError: what a run has changed could not be put back.
     """
     with _failing_as_a_probe(scope):
-        kept, output = _kept(scope, autocast_dtype)
-        return Measurement(kept, output, _gradients(scope, autocast_dtype))
+        measured = _measured(scope, autocast_dtype, None)
+        assert measured is not None
+        return measured
 
 
 def measure_below(scope: Scope, autocast_dtype: torch.dtype | None, limit: int) -> Measurement | None:
     """As `measure`; None, without a backward pass, where as many bytes per token as the limit are kept, or more."""
     with _failing_as_a_probe(scope):
-        kept, output = _kept(scope, autocast_dtype)
-        return Measurement(kept, output, _gradients(scope, autocast_dtype)) if kept < limit else None
+        return _measured(scope, autocast_dtype, limit)
 
 
 @contextmanager
@@ -110,43 +110,42 @@ def autocast(scope: Scope, dtype: torch.dtype | None) -> AbstractContextManager[
 def kept_per_token(scope: Scope, autocast_dtype: torch.dtype | None) -> int:
     """As `measure`, without a backward pass: the bytes alone."""
     with _failing_as_a_probe(scope):
-        return _kept(scope, autocast_dtype)[0]
+        many, few = (_bytes(scope, call, autocast_dtype) for call in (scope.many, scope.few))
+        return (many - few) // scope.tokens
 
 
-def _kept(scope: Scope, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor]:
-    """What one more token adds, and the output for the few."""
-    few, output = _count(scope, scope.few, autocast_dtype)
-    many, _ = _count(scope, scope.many, autocast_dtype)
-    return (many - few) // scope.tokens, output
-
-
-def _count(scope: Scope, call: Call, autocast_dtype: torch.dtype | None) -> tuple[int, Tensor]:
+def _measured(scope: Scope, autocast_dtype: torch.dtype | None, limit: int | None) -> Measurement | None:
+    many = _bytes(scope, scope.many, autocast_dtype)
     with undisturbed(scope.module, scope.device):
-        arguments = call.arguments()
-        ignored = [] if scope.counts_arguments else [*arguments.leaves, *arguments.tensors]
-        with SavedActivations(scope.module, ignore=ignored) as saved, autocast(scope, autocast_dtype):
-            output = scope.run(arguments)
-        return saved.total_bytes, output.detach()
+        arguments, output, few = _forward(scope, scope.few, autocast_dtype)
+        kept = (many - few) // scope.tokens
+        if limit is not None and kept >= limit:
+            return None
+        return Measurement(kept, output.detach(), _gradients(scope, arguments, output))
 
 
-def _gradients(scope: Scope, autocast_dtype: torch.dtype | None) -> dict[str, Tensor | None]:
-    """Not while saving is metered: autograd would not notice there that a block overwrites what has been saved."""
+def _bytes(scope: Scope, call: Call, autocast_dtype: torch.dtype | None) -> int:
     with undisturbed(scope.module, scope.device):
-        arguments = scope.few.arguments()
-        leaves = {
-            f"argument {place}" if place > 1 else "hidden states": leaf
-            for place, leaf in enumerate(arguments.leaves, 1)
-        }
-        leaves |= dict(scope.module.named_parameters())
-        with autocast(scope, autocast_dtype):
-            output = scope.run(arguments)
-        leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
-        dy = random_numbers(output.shape, output.dtype, output.device)
-        return dict(zip(leaves, torch.autograd.grad(output, [*leaves.values()], dy, allow_unused=True), strict=True))
+        return _forward(scope, call, autocast_dtype)[2]
 
 
-def _names(count: int) -> list[str]:
-    return ["hidden states", *(f"argument {place}" for place in range(2, count + 1))][:count]
+def _forward(scope: Scope, call: Call, autocast_dtype: torch.dtype | None) -> tuple[Arguments, Tensor, int]:
+    """What the scope is called with, what it returns, and how many bytes are kept meanwhile."""
+    arguments = call.arguments()
+    ignored = [] if scope.counts_arguments else [*arguments.leaves, *arguments.tensors]
+    with SavedActivations(scope.module, ignore=ignored) as saved, autocast(scope, autocast_dtype):
+        output = scope.run(arguments)
+    return arguments, output, saved.total_bytes
+
+
+def _gradients(scope: Scope, arguments: Arguments, output: Tensor) -> dict[str, Tensor | None]:
+    leaves = {
+        f"argument {place}" if place > 1 else "hidden states": leaf for place, leaf in enumerate(arguments.leaves, 1)
+    }
+    leaves |= dict(scope.module.named_parameters())
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    dy = random_numbers(output.shape, output.dtype, output.device)
+    return dict(zip(leaves, torch.autograd.grad(output, [*leaves.values()], dy, allow_unused=True), strict=True))
 
 
 def _first_tensor(output: Any) -> Tensor:

@@ -127,7 +127,7 @@ class Recorder:
 
     def watch(self, model: nn.Module) -> None:
         """Intercept the calls of an isolated model's modules, in their attributes: `undisturbed` puts them back."""
-        for module in modules_in(model):
+        for module in modules_in(model).values():
             run = vars(module)["_compiled_call_impl"]
             if module in self._kinds:
                 run = partial(self._call, module, run)
