@@ -12,9 +12,10 @@ from ..sites import Site
 from ..sites.activations import Activations
 from ..sites.errors import PatchingError
 from .config import InvActConfig
-from .deciding import decide, install
-from .planner import Decision
-from .present import remember
+from .decisions.deciding import decide, install
+from .decisions.memory import Memory
+from .decisions.planner import Decision
+from .decisions.present import remember
 from .report import PatchReport, SiteReport
 from .requirements import require_module, require_weights
 from .selection import select
@@ -43,11 +44,19 @@ def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchRe
             holds an activation that is not known, a backend that was chosen by name cannot run where the model is, or
             nothing would be inverted though the config demands a plan or requires it. The model is then left as it was.
     """
+    return patch(model, config or InvActConfig(), Memory())
+
+
+def patch(model: nn.Module, config: InvActConfig, memory: Memory) -> PatchReport:
+    """As `patch_model`, but a model of which nothing has changed is not measured again.
+
+    Args:
+        memory: what was decided before. What is decided now is added.
+    """
     require_module(model)
     require_weights(model)
-    config = config or InvActConfig()
     selection = select(model, config)
-    decisions = decide(model, selection, config)
+    decisions = decide(model, selection, config, memory)
     report = PatchReport(tuple(_row(site, decision) for site, decision in decisions.items()))
     if not any(site.computes and selection.is_chosen(site) for site in decisions):
         reasons = "; ".join(dict.fromkeys(row.reason for row in report.sites))

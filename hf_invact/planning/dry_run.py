@@ -13,7 +13,9 @@ from torch import optim
 from transformers import PreTrainedModel
 
 from ..memory import SavedActivations, by_part
-from ..patching import InvActConfig, PatchingError, PatchReport, patch_model, unpatch_model
+from ..patching import InvActConfig, PatchingError, PatchReport, unpatch_model
+from ..patching.decisions.memory import Memory
+from ..patching.patch import patch
 from .batch import batch_in_words, length_of, make_batch
 from .errors import PlanningError
 from .fake.tensors import fake_tensors
@@ -48,6 +50,7 @@ class DryRun:
         self._saved: dict[tuple[TrainingVariant, int, int | None], Mapping[str, int]] = {}
         self._peaks: dict[tuple[TrainingVariant, int, int | None, str], Peak] = {}
         self._optimizers: dict[tuple[str, int], optim.Optimizer] = {}
+        self._memory = Memory()
 
     def report(self, variant: TrainingVariant) -> PatchReport:
         """What a variant patches.
@@ -122,7 +125,7 @@ class DryRun:
         config = dataclasses.replace(config, autocast_dtype=config.autocast_dtype or self.setup.autocast_dtype)
         if plan is not None:
             config = dataclasses.replace(config, plan=plan, sites=("activation",))
-        return patch_model(self.model, config)
+        return patch(self.model, config, self._memory)
 
     def _optimizer(self, name: str) -> optim.Optimizer:
         """One for all variants that train the same weights: once it has its state, a prediction needs a single step."""

@@ -11,8 +11,10 @@ from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ..memory import peak_bytes
-from ..patching import InvActConfig, PatchingError, PatchReport, patch_model, unpatch_model
+from ..patching import InvActConfig, PatchingError, PatchReport, unpatch_model
 from ..patching.config import AUTOCAST_DTYPES, SHORT_NAMES
+from ..patching.decisions.memory import Memory
+from ..patching.patch import patch
 from ..patching.report import join_names
 from ..sites.forwards import WITHOUT_LIGER_MLP
 from .checkpointed import checkpointed_modules
@@ -65,6 +67,7 @@ class InvertedActivationsCallback(MemoryCallback):
         self.config = config
         self.report: PatchReport | None = None
         self.require = False
+        self._memory = Memory()
         self._checkpointed: tuple[str, ...] = ()
         self._site_calls = SiteCalls()
 
@@ -116,7 +119,7 @@ class InvertedActivationsCallback(MemoryCallback):
                 f"bypass the inverted one. Turn one of the two off, or use Liger without its MLP: {WITHOUT_LIGER_MLP}"
             )
         try:
-            report = patch_model(model, self._config(args))
+            report = patch(model, self._config(args), self._memory)
         except PatchingError:
             unpatch_model(model)  # it may be patched since the Trainer was made
             raise

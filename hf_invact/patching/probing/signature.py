@@ -5,7 +5,10 @@ from __future__ import annotations
 import enum
 import functools
 import types
+import weakref
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -53,19 +56,19 @@ def _of_one(module: nn.Module) -> Signature:
         elif isinstance(module, Replacement) and isinstance(value, nn.Module):
             attributes.append((name, signature(value)))
         elif name not in ignored and not name.endswith(_OF_STATE) and CHECKPOINT not in name:
-            attributes.append((name, _of_value(value, module)))
+            attributes.append((name, setting(value, module)))
     weights = [
         (name, _kind(weight), weight.requires_grad) for name, weight in module._parameters.items() if weight is not None
     ]
-    buffers = [(name, _of_value(buffer, module)) for name, buffer in module._buffers.items()]
+    buffers = [(name, setting(buffer, module)) for name, buffer in module._buffers.items()]
     return cls, tuple(attributes), tuple(weights), tuple(buffers)
 
 
-def _of_value(value: Any, owner: nn.Module, depth: int = 0) -> object:
-    """Something hashable that is equal for equal values, else for the same object."""
+def setting(value: Any, owner: nn.Module, depth: int = 0) -> object:
+    """Something hashable that is equal for equal values of an owner's attribute, else for the same object."""
 
     def inner(each: Any) -> object:
-        return _of_value(each, owner, depth + 1)
+        return setting(each, owner, depth + 1)
 
     if isinstance(value, _PLAIN):
         return type(value), value
@@ -81,12 +84,12 @@ def _of_value(value: Any, owner: nn.Module, depth: int = 0) -> object:
         if isinstance(value, functools.partial):
             return functools.partial, inner(value.func), inner(value.args), inner(value.keywords)
     if isinstance(value, types.MethodType):
-        return value.__func__, "own" if value.__self__ is owner else id(value.__self__)
-    return id(value)  # which lives as long as the module
+        return value.__func__, "own" if value.__self__ is owner else _Same(value.__self__)
+    return _Same(value)
 
 
 def _of_hook(hook: object, owner: nn.Module) -> object:
-    return (type(hook), _of_value(vars(hook), owner)) if is_part_of_the_forward(hook) else _of_value(hook, owner)
+    return (type(hook), setting(vars(hook), owner)) if is_part_of_the_forward(hook) else setting(hook, owner)
 
 
 def _of_tensor(tensor: Tensor) -> object:
@@ -97,3 +100,25 @@ def _of_tensor(tensor: Tensor) -> object:
 
 def _kind(tensor: Tensor) -> object:
     return type(tensor), tensor.shape, tensor.dtype, tensor.device.type
+
+
+class _Same:
+    """Equal for the same object, which it does not keep alive."""
+
+    def __init__(self, value: object) -> None:
+        self._hash = id(value)
+        try:
+            self._get: Callable[[], object] = weakref.ref(value)
+        except TypeError:
+            self._get = partial(_self, value)
+
+    def __eq__(self, other: object) -> bool:
+        value = self._get()
+        return isinstance(other, _Same) and value is not None and value is other._get()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+def _self(value: object) -> object:
+    return value

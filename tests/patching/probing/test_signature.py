@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_invact import patch_model
-from hf_invact.patching import places
+from hf_invact.patching.decisions import places
 from hf_invact.patching.probing.signature import signature
 from hf_invact.sites import Site
 from tests.models import MODEL_NAMES, tiny_model

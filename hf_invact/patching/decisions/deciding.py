@@ -9,43 +9,51 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..sites import Plan, Site
-from .config import InvActConfig
-from .errors import NoProbeError
+from ...sites import Plan, Site
+from ..config import InvActConfig
+from ..errors import NoProbeError
+from ..probing.known import KnownCalls
+from ..probing.surroundings import surroundings
+from ..selection import Selection
+from ..weights.fake_copy import without_memory
+from ..weights.sharding import ShardedError, is_sharded, require_whole
+from .memory import Memory, dependencies
 from .planner import NO_COPY, Decision, Planner, unmeasured
 from .present import present
-from .probing.known import KnownCalls
-from .probing.surroundings import surroundings
-from .selection import Selection
 from .together import decide_together
-from .weights.fake_copy import without_memory
-from .weights.sharding import ShardedError, is_sharded, require_whole
 
 
-def decide(model: nn.Module, selection: Selection, config: InvActConfig) -> dict[Site, Decision]:
+def decide(model: nn.Module, selection: Selection, config: InvActConfig, memory: Memory) -> dict[Site, Decision]:
     """What to do at each site. The model is afterwards as it was before.
+
+    Args:
+        memory: what was decided before. What is decided now is added, unless weights are sharded or missing.
 
     Raises:
         PatchingError: a site can be patched only once the user has changed something, or a probe has changed what
             cannot be put back.
     """
     with torch.inference_mode(False):
-        return _decide(model, selection, config)
+        return _decide(model, selection, config, memory)
 
 
-def _decide(model: nn.Module, selection: Selection, config: InvActConfig) -> dict[Site, Decision]:
+def _decide(model: nn.Module, selection: Selection, config: InvActConfig, memory: Memory) -> dict[Site, Decision]:
     sites = selection.sites
-    obstacles = {site: why for site in sites if (why := selection.obstacle(site))}
+    obstacles = {site: selection.obstacle(site) for site in sites}
     fallbacks = {site: site.kind.installed(site) or site.kind.fallback(site) for site in sites}
     decisions = present(model, sites, config)
-    decisions |= {site: Decision(None, reason=f"left alone: {why}") for site, why in obstacles.items()}
+    decisions |= {site: Decision(None, reason=f"left alone: {why}") for site, why in obstacles.items() if why}
     with ExitStack() as originals:
         for site in (*sites, *selection.others):
             originals.enter_context(site.kind.suspended(site))
         if is_sharded(model):
             decisions |= _on_a_copy(model, sites, decisions, fallbacks, config)
         else:
+            key = dependencies(model, obstacles, config)
+            if (known := memory.recall(key)) is not None:
+                return {site: known[site.name] for site in sites}
             decisions |= _by_kind(model, sites, decisions, fallbacks, config)
+            memory.keep(key, decisions)
     return {site: decisions[site] for site in sites}
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..sites import Site
-from .config import InvActConfig
+from ...sites import Site
+from ..config import InvActConfig
+from ..weights.sharding import is_sharded
 from .planner import Decision
-from .weights.sharding import is_sharded
 
 _NOTE = "decided"
 

@@ -11,13 +11,13 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..memory.storages import storages
-from ..sites import NotApplicable, Plan, Site
-from .errors import NoProbeError
-from .isolation.undisturbed import undisturbed
+from ...memory.storages import storages
+from ...sites import NotApplicable, Plan, Site
+from ..errors import NoProbeError
+from ..isolation.undisturbed import undisturbed
+from ..probing.compare import difference
+from ..probing.probe import Measurement, Scope, autocast, kept_per_token, measure
 from .planner import Decision, Planner
-from .probing.compare import difference
-from .probing.probe import Measurement, Scope, autocast, kept_per_token, measure
 
 
 def decide_together(

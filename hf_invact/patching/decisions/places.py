@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..sites import Site
-from .errors import NoProbeError
-from .probing.known import KnownCalls
-from .probing.probe import Scope
-from .probing.scopes import find_scope
-from .probing.signature import Signature, signature
-from .probing.surroundings import surroundings
+from ...sites import Site
+from ..errors import NoProbeError
+from ..probing.known import KnownCalls
+from ..probing.probe import Scope
+from ..probing.scopes import find_scope
+from ..probing.signature import Signature, signature
+from ..probing.surroundings import surroundings
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..sites import NotApplicable, Plan, Site
-from .config import InvActConfig
-from .errors import NoProbeError
+from ...sites import NotApplicable, Plan, Site
+from ..config import InvActConfig
+from ..errors import NoProbeError
+from ..probing.compare import difference
+from ..probing.known import KnownCalls
+from ..probing.probe import Measurement, Scope, measure, measure_below
 from .places import Places
-from .probing.compare import difference
-from .probing.known import KnownCalls
-from .probing.probe import Measurement, Scope, measure, measure_below
 
 COPIED = "measured on a copy without memory: its weights are sharded or missing"
 NO_COPY = "its weights are sharded or missing, and of a copy without memory: "
