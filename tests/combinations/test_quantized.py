@@ -92,18 +92,35 @@ def with_hqq(dropout: float) -> nn.Module:
 
 
 _four, _eight = partial(quantized, "llama", **FOUR_BITS), partial(quantized, "llama", load_in_8bit=True)
+NONE, CPU, AS_CUDA = "no autocast", "autocast", "autocast as on CUDA"
 BIT_BY_BIT = [
-    pytest.param(_four, True, 0.1, id="4-bit-bf16-0.1", marks=needs_bitsandbytes),
-    pytest.param(_four, False, 0.0, id="4-bit-no-autocast-0.0", marks=needs_bitsandbytes),
-    pytest.param(_eight, True, 0.0, id="8-bit-bf16-0.0", marks=needs_bitsandbytes),
-    pytest.param(_eight, False, 0.1, id="8-bit-no-autocast-0.1", marks=needs_bitsandbytes),
+    pytest.param(_four, CPU, 0.1, id="4-bit-bf16-0.1", marks=needs_bitsandbytes),
+    pytest.param(_four, AS_CUDA, 0.1, id="4-bit-as-CUDA-0.1", marks=needs_bitsandbytes),
+    pytest.param(_four, NONE, 0.0, id="4-bit-no-autocast-0.0", marks=needs_bitsandbytes),
+    pytest.param(_eight, CPU, 0.0, id="8-bit-bf16-0.0", marks=needs_bitsandbytes),
+    pytest.param(_eight, AS_CUDA, 0.1, id="8-bit-as-CUDA-0.1", marks=needs_bitsandbytes),
+    pytest.param(_eight, NONE, 0.1, id="8-bit-no-autocast-0.1", marks=needs_bitsandbytes),
     # HQQ's own backward pass fails under autocast on a CPU.
-    pytest.param(with_hqq, False, 0.0, id="HQQ-no-autocast-0.0"),
-    pytest.param(with_hqq, False, 0.1, id="HQQ-no-autocast-0.1"),
+    pytest.param(with_hqq, NONE, 0.0, id="HQQ-no-autocast-0.0"),
+    pytest.param(with_hqq, NONE, 0.1, id="HQQ-no-autocast-0.1"),
 ]
 
 
-@pytest.mark.parametrize(("build", "autocast", "dropout"), BIT_BY_BIT)
+@pytest.fixture
+def autocast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a case trains under autocast to bfloat16.
+
+    PEFT's quantized layers cast the input of adapters unless `torch.is_autocast_enabled()`, which without a device
+    means CUDA. `AS_CUDA` makes it mean the CPU. With a device the answer has to stay true: at its end `torch.autocast`
+    restores what it was told at its start, and would otherwise leave autocast enabled for every later test.
+    """
+    if request.param == AS_CUDA:
+        is_enabled = torch.is_autocast_enabled
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": is_enabled(device))
+    return bool(request.param != NONE)
+
+
+@pytest.mark.parametrize(("build", "autocast", "dropout"), BIT_BY_BIT, indirect=["autocast"])
 def test_adapters_of_quantized_layers_train_the_same_in_every_bit(build: Any, autocast: bool, dropout: float) -> None:
     patched = build(dropout=dropout)
     report = patch_model(patched, _adapters_alone(autocast))
@@ -114,7 +131,12 @@ def test_adapters_of_quantized_layers_train_the_same_in_every_bit(build: Any, au
 
 @pytest.mark.parametrize(
     ("build", "autocast"),
-    [pytest.param(_four, True, id="4-bit", marks=needs_bitsandbytes), pytest.param(with_hqq, False, id="HQQ")],
+    [
+        pytest.param(_four, AS_CUDA, id="4-bit-as-CUDA", marks=needs_bitsandbytes),
+        pytest.param(_eight, AS_CUDA, id="8-bit-as-CUDA", marks=needs_bitsandbytes),
+        pytest.param(with_hqq, NONE, id="HQQ-no-autocast"),
+    ],
+    indirect=["autocast"],
 )
 def test_an_adapter_that_is_added_later_keeps_its_input_once_as_well(build: Any, autocast: bool) -> None:
     plain, patched = (build(dropout=0.1) for _ in range(2))
