@@ -78,7 +78,7 @@ def test_adapters_of_a_quantized_model_train_as_without_the_flag(
     record(matrix, combination, name, plain, patched)
 
 
-def with_hqq(dropout: float) -> nn.Module:
+def with_hqq(dropout: float, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A Llama whose linear layers HQQ has quantized to 4 bits, with LoRA on them."""
     hqq = pytest.importorskip("hqq.core.quantize", reason="needs HQQ")
     model, config = tiny_model("llama"), hqq.BaseQuantizeConfig(nbits=4, group_size=8)
@@ -86,7 +86,7 @@ def with_hqq(dropout: float) -> nn.Module:
         for block in (layer.self_attn, layer.mlp):
             for name, linear in [*block.named_children()]:
                 if isinstance(linear, nn.Linear):
-                    setattr(block, name, hqq.HQQLinear(linear, config, compute_dtype=torch.float32, device="cpu"))
+                    setattr(block, name, hqq.HQQLinear(linear, config, compute_dtype=dtype, device="cpu"))
     options = LoraConfig(r=4, target_modules=r".*_proj", lora_dropout=dropout, init_lora_weights=False)
     return with_adapters(model, options)
 
@@ -100,7 +100,8 @@ BIT_BY_BIT = [
     pytest.param(_eight, CPU, 0.0, id="8-bit-bf16-0.0", marks=needs_bitsandbytes),
     pytest.param(_eight, AS_CUDA, 0.1, id="8-bit-as-CUDA-0.1", marks=needs_bitsandbytes),
     pytest.param(_eight, NONE, 0.1, id="8-bit-no-autocast-0.1", marks=needs_bitsandbytes),
-    # HQQ's own backward pass fails under autocast on a CPU.
+    # HQQ's own backward pass on a CPU fails under autocast to another dtype than it computes in.
+    pytest.param(partial(with_hqq, dtype=torch.bfloat16), AS_CUDA, 0.1, id="HQQ-as-CUDA-0.1"),
     pytest.param(with_hqq, NONE, 0.0, id="HQQ-no-autocast-0.0"),
     pytest.param(with_hqq, NONE, 0.1, id="HQQ-no-autocast-0.1"),
 ]
@@ -134,6 +135,7 @@ def test_adapters_of_quantized_layers_train_the_same_in_every_bit(build: Any, au
     [
         pytest.param(_four, AS_CUDA, id="4-bit-as-CUDA", marks=needs_bitsandbytes),
         pytest.param(_eight, AS_CUDA, id="8-bit-as-CUDA", marks=needs_bitsandbytes),
+        pytest.param(partial(with_hqq, dtype=torch.bfloat16), AS_CUDA, id="HQQ-as-CUDA"),
         pytest.param(with_hqq, NONE, id="HQQ-no-autocast"),
     ],
     indirect=["autocast"],
