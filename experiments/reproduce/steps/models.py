@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from ...benchmark.steps.variants import StepVariant
 from ...common.yaml_files import read_yaml
 from ...finetuning.arguments import RunArguments, parse_run
 from ..subjects import LORA_SUBJECTS, QUICK_LORA_SUBJECTS, SUBJECTS
+from .variants import variants_for, variants_with_adapters
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class StepModel:
         rounds: how many steps each variant takes; short steps need more of them for a precise median.
         seconds: for the variants that are not ours. After them no round starts, except the first few.
         compiles: whether the model is also compiled.
-        has_adapters: whether it is trained with LoRA.
+        has_adapters: whether it is trained with LoRA, which is compared in fewer ways.
     """
 
     name: str
@@ -44,6 +48,10 @@ class StepModel:
             ConfigError: an argument is invalid.
         """
         return parse_run([self.config, *self.options, "--output_dir", str(folder)])
+
+    def variants(self, model: PreTrainedModel) -> dict[str, StepVariant]:
+        """The ways to train the run's model that are compared, by name."""
+        return variants_with_adapters(model) if self.has_adapters else variants_for(model, self.compiles)
 
     def settings(self) -> dict[str, Any]:
         """What decides the result, as JSON returns it.

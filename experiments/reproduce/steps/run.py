@@ -21,7 +21,7 @@ from ...common.files import read_mapping, write_atomically, write_json
 from ...compare.steptime import steps_of
 from .models import FULL, QUICK, StepModel
 from .plots import png_of
-from .variants import BASELINES, title, variants_for, variants_with_adapters
+from .variants import BASELINES, title
 
 PART = "steps"
 MUST_MATCH = ("environment", "settings")  # in a file that a run continues
@@ -101,9 +101,7 @@ def _entry(model: StepModel) -> dict[str, Any]:
 def _measured(model: StepModel) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         training = steps_of(model.run(Path(folder)))
-    variants = (
-        variants_with_adapters(training.model) if model.has_adapters else variants_for(training.model, model.compiles)
-    )
+    variants = model.variants(training.model)
     # First only ours, whose turns then follow each other closely; then the others, some of which are slow.
     ours = {name: variant for name, variant in variants.items() if name == PLAIN or name.startswith(INVERTED)}
     others = {name: variant for name, variant in variants.items() if name == PLAIN or name not in ours}

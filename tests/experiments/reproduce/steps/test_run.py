@@ -32,7 +32,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[StepModel, 
     configs = {name: str(write_config(tmp_path / name, name)) for name in ("gpt2", "bert")}
     chosen = tuple(StepModel(name, name.upper(), config, rounds=4, seconds=0.0) for name, config in configs.items())
     monkeypatch.setattr(steps, "QUICK", chosen)
-    monkeypatch.setattr(steps, "variants_for", lambda model, compiles: VARIANTS)
+    monkeypatch.setattr(StepModel, "variants", lambda self, model: VARIANTS)
     return chosen
 
 
