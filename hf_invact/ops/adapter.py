@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .backends import AUTO, check_backend
 from .inputs import active_dtype, is_distributed, is_transformed, wants_gradient
-from .operators.adapter import ADAPTER_INPUT
+from .operators import adapter as operator
 
 
 def adapter_input(x: Tensor, weight: Tensor, dtype: torch.dtype, p: float = 0.0, backend: str | None = None) -> Tensor:
@@ -37,7 +37,7 @@ def adapter_input(x: Tensor, weight: Tensor, dtype: torch.dtype, p: float = 0.0,
         check_backend(backend)
         return native_adapter_input(x, weight, dtype, p)
     y: Tensor
-    y, _ = ADAPTER_INPUT(x, weight, dtype, p, backend, computed)
+    y, _ = operator.adapter_input(x, weight, dtype, p, backend, computed)
     return y
 
 

@@ -36,10 +36,18 @@ def flat_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 def pieces(rows: Tensor) -> Iterator[tuple[int, int]]:
     """Start and end of consecutive rows (elements of a flat tensor) that make up about one piece, at least one row."""
-    size = CPU_PIECE if rows.device.type == "cpu" else DEVICE_PIECE
-    step = max(1, size // max(1, math.prod(rows.shape[1:])))
+    step = max(1, _piece(rows) // max(1, math.prod(rows.shape[1:])))
     for start in range(0, rows.size(0), step):
         yield start, min(start + step, rows.size(0))
+
+
+def is_one_piece(tensor: Tensor) -> bool:
+    """Whether a tensor makes up no more than one piece."""
+    return tensor.numel() <= _piece(tensor)
+
+
+def _piece(tensor: Tensor) -> int:
+    return CPU_PIECE if tensor.device.type == "cpu" else DEVICE_PIECE
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ..bits import BITS, bits_of_piece, empty_bits, pack, unpack
-from ..buffers import compute_dtype, flat, flat_like, pieces
+from ..buffers import compute_dtype, flat, flat_like, is_one_piece, pieces
 from ..dropout import is_fused
-from .activation import INTEGERS
 
 
 def drop(x: Tensor, dtype: torch.dtype, p: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -29,10 +28,9 @@ def drop(x: Tensor, dtype: torch.dtype, p: float, generator: torch.Generator | N
 
 def masked(x: Tensor, kept: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
     result = torch.empty_like(x, dtype=dtype)
-    inputs, results = flat_like(x, result), flat(result)
-    for start, stop, noise in _noise(kept, scale, result):
+    for results, (inputs,), noise in _pieces(kept, scale, result, x):
         # Multiplied, as by PyTorch: zeros keep their signs, and a NaN or an infinity that is dropped is NaN.
-        torch.mul(inputs[start:stop].to(dtype), noise, out=results[start:stop])
+        torch.mul(inputs.to(dtype), noise, out=results)
     return result
 
 
@@ -40,22 +38,29 @@ def both_masked(x: Tensor, dx: Tensor, kept: Tensor, scale: float, dx_scale: flo
     if scale != dx_scale:
         return masked(x, kept, dx.dtype, scale), masked(dx, kept, dx.dtype, dx_scale)
     result = torch.empty_like(dx)
-    inputs, results, gradients = flat_like(x, result), flat(result), flat(dx)
-    for start, stop, noise in _noise(kept, scale, dx):
-        torch.mul(inputs[start:stop].to(dx.dtype), noise, out=results[start:stop])
-        gradients[start:stop].mul_(noise)
+    for results, (inputs, gradients), noise in _pieces(kept, scale, result, x, dx):
+        torch.mul(inputs.to(dx.dtype), noise, out=results)
+        gradients.mul_(noise)
     return result, dx
 
 
-def _noise(kept: Tensor, scale: float, like: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Start and end of each piece of a dense tensor, and what its elements are multiplied by."""
+def _pieces(
+    kept: Tensor, scale: float, result: Tensor, *inputs: Tensor
+) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+    """Pieces of a dense tensor and of inputs of its shape, and what their elements are multiplied by."""
     # On a CPU a number of the dtype, and elsewhere one that is multiplied by before anything is rounded.
-    dtype = like.dtype if like.device.type == "cpu" else compute_dtype(like)
+    dtype = result.dtype if result.device.type == "cpu" else compute_dtype(result)
     # A table made of fake tensors must not outlive their mode.
-    factors = (_cached_factors if type(like) is Tensor else _factors)(scale, dtype, like.device)
-    for start, stop in pieces(flat(like)):
+    factors = (_cached_factors if type(result) is Tensor else _factors)(scale, dtype, result.device)
+    if is_one_piece(result):  # of what a small step takes, slicing would be a third
+        noise = factors.index_select(0, kept.int())
+        yield result, list(inputs), noise.as_strided(result.size(), result.stride())
+        return
+    results, *flat_inputs = flat(result), *(flat_like(each, result) for each in inputs)
+    for start, stop in pieces(results):
         index = bits_of_piece(kept, start, stop).int()
-        yield start, stop, factors.index_select(0, index).flatten()[: stop - start]
+        noise = factors.index_select(0, index).flatten()[: stop - start]
+        yield results[start:stop], [each[start:stop] for each in flat_inputs], noise
 
 
 def _factors(scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -69,11 +74,29 @@ _cached_factors = lru_cache(maxsize=64)(_factors)
 
 def _packed(mask: Tensor) -> Tensor:
     """Which elements of a dense tensor, of bools or of zeros and ones, are not 0, as bits in its memory order."""
-    kept, values = empty_bits(mask), flat(mask)
-    for start, stop in pieces(values):
-        flags = values[start:stop]
-        if flags.dtype != torch.bool:  # integers are converted to bools in half the time of numbers
-            flags = flags.view(INTEGERS[flags.dtype.itemsize]).bool()
-        missing = -flags.numel() % BITS  # of the last piece
-        pack(torch.nn.functional.pad(flags, (0, missing)) if missing else flags, out=bits_of_piece(kept, start, stop))
+    values = flat(mask)
+    if missing := -values.numel() % BITS:
+        values = torch.nn.functional.pad(values, (0, missing))
+    if mask.dtype != torch.bool:
+        # The sums are exact in every dtype: each is one byte.
+        return values.view(-1, BITS).mv(_powers(mask)).to(torch.uint8)
+    kept = empty_bits(mask)
+    pack(values, out=kept)
     return kept
+
+
+def _powers(like: Tensor) -> Tensor:
+    """What each bit of a byte counts, shape (8,)."""
+    return (_cached_powers_of_two if type(like) is Tensor else _powers_of_two)(like.dtype, like.device)
+
+
+def _powers_of_two(dtype: torch.dtype, device: torch.device) -> Tensor:
+    order = torch.arange(BITS, device=device)
+    flags = torch.zeros(BITS, BITS, dtype=torch.bool, device=device)
+    flags[order, order] = True
+    bits = empty_bits(flags)
+    pack(flags.flatten(), out=bits)  # in the order of this machine's bytes
+    return bits.to(dtype)
+
+
+_cached_powers_of_two = lru_cache(maxsize=64)(_powers_of_two)

@@ -21,6 +21,7 @@ from ..dropout import scales_of
 from ..eager import adapter as eager
 from ..inputs import own_storage
 from .derivatives import second_derivative_refused
+from .direct import directly, with_derivative_directly
 from .library import LIBRARY, define
 
 
@@ -164,10 +165,21 @@ def _times(dy: Tensor, weight: Tensor, size: Sequence[int], stride: Sequence[int
 
     PyTorch multiplies a matrix: the input with a dimension in front, or with all dimensions but the last as one.
     """
+    if _is_contiguous(size, stride):
+        return dy.matmul(weight)
     x = torch.empty_strided(size, stride, device="meta")
     matrix = x.unsqueeze(0) if x.dim() == 1 else x if x.dim() == 2 else _rows(x)
     is_column_major = matrix.stride(0) == 1 and matrix.stride(1) == matrix.size(0)
     return weight.t().mm(_rows(dy).t()).t().reshape(size) if is_column_major else dy.matmul(weight)
+
+
+def _is_contiguous(size: Sequence[int], stride: Sequence[int]) -> bool:
+    expected = 1
+    for length, step in zip(reversed(size), reversed(stride), strict=True):
+        if step != expected:
+            return False
+        expected *= length
+    return True
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -204,7 +216,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     _, kept = output
     ctx.mark_non_differentiable(kept)
     ctx.set_materialize_grads(False)
-    dense = torch.empty_like(x, device="meta")  # in whose memory order the bits are
+    dense = x if x.is_contiguous() else torch.empty_like(x, device="meta")  # in whose memory order the bits are
     ctx.layout = dense.size(), dense.stride()
     ctx.dtypes, ctx.weight_dtype = (x.dtype, computed or weight.dtype), weight.dtype
     needs_x, needs_weight, *_ = ctx.needs_input_grad
@@ -225,10 +237,10 @@ def _apply_gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | Non
     else:
         # The bits are in memory order, which hooks that move saved tensors elsewhere may have changed.
         x = None if x is None else with_layout(x, *ctx.layout)
-        dx, dweight = GRADIENTS(dy, x, weight, kept, *ctx.layout, *ctx.dtypes, ctx.dtype, ctx.p, ctx.backend)
+        dx, dweight = _call_gradients(dy, x, weight, kept, *ctx.layout, *ctx.dtypes, ctx.dtype, ctx.p, ctx.backend)
     dx = None if weight is None else dx
     dweight = None if x is None or dweight is None else dweight.to(ctx.weight_dtype)
-    return dx, dweight, None, None, None, None, None
+    return dx, dweight, *(None for _ in ctx.needs_input_grad[2:])
 
 
 def _differentiable_gradients(
@@ -250,3 +262,5 @@ def _differentiable_gradients(
 
 
 torch.library.register_autograd(ADAPTER_INPUT.name(), _apply_gradients, setup_context=_setup_context, lib=LIBRARY)
+adapter_input = with_derivative_directly(ADAPTER_INPUT, _forward, _setup_context, _apply_gradients)
+_call_gradients = directly(GRADIENTS, _gradients)
