@@ -38,9 +38,9 @@ def guessed_calls(
         yield _call(wrapped, few, dtype, device), _call(wrapped, many, dtype, device), TOKENS
 
 
-def random_numbers(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The same for the same shape, whatever the default device and dtype are."""
-    generator = torch.Generator("cpu").manual_seed(SEED)
+def random_numbers(shape: Sequence[int], dtype: torch.dtype, device: torch.device, seed: int = SEED) -> Tensor:
+    """The same for the same shape and seed, whatever the default device and dtype are."""
+    generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
 
 

@@ -86,6 +86,25 @@ def measure_below(scope: Scope, autocast_dtype: torch.dtype | None, limit: int) 
         return _measured(scope, autocast_dtype, limit)
 
 
+def rounded_gradients(scope: Scope, autocast_dtype: torch.dtype | None, seed: int) -> Mapping[str, Tensor | None]:
+    """The gradients of `measure`, but for a gradient of the output that is rounded otherwise: by how much they differ
+    from those of `measure` is what rounding alone does to them.
+
+    Each element of that gradient is larger or smaller by one epsilon of the scope's precision. The arguments are the
+    same: others would also change what the block does (the variance of few elements that are nearly equal).
+
+    Args:
+        scope, autocast_dtype: as for `measure`.
+        seed: what decides which elements are larger; 1 or more.
+
+    Raises:
+        as `measure` does.
+    """
+    with _failing_as_a_probe(scope), undisturbed(scope.module, scope.device):
+        arguments, output, _ = _forward(scope, scope.few, autocast_dtype)
+        return _gradients(scope, arguments, output, seed)
+
+
 @contextmanager
 def _failing_as_a_probe(scope: Scope) -> Iterator[None]:
     try:
@@ -138,13 +157,17 @@ def _forward(scope: Scope, call: Call, autocast_dtype: torch.dtype | None) -> tu
     return arguments, output, saved.total_bytes
 
 
-def _gradients(scope: Scope, arguments: Arguments, output: Tensor) -> dict[str, Tensor | None]:
+def _gradients(scope: Scope, arguments: Arguments, output: Tensor, rounded: int = 0) -> dict[str, Tensor | None]:
+    """Those of `measure`, or of `rounded_gradients` where a seed for it is given."""
     leaves = {
         f"argument {place}" if place > 1 else "hidden states": leaf for place, leaf in enumerate(arguments.leaves, 1)
     }
     leaves |= dict(scope.module.named_parameters())
     leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     dy = random_numbers(output.shape, output.dtype, output.device)
+    if rounded:
+        signs = random_numbers(output.shape, output.dtype, output.device, rounded).sign()
+        dy *= 1 + torch.finfo(scope.precision or scope.dtype).eps * signs
     return dict(zip(leaves, torch.autograd.grad(output, [*leaves.values()], dy, allow_unused=True), strict=True))
 
 

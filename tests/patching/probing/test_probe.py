@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_invact import patch_model, unpatch_model
 from hf_invact.patching.isolation.undisturbed import undisturbed
-from hf_invact.patching.probing.probe import Scope, measure
+from hf_invact.patching.probing.probe import Scope, measure, rounded_gradients
 from hf_invact.patching.probing.recording import Call
 from tests.helpers import dtype_name, normal, record_saved
 from tests.models import each_model, loss_and_gradients, tiny_model
@@ -187,3 +187,19 @@ def test_every_run_has_the_same_numbers() -> None:
     first, second = measure(scope, None), measure(scope, None)
     assert torch.equal(first.output, second.output)
     assert first.output.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=dtype_name)
+def test_rounding_changes_a_gradient_by_a_few_epsilons_and_one_that_is_only_rounding_by_its_size(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    scope = scope_of(Block().to(dtype), dtype)
+    plain, eps = measure(scope, None).gradients, torch.finfo(dtype).eps
+    runs = [rounded_gradients(scope, None, seed) for seed in (1, 1, 2)]
+    for name, gradient in plain.items():
+        one, same, other = (run[name] for run in runs)
+        assert torch.equal(one, same), name
+        assert not torch.equal(one, other), name
+        low, high = (0.3, 30) if name == "up.bias" else (eps / 3, 5 * eps)
+        assert low < (one - gradient).double().norm() / gradient.double().norm() < high, name
