@@ -8,7 +8,10 @@ import torch
 
 from hf_invact import InvActConfig, PatchReport, patch_model
 from hf_invact.memory import SavedActivations
-from hf_invact.patching.probing.probe import Scope
+from hf_invact.patching import together
+from hf_invact.patching.probing.compare import Again
+from hf_invact.patching.probing.probe import Measurement, Scope
+from hf_invact.sites.adapters import AdapterInputs
 from tests.models import batch, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
@@ -48,6 +51,25 @@ def test_an_adapter_gives_up_its_copy_so_that_the_gate_need_not_keep_its_inputs(
 def test_it_is_left_alone_where_nothing_would_change(adapters: torch.dtype, trained: str) -> None:
     report, _ = patched(("adapter",), adapters, trained)
     assert [site.reason for site in report.sites] == ["left alone: nothing would keep less"] * 2
+
+
+def test_rounding_is_that_of_the_unpatched_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    patched_in_runs: list[int] = []
+
+    def rounded(scope: Scope, dtype: torch.dtype | None, seed: int) -> dict[str, torch.Tensor | None]:
+        patched_in_runs.append(len(list(AdapterInputs().patched(scope.module))))
+        return {}
+
+    def compare(before: Measurement, after: Measurement, precision: torch.dtype, again: Again) -> None:
+        again(1)
+
+    monkeypatch.setattr(together, "rounded_gradients", rounded)
+    monkeypatch.setattr(together, "difference", compare)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "k_proj", "o_proj"], lora_dropout=0.1)
+    report = patch_model(peft.get_peft_model(tiny_model("llama"), config), InvActConfig(sites=("adapter",)))
+    assert report.patched == 6
+    # Those with the same input are unpatched together; what was decided before stays.
+    assert patched_in_runs == [0, 2]
 
 
 def test_more_layers_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:

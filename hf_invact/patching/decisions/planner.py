@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
@@ -12,7 +13,7 @@ from ..config import InvActConfig
 from ..errors import NoProbeError
 from ..probing.compare import difference
 from ..probing.known import KnownCalls
-from ..probing.probe import Measurement, Scope, measure, measure_below
+from ..probing.probe import Measurement, Scope, measure, measure_below, rounded_gradients
 from .places import Places
 
 COPIED = "measured on a copy without memory: its weights are sharded or missing"
@@ -81,10 +82,12 @@ class Planner:
     def _measured(self, scope: Scope, plain: Measurement, site: Site) -> Decision:
         demanded = self.config.demanded(site.kind)
         best, after = None, None if demanded else plain.bytes_per_token
+        again = partial(rounded_gradients, scope, self.config.autocast_dtype)
         reasons: list[str] = []
         for plan in demanded or site.kind.plans:
             try:
                 measured = self._trial(scope, site, plan, after)
+                changed = measured and difference(plain, measured, scope.precision or scope.dtype, again)
             except NotApplicable as error:
                 reasons.append(str(error))
             except NoProbeError as error:
@@ -92,7 +95,7 @@ class Planner:
             else:
                 if measured is None:
                     reasons.append("nothing would keep less")
-                elif changed := difference(plain, measured, scope.precision or scope.dtype):
+                elif changed:
                     reasons.append(changed)
                 else:
                     best, after = plan, measured.bytes_per_token

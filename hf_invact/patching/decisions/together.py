@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -16,7 +16,7 @@ from ...sites import NotApplicable, Plan, Site
 from ..errors import NoProbeError
 from ..isolation.undisturbed import undisturbed
 from ..probing.compare import difference
-from ..probing.probe import Measurement, Scope, autocast, kept_per_token, measure
+from ..probing.probe import Measurement, Scope, autocast, kept_per_token, measure, rounded_gradients
 from .planner import Decision, Planner
 
 
@@ -54,15 +54,21 @@ def decide_together(
 def _measured(planner: Planner, scope: Scope, sites: Sequence[Site]) -> list[Decision]:
     """The decisions for sites in one module. Those that are patched stay so for those that follow."""
     decisions: dict[Site, Decision] = {}
-    with ExitStack() as originals:
-        for site in sites:
-            originals.enter_context(site.kind.suspended(site))
+    with _suspended(sites):
         before = measure(scope, planner.config.autocast_dtype)
         got, is_kept = _run(planner, scope, sites)
         for group in _sharing(got, sites):
             of_group, before = _of_one_tensor(planner, scope, group, before, group[0] in is_kept)
             decisions |= zip(group, of_group, strict=True)
     return [planner.noted(decisions[site]) for site in sites]
+
+
+@contextmanager
+def _suspended(sites: Sequence[Site]) -> Iterator[None]:
+    with ExitStack() as originals:
+        for site in sites:
+            originals.enter_context(site.kind.suspended(site))
+        yield
 
 
 def _of_one_tensor(
@@ -74,6 +80,11 @@ def _of_one_tensor(
         is_kept: whether the tensor itself is kept before.
     """
     dtype, plan = planner.config.autocast_dtype, sites[0].kind.plans[0]
+
+    def again(seed: int) -> Mapping[str, Tensor | None]:
+        with _suspended(sites):
+            return rounded_gradients(scope, dtype, seed)
+
     kept = [before.bytes_per_token]
     try:
         for site in sites[:-1]:
@@ -81,7 +92,7 @@ def _of_one_tensor(
             kept.append(kept_per_token(scope, dtype))
         sites[-1].kind.install(sites[-1], plan, "eager", strict=True)
         after = measure(scope, dtype)
-        why = difference(before, after, scope.precision or scope.dtype)
+        why = difference(before, after, scope.precision or scope.dtype, again)
         less = before.bytes_per_token - after.bytes_per_token
         shares = less == 0 and not is_kept and sites[0] in _run(planner, scope, sites[:1])[1]
         if less <= 0 and not shares and not planner.config.demanded(sites[0].kind):
