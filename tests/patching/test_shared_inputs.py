@@ -8,7 +8,7 @@ import torch
 
 from hf_invact import InvActConfig, PatchReport, patch_model
 from hf_invact.memory import SavedActivations
-from hf_invact.patching import together
+from hf_invact.patching.decisions import together
 from hf_invact.patching.probing.compare import Again
 from hf_invact.patching.probing.probe import Measurement, Scope
 from hf_invact.sites.adapters import AdapterInputs
