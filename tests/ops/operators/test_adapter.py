@@ -74,15 +74,20 @@ DYNAMIC = "test_aot_dispatch_dynamic"
 
 
 @pytest.mark.parametrize("of", GRADIENTS_OF)
-def test_the_backend_that_is_named_is_called(of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["triton", "compile"])
+def test_the_backend_that_is_named_is_called(of: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But on a CPU PyTorch's own kernels in place of compiled ones."""
     forward, gradients = arguments_of(normal(2, 9), torch.float32, 0.5, of)
-    spies = {backend: Mock(wraps=eager) for backend in ("eager", "compile")}
+    spies = {name: Mock(wraps=eager) for name in ("eager", "triton", "compile")}
     monkeypatch.setattr(operators, "implementation", spies.__getitem__)
+    monkeypatch.setattr(operators, "choose_backend", lambda name, like: name)
     for operator, arguments in ((operators.ADAPTER_INPUT, forward), (operators.GRADIENTS, gradients)):
-        operator(*arguments[:-1], "compile")
+        operator(*arguments[:-1], backend)
     called = {"both": "both_masked"}.get(of, "masked")
-    assert [call[0] for call in spies["compile"].mock_calls] == ["drop", called]
-    assert spies["eager"].mock_calls == []
+    expected = {"compile": "eager"}.get(backend, backend)
+    assert {name: [call[0] for call in spy.mock_calls] for name, spy in spies.items()} == {
+        name: ["drop", called] if name == expected else [] for name in spies
+    }
 
 
 def test_nothing_is_dropped_without_dropout() -> None:
