@@ -21,7 +21,7 @@ ROOT = Path(hf_invact.__file__).parent
 # Each part may import the levels above it. Parts on one level do not import each other. `display`, `inputs`, `memory`
 # stand apart: they import no other part, and patching and everything below it may use them.
 ORDER = (
-    ("curves",),
+    ("curves", "norms"),
     ("ops",),
     ("functional",),
     ("nn",),
