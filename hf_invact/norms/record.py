@@ -59,6 +59,11 @@ class NormForm:
     rounds: Literal["to input", "to half weight", "not"] = "not"
     keeps_dtype: bool = True
 
+    @property
+    def is_one_kernel(self) -> bool:
+        """Whether PyTorch computes it, with the statistics, in one pass over memory."""
+        return self.function and self.centred and not self.input_is_widened
+
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dims: int = 1) -> Tensor:
         """The norm over the last dimensions.
 
@@ -81,6 +86,18 @@ class NormForm:
             return None
         weight = weight.float() if self.weight_is_widened else weight
         return weight + self.offset if self.offset else weight
+
+    def result_dtype(self, x: torch.dtype, weight: torch.dtype | None, bias: torch.dtype | None) -> torch.dtype:
+        """The dtype of the output for an input, a weight and a bias of these dtypes."""
+        if self.keeps_dtype:
+            return x
+        if self.rounds == "to half weight" and weight in HALF:
+            x = weight
+        elif self.rounds != "to input":
+            x = torch.promote_types(x, torch.float32)
+        for dtype in (weight, bias):
+            x = x if dtype is None else torch.promote_types(x, dtype)
+        return x
 
     def evaluate(self, x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int = 1) -> Evaluated:
         """The same with the statistics.
@@ -118,7 +135,9 @@ class NormForm:
         shape, wide = list(x.shape[x.dim() - dims :]), x.float() if self.input_is_widened else x
         mean: Tensor | None = None
         if self.centred:
-            y, mean, reciprocal = torch.native_layer_norm(wide, shape, *_with_wide_statistics(wide, factor, bias), eps)
+            y, mean, reciprocal = torch.native_layer_norm(
+                wide, shape, *_for_wide_statistics(wide, shape, factor, bias), eps
+            )
         elif factor is None or factor.dtype == wide.dtype:
             y, reciprocal = torch.ops.aten._fused_rms_norm(wide, shape, factor, eps)
         else:  # it is not one kernel then
@@ -127,7 +146,9 @@ class NormForm:
         return Evaluated(y.to(x.dtype) if self.input_is_widened else y, mean, reciprocal)
 
 
-def _with_wide_statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _for_wide_statistics(
+    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
     """Weight and bias with which `native_layer_norm` returns the same output, and statistics in float32.
 
     In half precision it returns them rounded on a CPU, but not if the weight is in float32, as it computes with it.
@@ -135,5 +156,5 @@ def _with_wide_statistics(x: Tensor, weight: Tensor | None, bias: Tensor | None)
     if x.device.type != "cpu" or x.dtype not in HALF:
         return weight, bias
     if weight is None and bias is None:
-        return x.new_ones(x.shape[-1:], dtype=torch.float32), None
+        return x.new_ones(shape, dtype=torch.float32), None
     return None if weight is None else weight.float(), None if bias is None else bias.float()

@@ -34,6 +34,12 @@ def flat_like(tensor: Tensor, like: Tensor) -> Tensor:
     return flat(with_layout(tensor, like.size(), like.stride()))
 
 
+def as_rows(tensor: Tensor, dims: int) -> Tensor:
+    """Contiguous, with the last dimensions as one and all others as one; none of the last is empty."""
+    channels = math.prod(tensor.shape[tensor.dim() - dims :])
+    return tensor.reshape(tensor.numel() // channels, channels).contiguous()
+
+
 def pieces(rows: Tensor) -> Iterator[tuple[int, int]]:
     """Start and end of consecutive rows (elements of a flat tensor) that make up about one piece, at least one row."""
     step = max(1, _piece(rows) // max(1, math.prod(rows.shape[1:])))

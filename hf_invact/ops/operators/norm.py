@@ -1,0 +1,280 @@
+"""The operators for norms: schemas, kernels and fake results.
+
+An operator takes the form of a norm and a backend by their names, because its arguments can only be tensors, numbers
+and strings. `reciprocal` is one over the deviation of each row. `exact` holds the normalised input of the channels
+`kept`, which the output tells least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...norms import NormForm, form_by_name
+from ...norms.record import Evaluated
+from ..backends import choose_backend
+from ..buffers import as_rows, compute_dtype
+from ..channels import Affine, affine_of, count_kept, kept_channels, without_zeros
+from ..eager import norm as eager
+from ..eager.norm import Gradients
+from .library import define
+
+
+class NormKernels(Protocol):
+    """What a backend's module `norm` has to define. All tensors are contiguous.
+
+    Statistics and the normalised input are in float32 (float64 for float64), and gradients are computed in it: those of
+    the input (in its dtype), the factor and the bias (not rounded). Only those that are `wanted` are needed.
+    """
+
+    def forward(
+        self, x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: NormForm
+    ) -> Evaluated:
+        """``form.evaluate`` with statistics of shape (rows,).
+
+        Args:
+            x: shape (..., *normalized_shape), any floating dtype.
+            factor, bias: shape (channels,), any floating dtype.
+            dims: how many dimensions are normalised.
+
+        Returns:
+            The output has the shape of ``x``. It is no view, so that it may be changed in place where PyTorch's may.
+        """
+
+    def backward(
+        self,
+        dy: Tensor,
+        y: Tensor,
+        reciprocal: Tensor,
+        exact: Tensor,
+        affine: Affine,
+        form: NormForm,
+        dtype: torch.dtype,
+        wanted: Sequence[bool],
+    ) -> Gradients:
+        """Gradients from the output.
+
+        Args:
+            dy, y: shape (rows, channels), any floating dtype.
+            reciprocal: shape (rows,).
+            exact: the normalised input of the channels that are kept, shape (rows, kept).
+            dtype: of the input.
+        """
+
+    def exact_backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        mean: Tensor | None,
+        reciprocal: Tensor,
+        factor: Tensor | None,
+        wanted: Sequence[bool],
+    ) -> Gradients:
+        """Gradients from the input and the statistics.
+
+        Args:
+            mean: shape (rows,); None for a norm that is not centred.
+        """
+
+
+@cache
+def implementation(backend: str) -> NormKernels:
+    """The module that computes norms: `norm` in the backend's folder."""
+    return eager
+
+
+def _norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    factor, bias = _channelwise(form_by_name(form), weight, bias)
+    if factor is None and bias is None:
+        kept = torch.empty(0, dtype=torch.int64, device=x.device)
+    else:
+        kept = kept_channels(factor, bias)
+    y, mean, reciprocal = _evaluate(x, without_zeros(factor, kept), bias, eps, dims, form, backend)
+    exact = x.flatten(x.dim() - dims).index_select(-1, kept).to(reciprocal.dtype)
+    if mean is not None:
+        exact -= mean.unsqueeze(-1)
+    return y, reciprocal, exact.mul_(reciprocal.unsqueeze(-1)), kept
+
+
+def _fake_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, _, reciprocal = _fake_exact_norm(x, weight, bias, eps, dims, form, backend)
+    count = count_kept(math.prod(x.shape[x.dim() - dims :]), weight, bias)
+    return y, reciprocal, reciprocal.new_empty((*reciprocal.shape, count)), x.new_empty(count, dtype=torch.int64)
+
+
+def _norm_backward(
+    dy: Tensor,
+    y: Tensor,
+    reciprocal: Tensor,
+    exact: Tensor,
+    kept: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: int,
+    dtype: torch.dtype,
+    wanted: Sequence[bool],
+    form: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    record, kernels = form_by_name(form), _kernels(backend, y)
+    factor, flat_bias = _channelwise(record, weight, bias)
+    affine = affine_of(without_zeros(factor, kept), flat_bias, kept, y.dtype)
+    rows = as_rows(dy, dims), as_rows(y, dims), reciprocal.reshape(-1), exact.reshape(reciprocal.numel(), kept.numel())
+    with torch._C._DisableAutocast():  # which is active if the backward pass is inside its block
+        gradients = kernels.backward(*rows, affine, record, dtype, wanted)
+    return _shaped(gradients, y, weight, bias, dtype)
+
+
+def _fake_norm_backward(
+    dy: Tensor,
+    y: Tensor,
+    reciprocal: Tensor,
+    exact: Tensor,
+    kept: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: int,
+    dtype: torch.dtype,
+    wanted: Sequence[bool],
+    form: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_gradients(y, weight, bias, dtype, wanted)
+
+
+def _exact_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    factor, bias = _channelwise(form_by_name(form), weight, bias)
+    y, mean, reciprocal = _evaluate(x, factor, bias, eps, dims, form, backend)
+    return y, reciprocal.new_empty(0) if mean is None else mean, reciprocal
+
+
+def _fake_exact_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    record = form_by_name(form)
+    y = record.forward(x, weight, bias, eps, dims)
+    reciprocal = x.new_empty(x.shape[: x.dim() - dims], dtype=compute_dtype(x))
+    return y, torch.empty_like(reciprocal) if record.centred else reciprocal.new_empty(0), reciprocal
+
+
+def _exact_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    reciprocal: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: int,
+    wanted: Sequence[bool],
+    form: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    factor, _ = _channelwise(form_by_name(form), weight, bias)
+    factor = None if factor is None else factor.to(reciprocal.dtype)
+    means = None if mean is None else mean.reshape(-1)
+    with torch._C._DisableAutocast():
+        gradients = _kernels(backend, x).exact_backward(
+            as_rows(dy, dims), as_rows(x, dims), means, reciprocal.reshape(-1), factor, wanted
+        )
+    return _shaped(gradients, x, weight, bias, x.dtype)
+
+
+def _fake_exact_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    reciprocal: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: int,
+    wanted: Sequence[bool],
+    form: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_gradients(x, weight, bias, x.dtype, wanted)
+
+
+def _evaluate(
+    x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: str, backend: str
+) -> Evaluated:
+    """With statistics of the shape of the dimensions that are not normalised."""
+    record, kernels, shape = form_by_name(form), _kernels(backend, x), x.shape[: x.dim() - dims]
+    if x.is_contiguous():
+        y, mean, reciprocal = kernels.forward(x, factor, bias, eps, dims, record)
+    else:  # in the memory order that the form gives it
+        y, mean, reciprocal = eager.evaluate(x, factor, bias, eps, dims, record)
+    wide = compute_dtype(x)
+    return Evaluated(y, None if mean is None else mean.view(shape).to(wide), reciprocal.view(shape).to(wide))
+
+
+def _channelwise(form: NormForm, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The factor and the bias, shape (channels,)."""
+    factor = form.effective(weight)
+    return None if factor is None else factor.reshape(-1), None if bias is None else bias.reshape(-1)
+
+
+def _shaped(
+    gradients: Gradients, like: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, weight and bias; empty if not wanted."""
+    of_x, of_factor, of_bias = gradients
+    dx = like.new_empty(0, dtype=dtype) if of_x is None else of_x.view(like.shape)
+    return dx, _like(weight, of_factor, dx), _like(bias, of_bias, dx)
+
+
+def _like(parameter: Tensor | None, gradient: Tensor | None, dx: Tensor) -> Tensor:
+    if parameter is None or gradient is None:
+        return dx.new_empty(0)
+    return gradient.view(parameter.shape).to(parameter.dtype)
+
+
+def _fake_gradients(
+    like: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = like.new_empty(like.shape if wanted[0] else 0, dtype=dtype)
+    dweight, dbias = (
+        dx.new_empty(0) if parameter is None or not is_wanted else parameter.new_empty(parameter.shape)
+        for parameter, is_wanted in zip((weight, bias), wanted[1:], strict=True)
+    )
+    return dx, dweight, dbias
+
+
+def _kernels(backend: str, like: Tensor) -> NormKernels:
+    return implementation(choose_backend(backend, like))
+
+
+_ARGUMENTS = "Tensor x, Tensor? weight, Tensor? bias, float eps, int dims, str form, str backend"
+_GRADIENTS = "(Tensor dx, Tensor dweight, Tensor dbias)"
+NORM = define(
+    f"norm({_ARGUMENTS}) -> (Tensor y, Tensor reciprocal, Tensor exact, Tensor kept)",
+    _norm,
+    _fake_norm,
+)
+NORM_BACKWARD = define(
+    "norm_backward(Tensor dy, Tensor y, Tensor reciprocal, Tensor exact, Tensor kept, Tensor? weight, Tensor? bias, "
+    f"int dims, ScalarType dtype, bool[] wanted, str form, str backend) -> {_GRADIENTS}",
+    _norm_backward,
+    _fake_norm_backward,
+)
+EXACT_NORM = define(
+    f"exact_norm({_ARGUMENTS}) -> (Tensor y, Tensor mean, Tensor reciprocal)",
+    _exact_norm,
+    _fake_exact_norm,
+)
+EXACT_NORM_BACKWARD = define(
+    "exact_norm_backward(Tensor dy, Tensor x, Tensor? mean, Tensor reciprocal, Tensor? weight, Tensor? bias, "
+    f"int dims, bool[] wanted, str form, str backend) -> {_GRADIENTS}",
+    _exact_norm_backward,
+    _fake_exact_norm_backward,
+)
