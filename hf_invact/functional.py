@@ -1,4 +1,4 @@
-"""Activations with the names and arguments of `torch.nn.functional` that save their output for backward.
+"""Activations and norms with the names and arguments of `torch.nn.functional` that save their output for backward.
 
 The others of `torch.nn.functional` (relu, tanh, sigmoid) save their output anyway.
 
@@ -11,7 +11,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor
 from . import curves
 from .curves import GELU, GELU_TANH, HARDSWISH, LAPLACE, MISH, QUICK_GELU, RELU2, RELU6, SILU, SQRTSOFTPLUS, Curve
 from .curves.keys import curve_by_key
-from .ops import Saving, invert
+from .norms import LAYER_NORM, RMS_NORM, NormForm
+from .ops import NormSaving, Saving, invert, normalize
 from .ops import gate as inverted_gate
 
 
@@ -135,6 +136,80 @@ def gate(
     if activation not in curves.CURVES:
         raise ValueError(f"unknown activation {activation!r}; known: {', '.join(curves.CURVES)}")
     return inverted_gate(gate, up, curves.CURVES[activation], saving, backend)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    saving: NormSaving = "output",
+    backend: str | None = None,
+) -> Tensor:
+    """`torch.nn.functional.rms_norm`, saving its output and two or more numbers per row.
+
+    Args:
+        saving: "output" saves the output (which the next layer saves anyway), the reciprocal deviation, and the
+            normalised input of up to four channels that the output tells least. Other weights below 2^-60 are replaced
+            by that number, so that the output tells what they were multiplied by. "input" saves the input and the
+            statistics, and is exact. "output" does the same in float16, whose range is too small.
+
+    Raises:
+        ValueError: unknown `saving` or `backend`.
+        RuntimeError: shapes that do not match, as PyTorch's own.
+
+    >>> import torch, hf_invact
+    >>> x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    >>> y = hf_invact.functional.rms_norm(x, (8,), weight)
+    >>> bool((y == torch.nn.functional.rms_norm(x, (8,), weight)).all())
+    True
+    """
+    if eps is None:  # PyTorch's own: it computes in float32, or in float64
+        eps = torch.finfo(torch.promote_types(input.dtype, torch.float32)).eps
+    return _norm(RMS_NORM, input, normalized_shape, weight, None, eps, saving, backend)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    saving: NormSaving = "output",
+    backend: str | None = None,
+) -> Tensor:
+    """`torch.nn.functional.layer_norm`, saving its output and two or more numbers per row.
+
+    Args:
+        saving: as in `rms_norm`. The larger a bias is beside its weight, the less the output tells about the normalised
+            input: where the ratio is 8, bfloat16 leaves five binary digits. Up to four channels are kept, those with
+            the largest ratios. Of others, if the output tells nothing about them, the normalised input counts as 0.
+
+    Raises:
+        ValueError: unknown `saving` or `backend`.
+        RuntimeError: shapes that do not match, as PyTorch's own.
+    """
+    return _norm(LAYER_NORM, input, normalized_shape, weight, bias, eps, saving, backend)
+
+
+def _norm(
+    form: NormForm,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    saving: NormSaving,
+    backend: str | None,
+) -> Tensor:
+    dims = len(normalized_shape)
+    if dims == 0 or tuple(input.shape[-dims:]) != tuple(normalized_shape):  # PyTorch raises its own error
+        if form.centred:
+            return torch.nn.functional.layer_norm(input, list(normalized_shape), weight, bias, eps)
+        return torch.nn.functional.rms_norm(input, list(normalized_shape), weight, eps)
+    return normalize(input, weight, bias, form, eps, dims, saving, backend)
 
 
 def _curve(make: Callable[..., Curve], *parameters: float) -> Curve:

@@ -1,4 +1,4 @@
-"""The activations as modules without parameters.
+"""The activations as modules without parameters, and PyTorch's norms.
 
 >>> import torch, hf_invact
 >>> torch.nn.Sequential(torch.nn.Linear(8, 32), hf_invact.nn.GELU(approximate="tanh"))
@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import curves
+from . import curves, functional
 from .curves import Curve
-from .ops import AUTO, check_backend, invert
+from .ops import AUTO, NormSaving, check_backend, check_norm_saving, invert
 
 
 class InvertedActivation(torch.nn.Module):
@@ -136,3 +136,80 @@ class SqrtSoftplus(InvertedActivation):
 
     def __init__(self, *, backend: str = AUTO) -> None:
         super().__init__(curves.SQRTSOFTPLUS, backend)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """`torch.nn.RMSNorm`, saving its output and two or more numbers per row.
+
+    Args:
+        normalized_shape, eps, elementwise_affine, device, dtype: as those of `torch.nn.RMSNorm`.
+        saving: what is saved: see `functional.rms_norm`.
+        backend: a backend's name, or "auto".
+
+    Raises:
+        ValueError: unknown `saving` or `backend`.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        saving: NormSaving = "output",
+        backend: str = AUTO,
+    ) -> None:
+        check_norm_saving(saving)
+        check_backend(backend)
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        self.saving: NormSaving = saving
+        self.backend = backend
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.rms_norm(
+            input, self.normalized_shape, self.weight, self.eps, saving=self.saving, backend=self.backend
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, saving={self.saving!r}, backend={self.backend!r}"
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """`torch.nn.LayerNorm`, saving its output and two or more numbers per row.
+
+    Args:
+        normalized_shape, eps, elementwise_affine, bias, device, dtype: as those of `torch.nn.LayerNorm`.
+        saving: what is saved: see `functional.layer_norm`.
+        backend: a backend's name, or "auto".
+
+    Raises:
+        ValueError: unknown `saving` or `backend`.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        saving: NormSaving = "output",
+        backend: str = AUTO,
+    ) -> None:
+        check_norm_saving(saving)
+        check_backend(backend)
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
+        self.saving: NormSaving = saving
+        self.backend = backend
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.layer_norm(
+            input, self.normalized_shape, self.weight, self.bias, self.eps, saving=self.saving, backend=self.backend
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, saving={self.saving!r}, backend={self.backend!r}"
