@@ -27,13 +27,11 @@ class Affine(NamedTuple):
     Attributes:
         factor: by what it is multiplied, shape (channels,); None is 1.
         inverse, shift: shape (channels,); None are 1 and 0.
-        kept: the indices of the channels that are kept, shape (kept,).
     """
 
     factor: Tensor | None
     inverse: Tensor | None
     shift: Tensor | None
-    kept: Tensor
 
 
 def tells_output(form: NormForm, x: torch.dtype, weight: torch.dtype | None, bias: torch.dtype | None) -> bool:
@@ -61,14 +59,17 @@ def count_lost(form: NormForm, weight: Tensor | None, bias: Tensor | None) -> in
     return max(0, lost - count_kept(bias.numel(), bias))
 
 
-def kept_channels(factor: Tensor | None, bias: Tensor | None) -> Tensor:
+def kept_channels(factor: Tensor | None, bias: Tensor | None, device: torch.device) -> Tensor:
     """The channels with the largest bias beside their weight; without a bias, those with the smallest weight.
 
     Chosen anew on each call, without waiting for the device, so that it is right while weights move through 0.
 
     Args:
-        factor, bias: shape (channels,), of which one may be None.
+        factor, bias: shape (channels,).
+        device: of the input.
     """
+    if bias is None and factor is None:
+        return torch.empty(0, dtype=torch.int64, device=device)
     if bias is None:
         assert factor is not None
         return torch.topk(factor.abs(), count_kept(factor.numel(), factor), largest=False, sorted=False).indices
@@ -89,7 +90,7 @@ def without_zeros(factor: Tensor | None, kept: Tensor) -> Tensor | None:
     return factor if replaced is factor else replaced.index_copy(0, kept, factor[kept].to(replaced.dtype))
 
 
-def affine_of(factor: Tensor | None, bias: Tensor | None, kept: Tensor, dtype: torch.dtype) -> Affine:
+def affine_of(factor: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Affine:
     """For an output of this dtype.
 
     Args:
@@ -98,10 +99,10 @@ def affine_of(factor: Tensor | None, bias: Tensor | None, kept: Tensor, dtype: t
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     factor, bias = (None if each is None else each.to(wide) for each in (factor, bias))
     if bias is None:
-        return Affine(factor, None if factor is None else factor.reciprocal(), None, kept)
+        return Affine(factor, None if factor is None else factor.reciprocal(), None)
     # The output's error is about that of the rounded bias. Where it is larger than the normalised input, whose square
     # is 1 on average, 0 is the best guess.
     error = bias * (torch.finfo(dtype).eps / 4)
     inverse = torch.ones_like(bias) if factor is None else factor
     inverse = inverse / (inverse.square() + error.square())
-    return Affine(factor, inverse, -bias * inverse, kept)
+    return Affine(factor, inverse, -bias * inverse)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from ...norms import NormForm
 from ...norms.record import Evaluated
-from ..buffers import Buffers, as_rows, pieces
-from ..channels import Affine
+from ..buffers import Buffers, as_rows, compute_dtype, pieces
+from ..channels import affine_of, kept_channels, without_zeros
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, factor and bias
 
@@ -21,30 +22,42 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, fact
 LONG_ROW = 1 << 15
 
 
-def forward(x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: NormForm) -> Evaluated:
+def forward(
+    x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: NormForm
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kept = kept_channels(factor, bias, x.device)
+    y, mean, reciprocal = exact_forward(x, without_zeros(factor, kept), bias, eps, dims, form)
+    exact = x.flatten(x.dim() - dims).index_select(-1, kept).view(reciprocal.numel(), kept.numel()).to(reciprocal.dtype)
+    if mean is not None:
+        exact -= mean.unsqueeze(1)
+    return y, reciprocal, exact.mul_(reciprocal.unsqueeze(1)), kept
+
+
+def exact_forward(
+    x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: NormForm
+) -> Evaluated:
+    whole = x.shape[x.dim() - dims :]
+    is_cut = x.is_contiguous() and not form.is_one_kernel and math.prod(whole) < LONG_ROW
+    bounds = list(pieces(as_rows(x, dims))) if is_cut else []
+    if len(bounds) <= 1:
+        factor, bias = (None if each is None else each.view(whole) for each in (factor, bias))
+        return _of_rows(form.evaluate(x, factor, bias, eps, dims), x)
     rows = as_rows(x, dims)
-    bounds = list(pieces(rows)) if rows.size(1) < LONG_ROW else []
-    if len(bounds) <= 1 or form.is_one_kernel:
-        return evaluate(x, factor, bias, eps, dims, form)
-    y: Tensor | None = None
-    means: list[Tensor] = []
-    reciprocals: list[Tensor] = []
+    y = torch.empty_like(x, dtype=form.evaluate(rows[:0], factor, bias, eps).y.dtype)
+    statistics = []
     for start, stop in bounds:
-        part, mean, reciprocal = form.evaluate(rows[start:stop], factor, bias, eps)
-        y = torch.empty_like(x, dtype=part.dtype) if y is None else y
-        y.view(rows.shape)[start:stop] = part
-        means += [] if mean is None else [mean.view(-1)]
-        reciprocals.append(reciprocal.view(-1))
-    assert y is not None
-    return Evaluated(y, torch.cat(means) if means else None, torch.cat(reciprocals))
+        part = _of_rows(form.evaluate(rows[start:stop], factor, bias, eps), x)
+        y.view(rows.shape)[start:stop] = part.y
+        statistics.append(part[1:])
+    means, reciprocals = zip(*statistics, strict=True)
+    return Evaluated(y, torch.cat(means) if form.centred else None, torch.cat(reciprocals))
 
 
-def evaluate(x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: NormForm) -> Evaluated:
-    """The same at once, of any layout."""
-    shape = x.shape[x.dim() - dims :]
-    factor, bias = (None if each is None else each.view(shape) for each in (factor, bias))
-    y, mean, reciprocal = form.evaluate(x, factor, bias, eps, dims)
-    return Evaluated(y, None if mean is None else mean.reshape(-1), reciprocal.reshape(-1))
+def _of_rows(evaluated: Evaluated, x: Tensor) -> Evaluated:
+    """With statistics of shape (rows,), in the dtype of computation."""
+    y, mean, reciprocal = evaluated
+    wide = compute_dtype(x)
+    return Evaluated(y, None if mean is None else mean.reshape(-1).to(wide), reciprocal.reshape(-1).to(wide))
 
 
 def backward(
@@ -52,11 +65,14 @@ def backward(
     y: Tensor,
     reciprocal: Tensor,
     exact: Tensor,
-    affine: Affine,
+    kept: Tensor,
+    factor: Tensor | None,
+    bias: Tensor | None,
     form: NormForm,
     dtype: torch.dtype,
     wanted: Sequence[bool],
 ) -> Gradients:
+    affine = affine_of(without_zeros(factor, kept), bias, y.dtype)
     buffers = Buffers(reciprocal.dtype, y.device)
 
     def normalised(start: int, stop: int) -> Tensor:
@@ -67,7 +83,7 @@ def backward(
             torch.mul(output, affine.inverse, out=result)
         else:
             torch.addcmul(affine.shift, _widen(buffers, "output", output), affine.inverse, out=result)
-        return result.index_copy_(1, affine.kept, exact[start:stop]) if affine.kept.numel() else result
+        return result.index_copy_(1, kept, exact[start:stop]) if kept.numel() else result
 
     return _gradients(dy, normalised, reciprocal, affine.factor, form.centred, dtype, wanted)
 

@@ -19,31 +19,34 @@ from ...norms import NormForm, form_by_name
 from ...norms.record import Evaluated
 from ..backends import choose_backend
 from ..buffers import as_rows, compute_dtype
-from ..channels import Affine, affine_of, count_kept, kept_channels, without_zeros
+from ..channels import count_kept
 from ..eager import norm as eager
 from ..eager.norm import Gradients
 from .library import define
 
 
 class NormKernels(Protocol):
-    """What a backend's module `norm` has to define. All tensors are contiguous.
+    """What a backend's module `norm` has to define.
 
     Statistics and the normalised input are in float32 (float64 for float64), and gradients are computed in it: those of
-    the input (in its dtype), the factor and the bias (not rounded). Only those that are `wanted` are needed.
+    the input (in its dtype), of the factor and of the bias (not rounded). Only those that are `wanted` are needed. All
+    tensors but ``x`` of the forward pass are contiguous.
     """
 
     def forward(
         self, x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: NormForm
-    ) -> Evaluated:
-        """``form.evaluate`` with statistics of shape (rows,).
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the form computes, but for a factor next to 0 (see `channels.without_zeros`).
 
         Args:
-            x: shape (..., *normalized_shape), any floating dtype.
+            x: shape (..., *normalized_shape), any floating dtype and layout.
             factor, bias: shape (channels,), any floating dtype.
             dims: how many dimensions are normalised.
 
         Returns:
-            The output has the shape of ``x``. It is no view, so that it may be changed in place where PyTorch's may.
+            The output, of the shape of ``x`` and no view, so that it may be changed in place where PyTorch's may; one
+            over the deviation, shape (rows,); the normalised input of the channels that are kept, shape (rows, kept);
+            and their indices, int64 (see `channels.kept_channels`).
         """
 
     def backward(
@@ -52,19 +55,24 @@ class NormKernels(Protocol):
         y: Tensor,
         reciprocal: Tensor,
         exact: Tensor,
-        affine: Affine,
+        kept: Tensor,
+        factor: Tensor | None,
+        bias: Tensor | None,
         form: NormForm,
         dtype: torch.dtype,
         wanted: Sequence[bool],
     ) -> Gradients:
-        """Gradients from the output.
+        """Gradients from what `forward` has returned.
 
         Args:
             dy, y: shape (rows, channels), any floating dtype.
-            reciprocal: shape (rows,).
-            exact: the normalised input of the channels that are kept, shape (rows, kept).
             dtype: of the input.
         """
+
+    def exact_forward(
+        self, x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: NormForm
+    ) -> Evaluated:
+        """What the form computes, with statistics of shape (rows,). For arguments and output see `forward`."""
 
     def exact_backward(
         self,
@@ -78,6 +86,7 @@ class NormKernels(Protocol):
         """Gradients from the input and the statistics.
 
         Args:
+            dy, x: shape (rows, channels), any floating dtype.
             mean: shape (rows,); None for a norm that is not centred.
         """
 
@@ -85,22 +94,20 @@ class NormKernels(Protocol):
 @cache
 def implementation(backend: str) -> NormKernels:
     """The module that computes norms: `norm` in the backend's folder."""
+    if backend == "triton":
+        from ..triton import norm as triton
+
+        return triton
     return eager
 
 
 def _norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    factor, bias = _channelwise(form_by_name(form), weight, bias)
-    if factor is None and bias is None:
-        kept = torch.empty(0, dtype=torch.int64, device=x.device)
-    else:
-        kept = kept_channels(factor, bias)
-    y, mean, reciprocal = _evaluate(x, without_zeros(factor, kept), bias, eps, dims, form, backend)
-    exact = x.flatten(x.dim() - dims).index_select(-1, kept).to(reciprocal.dtype)
-    if mean is not None:
-        exact -= mean.unsqueeze(-1)
-    return y, reciprocal, exact.mul_(reciprocal.unsqueeze(-1)), kept
+    record, shape = form_by_name(form), x.shape[: x.dim() - dims]
+    channelwise = _channelwise(record, weight, bias)
+    y, reciprocal, exact, kept = _kernels(backend, x).forward(x, *channelwise, eps, dims, record)
+    return y, reciprocal.view(shape), exact.view(*shape, kept.numel()), kept
 
 
 def _fake_norm(
@@ -126,11 +133,9 @@ def _norm_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     record, kernels = form_by_name(form), _kernels(backend, y)
-    factor, flat_bias = _channelwise(record, weight, bias)
-    affine = affine_of(without_zeros(factor, kept), flat_bias, kept, y.dtype)
     rows = as_rows(dy, dims), as_rows(y, dims), reciprocal.reshape(-1), exact.reshape(reciprocal.numel(), kept.numel())
     with torch._C._DisableAutocast():  # which is active if the backward pass is inside its block
-        gradients = kernels.backward(*rows, affine, record, dtype, wanted)
+        gradients = kernels.backward(*rows, kept, *_channelwise(record, weight, bias), record, dtype, wanted)
     return _shaped(gradients, y, weight, bias, dtype)
 
 
@@ -154,9 +159,10 @@ def _fake_norm_backward(
 def _exact_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    factor, bias = _channelwise(form_by_name(form), weight, bias)
-    y, mean, reciprocal = _evaluate(x, factor, bias, eps, dims, form, backend)
-    return y, reciprocal.new_empty(0) if mean is None else mean, reciprocal
+    record, shape = form_by_name(form), x.shape[: x.dim() - dims]
+    channelwise = _channelwise(record, weight, bias)
+    y, mean, reciprocal = _kernels(backend, x).exact_forward(x, *channelwise, eps, dims, record)
+    return y, reciprocal.new_empty(0) if mean is None else mean.view(shape), reciprocal.view(shape)
 
 
 def _fake_exact_norm(
@@ -203,19 +209,6 @@ def _fake_exact_norm_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_gradients(x, weight, bias, x.dtype, wanted)
-
-
-def _evaluate(
-    x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: str, backend: str
-) -> Evaluated:
-    """With statistics of the shape of the dimensions that are not normalised."""
-    record, kernels, shape = form_by_name(form), _kernels(backend, x), x.shape[: x.dim() - dims]
-    if x.is_contiguous():
-        y, mean, reciprocal = kernels.forward(x, factor, bias, eps, dims, record)
-    else:  # in the memory order that the form gives it
-        y, mean, reciprocal = eager.evaluate(x, factor, bias, eps, dims, record)
-    wide = compute_dtype(x)
-    return Evaluated(y, None if mean is None else mean.view(shape).to(wide), reciprocal.view(shape).to(wide))
 
 
 def _channelwise(form: NormForm, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -25,9 +25,21 @@ def launch_elementwise(kernel: Any, *tensors: Tensor, **constants: Any) -> None:
         kernel[grid](*tensors, size, GROUPS=GROUPS, **constants, enable_fp_fusion=True)
 
 
+def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **constants: Any) -> None:
+    """Run so many programs of a kernel; none if there is nothing to do."""
+    if programs > 0:
+        with as_current_device(device):
+            kernel[(programs,)](*arguments, **constants, enable_fp_fusion=True)
+
+
 def as_current_device(device: torch.device) -> AbstractContextManager[Any]:
     """Makes the device the current one, on which Triton launches kernels."""
     if device.type == "cpu":  # the interpreter
         return nullcontext()
     context: AbstractContextManager[Any] = getattr(torch, device.type).device(device)
     return context
+
+
+def next_power_of_2(number: int) -> int:
+    """The smallest one that is not smaller."""
+    return 1 << max(0, number - 1).bit_length()

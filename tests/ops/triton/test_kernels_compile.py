@@ -21,7 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 from hf_invact.curves import CURVES, Fit
 from hf_invact.ops import tells_output
-from hf_invact.ops.triton import activation, adapter, adapter_kernels
+from hf_invact.norms import FORMS
+from hf_invact.ops.triton import activation, adapter, adapter_kernels, norm
 from hf_invact.ops.triton.launch import launch_elementwise
 
 backend, architecture, warp_size = sys.argv[1].split(":")
@@ -54,8 +55,18 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
     for of_x in (torch.bfloat16, torch.float16, torch.float32):
         adapter.masked(gate.to(of_x), bits, dtype, 1.25)
         adapter.both_masked(gate.to(of_x), dy, bits, 1.25, 1.25)
+    for name in ("layer_norm", "llama", "t5", "deberta", "deepseek_v4")[: 5 if dtype == torch.bfloat16 else 2]:
+        form, channels = FORMS[name], 4096 if dtype == torch.bfloat16 else 64
+        x, factor = torch.randn(3, channels).to(dtype), torch.ones(channels, dtype=dtype)
+        bias = factor if form.centred else None
+        y, *saved = norm.forward(x, factor, bias, 1e-6, 1, form)
+        norm.backward(torch.randn_like(y), y, *saved, factor, bias, form, dtype, [True, True, form.centred])
+        if name in ("layer_norm", "llama"):
+            y, *saved = norm.exact_forward(x, factor, bias, 1e-6, 1, form)
+            norm.exact_backward(torch.randn_like(y), x, *saved, factor, [True, True, form.centred])
 launch_elementwise(adapter_kernels.pack, torch.ones(1000, dtype=torch.uint8), bits)
 names = ("forward", "backward", "gate_forward", "gate_backward", "exact_backward", "exact_gate_backward")
+names += ("choose_kept", "norm_forward", "norm_backward")
 assert set(compiled) == {*names, "pack", "masked", "both_masked"}, compiled.keys()
 print(max(seconds for times in compiled.values() for seconds in times))
 """
