@@ -94,6 +94,10 @@ class NormKernels(Protocol):
 @cache
 def implementation(backend: str) -> NormKernels:
     """The module that computes norms: `norm` in the backend's folder."""
+    if backend == "compile":
+        from ..inductor import norm as inductor
+
+        return inductor
     if backend == "triton":
         from ..triton import norm as triton
 
