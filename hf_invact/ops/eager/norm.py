@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...norms import NormForm
 from ...norms.record import Evaluated
-from ..buffers import Buffers, as_rows, compute_dtype, pieces
+from ..buffers import Buffers, as_rows, compute_dtype, multiply, pieces
 from ..channels import affine_of, kept_channels, without_zeros
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, factor and bias
@@ -125,7 +125,7 @@ def _gradients(
         gradient = _widen(buffers, "gradient", dy[start:stop])
         piece = of_piece(gradient, normalised(start, stop), factor, wanted, buffers)
         if dx is not None and piece[0] is not None:
-            dx[start:stop] = piece[0].mul_(reciprocal[start:stop, None])
+            multiply(reciprocal[start:stop, None], piece[0], out=dx[start:stop])
         for total, part in zip((dfactor, dbias), piece[1:], strict=True):
             if total is not None and part is not None:
                 total += part
