@@ -21,7 +21,7 @@ from . import curves
 from .curves import GELU, GELU_TANH, HARDSWISH, LAPLACE, MISH, QUICK_GELU, RELU2, RELU6, SILU, SQRTSOFTPLUS, Curve
 from .curves.keys import curve_by_key
 from .norms import LAYER_NORM, RMS_NORM, NormForm
-from .ops import NormSaving, Saving, invert, normalize
+from .ops import NormSaving, Saving, invert, is_array, normalize
 from .ops import gate as inverted_gate
 
 
@@ -165,8 +165,6 @@ def rms_norm(
     >>> bool((y == torch.nn.functional.rms_norm(x, (8,), weight)).all())
     True
     """
-    if eps is None:  # PyTorch's own: it computes in float32, or in float64
-        eps = torch.finfo(torch.promote_types(input.dtype, torch.float32)).eps
     return _norm(RMS_NORM, input, normalized_shape, weight, None, eps, saving, backend)
 
 
@@ -200,15 +198,19 @@ def _norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,
+    eps: float | None,
     saving: NormSaving,
     backend: str | None,
 ) -> Tensor:
     dims = len(normalized_shape)
-    if dims == 0 or tuple(input.shape[-dims:]) != tuple(normalized_shape):  # PyTorch raises its own error
+    if not is_array(input) or dims == 0 or input.shape[-dims:] != tuple(normalized_shape):
+        # In a tracer, or PyTorch raises its own error.
         if form.centred:
+            assert eps is not None
             return torch.nn.functional.layer_norm(input, list(normalized_shape), weight, bias, eps)
         return torch.nn.functional.rms_norm(input, list(normalized_shape), weight, eps)
+    if eps is None:  # PyTorch's own: it computes in float32, or in float64
+        eps = torch.finfo(torch.promote_types(input.dtype, torch.float32)).eps
     return normalize(input, weight, bias, form, eps, dims, saving, backend)
 
 

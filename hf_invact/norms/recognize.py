@@ -7,7 +7,6 @@ import inspect
 import itertools
 import math
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -173,11 +172,9 @@ def _runs(module: nn.Module, names: Names, rows: int) -> Iterator[Run]:
 
 
 def _with_parameters(module: nn.Module, parameters: dict[str | None, Tensor | None]) -> nn.Module:
-    """Another module of this class, with these parameters in place of its own, and no hooks."""
+    """Another module with the same attributes, and with these parameters in place of its own."""
     other = copy.copy(module)
-    for key, value in vars(module).items():
-        if isinstance(value, dict):  # also an OrderedDict: those of parameters, buffers, modules and hooks
-            vars(other)[key] = OrderedDict() if "hooks" in key else type(value)(value)
+    vars(other)["_parameters"] = dict(module._parameters)
     for name, tensor in parameters.items():
         if name is not None and tensor is not None:
             other._parameters[name] = nn.Parameter(tensor)
@@ -186,6 +183,7 @@ def _with_parameters(module: nn.Module, parameters: dict[str | None, Tensor | No
 
 @torch.no_grad()
 def _run(module: nn.Module, x: Tensor, is_autocast: bool) -> object:
+    """Without the module's hooks."""
     with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
         return type(module).forward(module, x.clone())
 

@@ -4,7 +4,7 @@ from .activation import SAVINGS, Saving, gate, invert
 from .adapter import adapter_input
 from .backends import AUTO, BACKENDS, check_backend, check_device
 from .channels import count_lost
-from .inputs import wants_gradient
+from .inputs import is_array, wants_gradient
 from .learned import SMALLEST_SLOPE, invert_prelu, invert_xielu, prelu_is_invertible
 from .norm import NORM_SAVINGS, NormSaving, check_norm_saving, normalize
 from .operators.activation import tells_output
@@ -26,6 +26,7 @@ __all__ = [
     "invert",
     "invert_prelu",
     "invert_xielu",
+    "is_array",
     "normalize",
     "prelu_is_invertible",
     "tells_output",

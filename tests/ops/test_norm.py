@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_invact.norms import LAYER_NORM, LLAMA, RMS_NORM, NormForm
-from hf_invact.ops import NormSaving, normalize
+from hf_invact.ops import NormSaving, buffers, normalize
 from hf_invact.ops.operators import norm as operators
 from tests.helpers import (
     DTYPES,
@@ -64,7 +64,10 @@ def test_results(form: NormForm, saving: NormSaving, of_x: torch.dtype, of_weigh
 @each_layout
 @each_norm_saving
 @each_of_three
-def test_layouts(form: NormForm, saving: NormSaving, layout: str, dtype: torch.dtype) -> None:
+def test_layouts(
+    form: NormForm, saving: NormSaving, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers, "CPU_PIECE", 7 * CHANNELS)
     norm, x = norm_of(form, (CHANNELS,), dtype), input_of(layout, dtype)
     found, native = (run(norm, function, x) for function in (norm.ours(saving), norm.native))
     assert torch.equal(found[0], native[0])
@@ -176,6 +179,24 @@ def test_autocast(form: NormForm, saving: NormSaving, dtype: torch.dtype) -> Non
     assert all(map(torch.equal, found, expected))
     assert found[0].dtype == native[0].dtype
     assert torch.equal(found[0], native[0])
+
+
+def test_no_autocast_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it would round products of matrices and vectors."""
+    dtypes: list[torch.dtype] = []
+    for name in ("backward", "exact_backward"):
+        function = getattr(operators.eager, name)
+        monkeypatch.setattr(
+            operators.eager,
+            name,
+            lambda *each, function=function: (dtypes.append((torch.eye(2) @ torch.eye(2)).dtype), function(*each))[1],
+        )
+    norm, x = norm_of(LLAMA, (CHANNELS,), FP32), input_of()
+    with torch.autocast("cpu", BF16):
+        assert (torch.eye(2) @ torch.eye(2)).dtype == BF16
+        for saving in ("output", "input"):
+            run(norm, norm.ours(saving), x)
+    assert dtypes == [FP32, FP32]
 
 
 @pytest.fixture
