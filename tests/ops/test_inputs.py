@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_invact import functional
 from hf_invact.curves import SILU
-from hf_invact.ops import gate, invert, wants_gradient
+from hf_invact.norms import LLAMA
+from hf_invact.ops import gate, invert, normalize, wants_gradient
 from tests.helpers import normal
 
 
@@ -31,6 +33,20 @@ class GatedMLP(nn.Module):
         return result
 
 
+class Norms(nn.Module):
+    """The functions, as a module of a user calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter(normal(8, seed=seed)) for seed in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalize(functional.layer_norm(x, (8,), self.first, self.second), self.first, None, LLAMA, 1e-6)
+
+    def natively(self, x: Tensor) -> Tensor:
+        return LLAMA.forward(F.layer_norm(x, (8,), self.first, self.second), self.first, None, 1e-6)
+
+
 def exported(model: nn.Module, x: Tensor) -> nn.Module:
     return torch.export.export(model, (x,)).module()
 
@@ -43,15 +59,21 @@ TRACERS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
 
 
 @pytest.mark.parametrize("trace", TRACERS.values(), ids=TRACERS)
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # from the check that gate and up have one shape
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # from the checks of shapes
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_a_traced_graph_is_native(trace: Callable[[nn.Module, Tensor], nn.Module], training: bool) -> None:
-    model, x = GatedMLP().train(training), normal(4, 8)
+@pytest.mark.parametrize("build", [GatedMLP, Norms])
+def test_a_traced_graph_is_native(
+    build: Callable[[], GatedMLP | Norms], trace: Callable[[nn.Module, Tensor], nn.Module], training: bool
+) -> None:
+    model, x = build().train(training), normal(4, 8)
     traced = trace(model, x)
     assert not re.search(r"ops\.hf_invact|hf_invact::", str(traced.graph))
     assert torch.equal(traced(x), model.natively(x))
     assert all(weight.grad_fn is None for weight in traced.parameters())
     traced(x).sum().backward()
+
+
+AFFINE = torch.ones(4), torch.zeros(4)
 
 
 def jagged(x: Tensor) -> Tensor:
@@ -68,8 +90,9 @@ def nested(x: Tensor) -> Tensor:
     [
         (lambda x: invert(x, SILU), F.silu),
         (lambda x: gate(x, 2 * x, SILU), lambda x: F.silu(x) * (2 * x)),
+        (lambda x: functional.layer_norm(x, (4,), *AFFINE), lambda x: F.layer_norm(x, (4,), *AFFINE)),
     ],
-    ids=["activation", "gate"],
+    ids=["activation", "gate", "norm"],
 )
 def test_sequences_of_different_lengths(
     pack: Callable[[Tensor], Tensor], ours: Callable[[Tensor], Tensor], native: Callable[[Tensor], Tensor]
