@@ -92,6 +92,12 @@ def test_unknown_names_are_refused_at_once(module: Callable[..., torch.nn.Module
         module(3, saving="inputs")
 
 
+@pytest.mark.parametrize("function", [functional.layer_norm, functional.rms_norm])
+def test_an_unknown_backend_is_refused_with_the_known_ones(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"unknown backend 'fast'.*auto, eager"):
+        function(torch.ones(3), (3,), backend="fast")
+
+
 @each_norm_saving
 def test_functions_have_the_arguments_of_pytorchs(saving: NormSaving) -> None:
     x, weight, bias = normal(5, *SHAPE), normal(*SHAPE, seed=1), normal(*SHAPE, seed=2)
