@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def test_no_folder_holds_many_files() -> None:
     folders = [str(path.parent.relative_to(ROOT)) for path in SOURCES if path.name != "__init__.py"]
     counts = {folder: folders.count(folder) for folder in folders}
     assert {folder for folder, count in counts.items() if count > MOST_FILES} == set()
+
+
+def test_what_is_published_names_no_place_on_a_machine() -> None:
+    """Results and pages are written on some machine, whose folders concern nobody."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.json")]
+    place = re.compile(r"(/home/|/root/|/tmp/|/work/|/Users/|site-packages)")
+    assert {str(page.relative_to(ROOT)) for page in pages if place.search(page.read_text(encoding="utf-8"))} == set()
 
 
 def part_of(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 140
 
 
@@ -10,6 +12,6 @@ class UncoveredError(Exception):
 
 
 def brief(error: BaseException) -> str:
-    """An error's message in one line, cut to `LONGEST` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An error's message in one line, without the places of modules, and cut to `LONGEST` characters."""
+    text = " ".join(re.sub(r"(<module '[^']*') from '[^']*'>", r"\1>", str(error)).split()) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
