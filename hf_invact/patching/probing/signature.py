@@ -8,7 +8,6 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -110,7 +109,7 @@ class _Same:
         try:
             self._get: Callable[[], object] = weakref.ref(value)
         except TypeError:
-            self._get = partial(_self, value)
+            self._get = lambda: value
 
     def __eq__(self, other: object) -> bool:
         value = self._get()
@@ -118,7 +117,3 @@ class _Same:
 
     def __hash__(self) -> int:
         return self._hash
-
-
-def _self(value: object) -> object:
-    return value
