@@ -23,7 +23,7 @@ TORCH ?= 2.11.0
 WITH_TORCH := .venv-torch-$(TORCH)
 CORE_TESTS := tests/memory tests/ops tests/patching tests/sites tests/test_compile.py tests/test_functional.py tests/test_nn.py
 
-# Test files in two processes: tests often wait, or use one core.
+# Test files in two processes of one thread each: with more threads than cores, each waits for the others.
 IN_PARALLEL := --numprocesses 2 --dist loadfile
 
 SITE_PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
@@ -39,17 +39,16 @@ demo: env
 	@$(BIN)/python scripts/compare.py configs/demo.yaml
 
 # Some tests start processes that compete for the cores.
-test: export OMP_WAIT_POLICY = PASSIVE
+test test-lowest test test-lowest test-torch: export OMP_NUM_THREADS = 1
+
 test: env
 	@echo "== Running the tests"
 	@$(BIN)/python -m pytest $(IN_PARALLEL)
 
-test-lowest: export OMP_WAIT_POLICY = PASSIVE
 test-lowest: $(LOWEST)/.ready
 	@echo "== Running the tests that use Transformers with the lowest supported versions"
 	@$(LOWEST)/bin/python -m pytest $(IN_PARALLEL) -m "not slow" $(LOWEST_TESTS)
 
-test-torch: export OMP_WAIT_POLICY = PASSIVE
 # Otherwise PyTorch would load kernels from its cache that another version has compiled.
 test-torch: export TORCHINDUCTOR_CACHE_DIR = $(abspath $(WITH_TORCH))/inductor
 test-torch: $(WITH_TORCH)/.ready
