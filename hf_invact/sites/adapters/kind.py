@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..kind import Known, Plan, Site, SiteKind
+from ..patched_class import observed, restore_class, settings_of, suspended
 from .layers import SUPPORTED, describe, find_layers, obstacle
-from .patched import observed_layer, patch_layer, restore_layer, settings_of, suspended_layer
+from .patched import PatchedLayer, parts, patch_layer
 
 ADAPTER_INPUT = Plan(
     "adapter-input",
@@ -48,7 +49,7 @@ class AdapterInputs(SiteKind[AdapterSite, Plan]):
 
     name = "adapter"
     plans = (ADAPTER_INPUT,)
-    shares = True
+    measured = "together"
 
     def find(self, model: nn.Module) -> Iterator[AdapterSite]:
         for holder_name, holder, attribute in find_layers(model):
@@ -83,23 +84,23 @@ class AdapterInputs(SiteKind[AdapterSite, Plan]):
         return ADAPTER_INPUT if drops else None
 
     def install(self, site: AdapterSite, plan: Plan, backend: str, *, strict: bool = False) -> None:
-        restore_layer(site.module)
+        restore_class(*parts(site.module))
         patch_layer(site.module, backend)
 
     def restore(self, site: AdapterSite) -> None:
-        restore_layer(site.module)
+        restore_class(*parts(site.module))
 
     def installed(self, site: AdapterSite) -> Plan | None:
-        return None if settings_of(site.module) is None else ADAPTER_INPUT
+        return None if settings_of(site.module, PatchedLayer) is None else ADAPTER_INPUT
 
     def suspended(self, site: AdapterSite) -> AbstractContextManager[None]:
-        return suspended_layer(site.module)
+        return suspended(*parts(site.module))
 
     def observed(self, site: AdapterSite, note: Callable[[Tensor, Tensor], None]) -> AbstractContextManager[None]:
-        return observed_layer(site.module, note)
+        return observed(site.module, note)
 
     def notes(self, site: AdapterSite) -> dict[str, Any] | None:
-        return settings_of(site.module)
+        return settings_of(site.module, PatchedLayer)
 
     def known(self) -> tuple[Known, ...]:
         return (Known("adapters", "layers of PEFT whose adapters keep their input once", [*SUPPORTED]),)

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from ..forwards import replaced_forward
-from .patched import needs_tensor, original_class
+from ..patched_class import original_class
+from .patched import needs_tensor
 
 # Their forward was read: it casts the input, drops elements of it, and multiplies it with lora_A, in this order.
 SUPPORTED = {
