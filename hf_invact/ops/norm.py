@@ -12,7 +12,7 @@ from ..norms import NormForm, form_by_name
 from .backends import AUTO, check_backend
 from .channels import tells_output
 from .inputs import active_dtype, apply_to_local_parts, is_distributed, wants_gradient
-from .operators.norm import EXACT_NORM, NORM
+from .operators.norm_derivatives import normalize_keeping_input, normalize_keeping_output
 
 NormSaving = Literal["output", "input"]
 NORM_SAVINGS: tuple[NormSaving, ...] = ("output", "input")
@@ -59,8 +59,9 @@ def normalize(
         )
     x, weight, bias = _autocast(x, weight, bias, form, dims)
     dtypes = x.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype
-    operator = NORM if saving == "output" and tells_output(form, *dtypes) else EXACT_NORM
-    y: Tensor = operator(x, weight, bias, eps, dims, form.name, backend)[0]
+    keeps_output = saving == "output" and tells_output(form, *dtypes)
+    function = normalize_keeping_output if keeps_output else normalize_keeping_input
+    y: Tensor = function(x, weight, bias, eps, dims, form.name, backend)[0]
     return y
 
 

@@ -16,10 +16,13 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 def directly(operator: OpOverload, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """An operator without a derivative, of which the kernel alone is called where that makes no difference."""
+    """An operator without a derivative, of which the kernel alone is called where that makes no difference.
+
+    While gradients are recorded, the operator is called: it refuses to be differentiated.
+    """
 
     def call(*args: Any) -> Any:
-        return (kernel if is_unseen(args) else operator)(*args)
+        return (kernel if is_unseen(args) and not torch.is_grad_enabled() else operator)(*args)
 
     return call
 

@@ -105,7 +105,7 @@ def implementation(backend: str) -> NormKernels:
     return eager
 
 
-def _norm(
+def compute_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     record, shape = form_by_name(form), x.shape[: x.dim() - dims]
@@ -122,7 +122,7 @@ def _fake_norm(
     return y, reciprocal, reciprocal.new_empty((*reciprocal.shape, count)), x.new_empty(count, dtype=torch.int64)
 
 
-def _norm_backward(
+def compute_norm_backward(
     dy: Tensor,
     y: Tensor,
     reciprocal: Tensor,
@@ -160,7 +160,7 @@ def _fake_norm_backward(
     return _fake_gradients(y, weight, bias, dtype, wanted)
 
 
-def _exact_norm(
+def compute_exact_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     record, shape = form_by_name(form), x.shape[: x.dim() - dims]
@@ -178,7 +178,7 @@ def _fake_exact_norm(
     return y, torch.empty_like(reciprocal) if record.centred else reciprocal.new_empty(0), reciprocal
 
 
-def _exact_norm_backward(
+def compute_exact_norm_backward(
     dy: Tensor,
     x: Tensor,
     mean: Tensor | None,
@@ -255,23 +255,23 @@ _ARGUMENTS = "Tensor x, Tensor? weight, Tensor? bias, float eps, int dims, str f
 _GRADIENTS = "(Tensor dx, Tensor dweight, Tensor dbias)"
 NORM = define(
     f"norm({_ARGUMENTS}) -> (Tensor y, Tensor reciprocal, Tensor exact, Tensor kept)",
-    _norm,
+    compute_norm,
     _fake_norm,
 )
 NORM_BACKWARD = define(
     "norm_backward(Tensor dy, Tensor y, Tensor reciprocal, Tensor exact, Tensor kept, Tensor? weight, Tensor? bias, "
     f"int dims, ScalarType dtype, bool[] wanted, str form, str backend) -> {_GRADIENTS}",
-    _norm_backward,
+    compute_norm_backward,
     _fake_norm_backward,
 )
 EXACT_NORM = define(
     f"exact_norm({_ARGUMENTS}) -> (Tensor y, Tensor mean, Tensor reciprocal)",
-    _exact_norm,
+    compute_exact_norm,
     _fake_exact_norm,
 )
 EXACT_NORM_BACKWARD = define(
     "exact_norm_backward(Tensor dy, Tensor x, Tensor? mean, Tensor reciprocal, Tensor? weight, Tensor? bias, "
     f"int dims, bool[] wanted, str form, str backend) -> {_GRADIENTS}",
-    _exact_norm_backward,
+    compute_exact_norm_backward,
     _fake_exact_norm_backward,
 )

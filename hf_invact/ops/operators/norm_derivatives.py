@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 from ...norms import form_by_name
 from . import norm
 from .derivatives import refuse_derivative, register_derivative, sample
+from .direct import directly, with_derivative_directly
 
 
 def _save_output(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -28,7 +29,7 @@ def _gradients_from_output(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tenso
     if dy is None:
         return (None,) * 7
     wanted = list(ctx.needs_input_grad[:3])
-    gradients = norm.NORM_BACKWARD(dy, *ctx.saved_tensors, ctx.dims, ctx.dtype, wanted, ctx.form, ctx.backend)
+    gradients = _norm_backward(dy, *ctx.saved_tensors, ctx.dims, ctx.dtype, wanted, ctx.form, ctx.backend)
     return *_wanted(gradients, wanted), None, None, None, None
 
 
@@ -44,7 +45,7 @@ def _gradients_from_input(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor
     if dy is None:
         return (None,) * 7
     wanted = list(ctx.needs_input_grad[:3])
-    gradients = norm.EXACT_NORM_BACKWARD(dy, *ctx.saved_tensors, ctx.dims, wanted, ctx.form, ctx.backend)
+    gradients = _exact_norm_backward(dy, *ctx.saved_tensors, ctx.dims, wanted, ctx.form, ctx.backend)
     return *_wanted(gradients, wanted), None, None, None, None
 
 
@@ -77,3 +78,10 @@ refuse_derivative(norm.NORM_BACKWARD, lambda _: "an inverted norm", _sample_by_s
 refuse_derivative(
     norm.EXACT_NORM_BACKWARD, lambda _: "a norm that keeps its input", _sample_by_sample(norm.EXACT_NORM_BACKWARD)
 )
+
+normalize_keeping_output = with_derivative_directly(norm.NORM, norm.compute_norm, _save_output, _gradients_from_output)
+normalize_keeping_input = with_derivative_directly(
+    norm.EXACT_NORM, norm.compute_exact_norm, _save_input, _gradients_from_input
+)
+_norm_backward = directly(norm.NORM_BACKWARD, norm.compute_norm_backward)
+_exact_norm_backward = directly(norm.EXACT_NORM_BACKWARD, norm.compute_exact_norm_backward)
