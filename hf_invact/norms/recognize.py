@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from .forms import FORMS
 from .record import NormForm
@@ -77,10 +78,12 @@ def recognize(module: nn.Module) -> Recognized:
     'layer_norm'
     """
     names = _parameters_of(module)
-    found = _agreeing(module, names, list(itertools.product(_candidates(module), _eps_of(module))), _ROWS)
-    if len(found) > 1 and not _is_function_of_pytorch(module):
-        # Forms that differ in the order of a sum differ in half precision in one of some ten thousand elements.
-        found = _agreeing(module, names, found, _MANY_ELEMENTS // math.prod(_shape_of(module, names)))
+    # Whatever tensors the module has, and wherever new ones would be made.
+    with torch.inference_mode(False), unset_fake_temporarily(), torch.device("cpu"):
+        found = _agreeing(module, names, list(itertools.product(_candidates(module), _eps_of(module))), _ROWS)
+        if len(found) > 1 and not _is_function_of_pytorch(module):
+            # Forms that differ in the order of a sum differ in half precision in one of some ten thousand elements.
+            found = _agreeing(module, names, found, _MANY_ELEMENTS // math.prod(_shape_of(module, names)))
     if not found:
         known = ", ".join(FORMS)
         raise UnsuitableNorm(f"{type(module).__name__} computes something else than the known forms ({known})")
@@ -152,12 +155,10 @@ def _runs(module: nn.Module, names: Names, rows: int) -> Iterator[Run]:
     """
     shape, generator = _shape_of(module, names), torch.Generator().manual_seed(0)
     for x_dtype, dtype, is_autocast in _RUNS:
-        weight, bias = (
-            None if name is None else torch.randn(shape, generator=generator, device="cpu").to(dtype) for name in names
-        )
+        weight, bias = (None if name is None else torch.randn(shape, generator=generator).to(dtype) for name in names)
         # Rows of several sizes, also such that the variance is about as large as what is added to it.
-        sizes = torch.tensor([1.0, 30.0, 1e-2, 1e-3], device="cpu").repeat(rows)[:rows].view(1, rows, *[1] * len(shape))
-        x = ((torch.randn(2, rows, *shape, generator=generator, device="cpu") + 0.3) * sizes).to(x_dtype)
+        sizes = torch.tensor([1.0, 30.0, 1e-2, 1e-3]).repeat(rows)[:rows].view(1, rows, *[1] * len(shape))
+        x = ((torch.randn(2, rows, *shape, generator=generator) + 0.3) * sizes).to(x_dtype)
         try:
             y = _run(_with_parameters(module, dict(zip(names, (weight, bias), strict=True))), x, is_autocast)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
