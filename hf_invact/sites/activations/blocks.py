@@ -9,6 +9,7 @@ from torch import nn
 
 from ..kind import original_of
 from ..names import full_name
+from ..replaced import replaced_by_copies
 from .recognize import inverse_of, reason_to_leave
 
 
@@ -80,9 +81,9 @@ def find_activations(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Bl
         For each: the qualified name of the block, the block, where it holds the activation, and what its class is
         registered as; None if it is found by its structure.
 
-    Modules that PEFT replaces by a trained copy (``modules_to_save``) are left out, since nothing calls them.
+    Those that nothing calls are left out: see `replaced_by_copies`.
     """
-    replaced = _replaced_by_copies(model)
+    replaced = replaced_by_copies(model)
     for name, module in model.named_modules():
         if module in replaced or is_activation(module):
             continue
@@ -101,18 +102,6 @@ def _registered(cls: type[nn.Module]) -> Block | None:
         return None
     block = _BLOCKS[full_name(registered)]
     return block if cls.forward is getattr(registered, "forward", None) else replace(block, is_gated=False)
-
-
-def _replaced_by_copies(model: nn.Module) -> set[nn.Module]:
-    found: set[nn.Module] = set()
-    for module in model.modules():
-        if not ("original_module" in module._modules and "modules_to_save" in module._modules):
-            continue
-        original, copies = module.get_submodule("original_module"), module.get_submodule("modules_to_save")
-        active = () if getattr(module, "disable_adapters", False) else getattr(module, "active_adapters", ())
-        if any(adapter in copies._modules for adapter in active):
-            found.update(original.modules())
-    return found
 
 
 def is_activation(module: nn.Module) -> bool:
