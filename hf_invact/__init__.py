@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         patch_model,
         register_activation,
         register_block,
+        register_norm,
         unpatch_model,
     )
     from .planning import Lora, MemoryPlan, PlanningError, plan_memory
@@ -54,6 +55,7 @@ __all__ = [
     "plan_memory",
     "register_activation",
     "register_block",
+    "register_norm",
     "unpatch_model",
 ]
 

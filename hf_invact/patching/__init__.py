@@ -3,6 +3,7 @@
 from ..sites.activations.blocks import register_block
 from ..sites.activations.register import RegisteredActivation, register_activation
 from ..sites.errors import PatchingError
+from ..sites.norms.register import register_norm
 from .config import InvActConfig
 from .patch import activation_sites, inverted_activations, patch_model, unpatch_model
 from .report import PatchReport, SiteReport
@@ -18,5 +19,6 @@ __all__ = [
     "patch_model",
     "register_activation",
     "register_block",
+    "register_norm",
     "unpatch_model",
 ]

@@ -28,20 +28,20 @@ class InvActConfig:
         exclude: patterns of block names to leave alone.
         plan: what is saved for the backward pass. "auto" measures each kind of block and takes the plan that saves the
             fewest bytes (ties go to the exact plan; the block stays unpatched if no plan saves fewer). The name of a
-            plan ("adapter-input", "gate-inputs", "input", "gate-output" or "output") demands it of all sites that can
-            have it, whatever it saves; of several names, the one that saves the fewest bytes is taken. A name concerns
-            the sites of its own kind alone: those of other kinds stay "auto".
+            plan ("adapter-input", "gate-inputs", "input", "gate-output", "output", "norm-input" or "norm-output")
+            demands it of all sites that can have it, whatever it saves; of several names, the one that saves the fewest
+            bytes is taken. A name concerns the sites of its own kind alone: those of other kinds stay "auto".
         backend: what computes the operation: "auto" (by device) or a backend's name.
         autocast_dtype: under which training will run ("bfloat16" and "float16" are understood too); None takes the
             autocast that is active when `patch_model` is called, if any. The callback fills it in.
         require: refuse a model in which no activation would be inverted, where `patch_model` would only report why. (A
             plan that is demanded is always required at one site at least.)
-        sites: the kinds of sites to patch: "adapter" (the inputs of PEFT's LoRA, exact) and "activation". The paper's
-            method alone is ``("activation",)``.
+        sites: the kinds of sites to patch: "adapter" (the inputs of PEFT's LoRA, exact), "activation" and "norm". The
+            paper's method alone is ``("activation",)``. Norms have to be named.
 
     Raises:
-        ValueError: an unknown plan, backend, dtype or kind of sites; patterns that are not strings; a `require`
-            that is not a boolean.
+        ValueError: an unknown plan, backend, dtype or kind of sites; plans of kinds that are left out alone;
+            patterns that are not strings; a `require` that is not a boolean.
 
     >>> InvActConfig.from_dict({"include": ["*.mlp"], "backend": "eager"}).include
     ('*.mlp',)
@@ -53,7 +53,7 @@ class InvActConfig:
     backend: str = AUTO
     autocast_dtype: torch.dtype | None = None
     require: bool = False
-    sites: tuple[str, ...] = field(default_factory=lambda: tuple(kind.name for kind in sites.KINDS))
+    sites: tuple[str, ...] = field(default_factory=lambda: tuple(kind.name for kind in sites.KINDS if kind.by_default))
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
@@ -107,6 +107,9 @@ class InvActConfig:
         if not is_list or not all(name in known for name in self.sites):
             raise ValueError(f"sites must be a list of kinds of sites, of {', '.join(known)}, got {self.sites!r}")
         object.__setattr__(self, "sites", tuple(self.sites))
+        names = (self.plan,) if isinstance(self.plan, str) else self.plan
+        if AUTO_PLAN not in names and not self.plans:
+            raise ValueError(f"plan={self.plan!r} concerns no site, since sites={self.sites} leaves out its kind")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> InvActConfig:

@@ -10,9 +10,10 @@ from torch import nn
 from .activations import Activations
 from .adapters import AdapterInputs
 from .kind import Known, NotApplicable, Plan, Replacement, Site, SiteKind, original_of
+from .norms import Norms
 
 # Consumers first: what is decided for a kind stays installed while the next kind is measured.
-KINDS: tuple[SiteKind[Any, Any], ...] = (AdapterInputs(), Activations())
+KINDS: tuple[SiteKind[Any, Any], ...] = (AdapterInputs(), Activations(), Norms())
 
 
 def all_plans() -> dict[str, Plan]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -94,12 +94,15 @@ class SiteKind(Protocol[AnySite, AnyPlan]):
     Attributes:
         name: as `InvActConfig.sites` spells it.
         plans: all that it has. Of two that keep as much, the first is installed.
-        shares: whether its sites keep the same tensors, so that they are measured together: one alone may save nothing.
+        measured: in the module around each site; "together" where sites keep the same tensors, so that one by itself
+            may save nothing; or "alone", where a site is a module, beside what the module around it keeps anyway.
+        by_default: whether its sites are patched where `InvActConfig.sites` is not given.
     """
 
     name: str
     plans: tuple[AnyPlan, ...]
-    shares: bool = False
+    measured: Literal["around", "together", "alone"] = "around"
+    by_default: bool = True
 
     def find(self, model: nn.Module) -> Iterator[AnySite]:
         """The sites of a model, patched or not, in its order."""

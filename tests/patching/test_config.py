@@ -101,6 +101,8 @@ def test_plans_and_kinds_of_sites_in_lists() -> None:
     assert [plan.name for plan in InvActConfig(plan=config.plan).plans] == ["adapter-input", "gate-output", "output"]
     assert InvActConfig().sites == ("adapter", "activation")
     assert InvActConfig().plans == ()
+    with pytest.raises(ValueError, match="plan='norm-input' concerns no site, since sites="):
+        InvActConfig(plan="norm-input")
 
 
 @pytest.mark.parametrize("plan", [[], ["output", "best"], [1]], ids=repr)
@@ -111,5 +113,5 @@ def test_a_list_with_an_unknown_plan_is_refused(plan: list[Any]) -> None:
 
 @pytest.mark.parametrize("kinds", [[], "activation", ["activations"], None], ids=repr)
 def test_unknown_kinds_of_sites_are_refused(kinds: Any) -> None:
-    with pytest.raises(ValueError, match="sites must be a list of kinds of sites, of adapter, activation, got"):
+    with pytest.raises(ValueError, match="sites must be a list of kinds of sites, of adapter, activation, norm, got"):
         InvActConfig(sites=kinds)

@@ -218,5 +218,5 @@ def test_the_installations_description_lists_it() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="sites must be a list of kinds of sites, of cube, adapter, activation, got"):
-        InvActConfig(sites=("norm",))
+    with pytest.raises(ValueError, match="kinds of sites, of cube, adapter, activation, norm, got"):
+        InvActConfig(sites=("sphere",))

@@ -13,11 +13,12 @@ from ...sites import Plan, Site
 from ..config import InvActConfig
 from ..errors import NoProbeError
 from ..probing.known import KnownCalls
-from ..probing.surroundings import surroundings
 from ..selection import Selection
 from ..weights.fake_copy import without_memory
 from ..weights.sharding import ShardedError, is_sharded, require_whole
+from .alone import decide_alone
 from .memory import Memory, dependencies
+from .places import around
 from .planner import NO_COPY, Decision, Planner, unmeasured
 from .present import present
 from .together import decide_together
@@ -68,14 +69,16 @@ def _by_kind(
 ) -> dict[Site, Decision]:
     """Decisions for all sites, of which some are decided. Each kind stays installed while later ones are measured."""
     decisions = dict(decided)
-    modules = (each.module for site in sites for each in surroundings(model, site.holder_name))
+    modules = (each.module for site in sites for each in around(model, site))
     known = KnownCalls(model, modules, config.autocast_dtype)
     for kind in config.kinds:
         planner = Planner(model, config, known, is_copy=is_copy)
         of_kind = [site for site in sites if site.kind is kind]
         left = [site for site in of_kind if site not in decisions]
-        if kind.shares:
+        if kind.measured == "together":
             decisions |= decide_together(planner, left, fallbacks)
+        elif kind.measured == "alone":
+            decisions |= decide_alone(planner, left, fallbacks)
         else:
             decisions |= {site: planner.decide(site, fallbacks[site]) for site in left}
         for site in of_kind:

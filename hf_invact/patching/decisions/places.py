@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from ..probing.known import KnownCalls
 from ..probing.probe import Scope
 from ..probing.scopes import find_scope
 from ..probing.signature import Signature, signature
-from ..probing.surroundings import surroundings
+from ..probing.surroundings import LEVELS, Surrounding, surroundings
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Place:
     key: Hashable
     module: nn.Module | None
     failure: str = ""
+
+
+def around(model: nn.Module, site: Site) -> list[Surrounding]:
+    """What to try for a site. Where it is run forward alone, this may be the whole model."""
+    return surroundings(model, site.holder_name, None if site.kind.measured == "alone" else LEVELS)
 
 
 class Places:
@@ -54,21 +59,21 @@ class Places:
 
     def of(self, site: Site) -> Place:
         """Where a site is measured."""
-        around = surroundings(self.model, site.holder_name)
+        surrounding = around(self.model, site)
         key: tuple[object, ...] = (site.key,)
         keys: dict[nn.Module, Hashable] = {}
-        for each in around:
+        for each in surrounding:
             keys[each.module] = key = (*key, each.path, self._signature(each.module))
             if (found := self._found.get(key)) is not None:
-                return Place(key, None, found) if isinstance(found, str) else Place(key, around[found].module)
+                return Place(key, None, found) if isinstance(found, str) else Place(key, surrounding[found].module)
         try:
-            scope, outermost = find_scope(self.model, site, around, self.known, self.autocast_dtype)
+            scope, outermost = self._find(site, surrounding)
         except NoProbeError as error:
             self._found[key] = str(error)
             return Place(key, None, str(error))
         self._scopes[scope.module] = scope
         place = Place(keys[outermost], scope.module)
-        self._found[place.key] = [each.module for each in around].index(scope.module)
+        self._found[place.key] = [each.module for each in surrounding].index(scope.module)
         return place
 
     def scope(self, site: Site, place: Place) -> Scope:
@@ -80,10 +85,12 @@ class Places:
         if place.module is None:
             raise NoProbeError(place.failure)
         if place.module not in self._scopes:
-            around = surroundings(self.model, site.holder_name)
-            scope, _ = find_scope(self.model, site, around, self.known, self.autocast_dtype)
-            self._scopes[place.module] = scope
+            self._scopes[place.module], _ = self._find(site, around(self.model, site))
         return self._scopes[place.module]
+
+    def _find(self, site: Site, surrounding: Sequence[Surrounding]) -> tuple[Scope, nn.Module]:
+        makes_input = site.kind.measured != "alone"
+        return find_scope(self.model, site, surrounding, self.known, self.autocast_dtype, makes_input=makes_input)
 
     def _signature(self, module: nn.Module) -> int:
         if id(module) not in self._signatures:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ...memory.storages import storages
@@ -17,6 +17,7 @@ from ..errors import NoProbeError
 from ..isolation.undisturbed import undisturbed
 from ..probing.compare import difference
 from ..probing.probe import Measurement, Scope, autocast, kept_per_token, measure, rounded_gradients
+from .groups import decide_by_group
 from .planner import Decision, Planner
 
 
@@ -29,31 +30,13 @@ def decide_together(
     decisions say what is kept before and after one more of them is patched. They are also patched where that keeps as
     much, if it is then the tensor itself: what makes it can share it.
     """
-    places = {site: planner.places.of(site) for site in sites}
-    decisions: dict[Site, Decision] = {}
-    groups: dict[nn.Module, list[Site]] = {}
-    for site, place in places.items():
-        if place.module is None:
-            decisions[site] = planner.unmeasured(site, fallbacks[site], place.failure)
-        else:
-            groups.setdefault(place.module, []).append(site)
-    known: dict[Hashable, list[Decision]] = {}
-    for group in groups.values():
-        key = tuple([(places[site].key, fallbacks[site]) for site in group])
-        if key not in known:
-            try:
-                # Adapters may be the only ones that save what the scope gets.
-                scope = replace(planner.places.scope(group[0], places[group[0]]), counts_arguments=True)
-                known[key] = _measured(planner, scope, group)
-            except NoProbeError as error:
-                known[key] = [planner.unmeasured(site, fallbacks[site], str(error)) for site in group]
-        decisions |= dict(zip(group, known[key], strict=True))
-    return decisions
+    return decide_by_group(planner, sites, fallbacks, partial(_measured, planner))
 
 
 def _measured(planner: Planner, scope: Scope, sites: Sequence[Site]) -> list[Decision]:
     """The decisions for sites in one module. Those that are patched stay so for those that follow."""
     decisions: dict[Site, Decision] = {}
+    scope = replace(scope, counts_arguments=True)  # adapters may be the only ones that save what the scope gets
     with _suspended(sites):
         before = measure(scope, planner.config.autocast_dtype)
         got, is_kept = _run(planner, scope, sites)

@@ -32,7 +32,7 @@ class KnownCalls:
 
     def __init__(self, model: nn.Module, modules: Iterable[nn.Module], autocast_dtype: torch.dtype | None) -> None:
         self._model, self._autocast_dtype = model, autocast_dtype
-        self._modules = [module for module in dict.fromkeys(modules) if module is not model]
+        self._modules = list(dict.fromkeys(modules))
 
     def of(self, module: nn.Module) -> tuple[Call, Call] | None:
         """With few samples and with twice as many; None if it is not known."""
@@ -47,7 +47,8 @@ class KnownCalls:
     @cached_property
     def _kinds(self) -> dict[nn.Module, int]:
         numbers: dict[Signature, int] = {}
-        return {module: numbers.setdefault(signature(module), len(numbers)) for module in self._modules}
+        found = ((module, () if module is self._model else signature(module)) for module in self._modules)
+        return {module: numbers.setdefault(kind, len(numbers)) for module, kind in found}
 
     @cached_property
     def _found(self) -> tuple[dict[object, tuple[Call, Call]], str | None]:

@@ -26,6 +26,8 @@ def find_scope(
     around: Sequence[Surrounding],
     known: KnownCalls,
     autocast_dtype: torch.dtype | None = None,
+    *,
+    makes_input: bool = True,
 ) -> tuple[Scope, nn.Module]:
     """The smallest module around a site that can be run by itself, makes the site's input and uses its result.
 
@@ -38,6 +40,7 @@ def find_scope(
         around: what to try: the `surroundings` of the site's holder.
         known: how the model calls them. What it does not call is called with hidden states of a likely width.
         autocast_dtype: as for `measure`.
+        makes_input: whether it has to make the site's input.
 
     Returns:
         What to run, and the outermost module that was tried.
@@ -75,7 +78,7 @@ def find_scope(
                 dtypes = (*(weight.dtype for weight in scope.module.parameters()), output.dtype)
                 precision = _coarsest(scope, *dtypes, observer.results[-1].dtype, autocast_dtype=autocast_dtype)
                 scope = replace(scope, precision=precision)
-                if not observer.gets_any(arguments):
+                if not (makes_input and observer.gets_any(arguments)):
                     return scope, each.module
                 second_best = second_best or scope
                 break

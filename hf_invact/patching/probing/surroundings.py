@@ -28,13 +28,13 @@ class Surrounding:
     wrapped: nn.Module
 
 
-def surroundings(model: nn.Module, name: str) -> list[Surrounding]:
+def surroundings(model: nn.Module, name: str, levels: int | None = LEVELS) -> list[Surrounding]:
     """What to try for a block, in this order.
 
-    From the block outwards, `LEVELS` modules of the model. Wrappers are no levels, nor are the lists that they hold
-    things in: these take whatever arguments there are and pass them on (``*args``), or hold a single module. One with
-    weights of its own, such as an adapter, changes what is computed: it comes before what it wraps. One without (of
-    DDP, `torch.compile`, checkpointing) adds nothing, and may communicate or compile: it is not run.
+    From the block outwards, so many modules of the model; None takes all. Wrappers are no levels, nor are the lists
+    that they hold things in: these take whatever arguments there are and pass them on (``*args``), or hold a single
+    module. One with weights of its own, such as an adapter, changes what is computed: it comes before what it wraps.
+    One without (of DDP, `torch.compile`, checkpointing) adds nothing, and may communicate or compile: it is not run.
     """
     found: list[Surrounding] = []
     level, inner = 0, model.get_submodule(name)
@@ -45,7 +45,7 @@ def surroundings(model: nn.Module, name: str) -> list[Surrounding]:
             level += parent is None or not _is_wrapper(parent, module, module)
         elif child is None or not _is_wrapper(module, child, inner):
             level, inner = level + 1, module
-            if level > LEVELS:
+            if levels is not None and level > levels:
                 break
             found.append(Surrounding(module, path, level, module))
         elif not _passes_on(module):
