@@ -60,7 +60,7 @@ class _Alone:
 
     def measured(self, scope: Scope, sites: Sequence[Site]) -> list[Decision]:
         """The decisions for sites in one module."""
-        uses = uses_of(scope, sites, self.planner.config.autocast_dtype)
+        uses = uses_of(scope, sites, self.planner.config.autocast_dtype, self.planner.places.known.kinds)
         decisions: dict[Site, Decision] = {}
         for group in _with_one_input(uses, sites):
             options = [_without_changed(self._options_of(scope, site, uses[site]), uses[site]) for site in group]

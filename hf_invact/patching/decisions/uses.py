@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from ..errors import NoProbeError
 from ..isolation.undisturbed import undisturbed
 from ..nested import leaves
 from ..probing.probe import Scope, autocast, reason
-from ..probing.recording import Call
+from ..probing.recording import Call, Replays
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,20 @@ class Use:
     looks: Hashable
 
 
-def uses_of(scope: Scope, sites: Sequence[Site], autocast_dtype: torch.dtype | None) -> dict[Site, Use]:
+def uses_of(
+    scope: Scope, sites: Sequence[Site], autocast_dtype: torch.dtype | None, kinds: Mapping[nn.Module, Hashable]
+) -> dict[Site, Use]:
     """How a scope uses some sites that are modules.
+
+    Args:
+        kinds: of modules in the scope. Layers of a kind that hold none of the sites are not all run: see `Replays`.
 
     Raises:
         NoProbeError: it does not call one of them.
     """
     modules = {site: module for site in sites if (module := site.module) is not None}
     try:
-        more, few = (_Run(scope, call, modules.values(), autocast_dtype) for call in (scope.many, scope.few))
+        more, few = (_Run(scope, call, modules.values(), autocast_dtype, kinds) for call in (scope.many, scope.few))
     except PatchingError:
         raise
     except Exception as error:  # whatever a foreign forward raises
@@ -90,7 +95,14 @@ class _Run:
         saved: outside of them, for the backward pass.
     """
 
-    def __init__(self, scope: Scope, call: Call, watched: Iterable[nn.Module], dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        call: Call,
+        watched: Iterable[nn.Module],
+        dtype: torch.dtype | None,
+        kinds: Mapping[nn.Module, Hashable],
+    ) -> None:
         self.calls: dict[nn.Module, list[_Called]] = {module: [] for module in watched}
         self.saved: list[Tensor] = []
         self._depth = 0
@@ -102,6 +114,7 @@ class _Run:
         ):
             for module in self.calls:  # of an isolated module; `undisturbed` puts the attribute back
                 vars(module)["_compiled_call_impl"] = partial(self._call, module, vars(module)["_compiled_call_impl"])
+            Replays(kinds, run=self.calls).watch(scope.module)
             scope.run(arguments)
 
     def use(self, module: nn.Module, more: _Run) -> Use:

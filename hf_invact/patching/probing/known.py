@@ -36,7 +36,7 @@ class KnownCalls:
 
     def of(self, module: nn.Module) -> tuple[Call, Call] | None:
         """With few samples and with twice as many; None if it is not known."""
-        found, kind = self._found[0], self._kinds.get(module)
+        found, kind = self._found[0], self.kinds.get(module)
         return None if kind is None else found.get(kind)
 
     @property
@@ -45,7 +45,8 @@ class KnownCalls:
         return self._found[1]
 
     @cached_property
-    def _kinds(self) -> dict[nn.Module, int]:
+    def kinds(self) -> dict[nn.Module, int]:
+        """A number for each of the modules, equal for those that are alike."""
         numbers: dict[Signature, int] = {}
         found = ((module, () if module is self._model else signature(module)) for module in self._modules)
         return {module: numbers.setdefault(kind, len(numbers)) for module, kind in found}
@@ -55,7 +56,7 @@ class KnownCalls:
         if not any(isinstance(module, PreTrainedModel) for module in self._model.modules()):
             return {}, None
         try:
-            few, many = (calls(self._model, self._kinds, samples, self._autocast_dtype) for samples in SAMPLES)
+            few, many = (calls(self._model, self.kinds, samples, self._autocast_dtype) for samples in SAMPLES)
         except NoProbeError as error:
             return {}, str(error)
         both = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -101,11 +102,48 @@ class Stop(BaseException):
     """Ends a run that has shown all that is wanted. Not an `Exception`: models catch those."""
 
 
+class Replays:
+    """Answers for layers with what one of their kind has returned, where they are called alike.
+
+    Layers are the outermost modules of a kind that several have.
+
+    Args:
+        kinds: of modules. Those of a kind are alike.
+        run: modules that have to run themselves, so that no layer that holds one is answered for.
+    """
+
+    def __init__(self, kinds: Mapping[nn.Module, Hashable], run: Collection[nn.Module] = ()) -> None:
+        self._kinds, counts = kinds, Counter(kinds.values())
+        layers = set(_outermost({module for module, kind in kinds.items() if counts[kind] > 1}))
+        self._layers = {layer for layer in layers if not run or set(run).isdisjoint(layer.modules())}
+        self._results: dict[Hashable, list[tuple[object, _Result]]] = {}
+
+    def watch(self, model: nn.Module) -> None:
+        """Answer for the layers in an isolated model, in their attributes: `undisturbed` puts them back."""
+        for module in self._layers.intersection(model.modules()):
+            vars(module)["_compiled_call_impl"] = partial(self.call, module, vars(module)["_compiled_call_impl"])
+
+    def call(self, module: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a module returns, which is run only if none of its kind was called alike."""
+        if module not in self._layers or (before := _description_of(args, kwargs)) is None:
+            return run(*args, **kwargs)
+        results = self._results.setdefault(self._kinds[module], [])
+        for description, result in results:
+            if description == before:
+                return result.again()
+        versions = _versions(args, kwargs)
+        output = run(*args, **kwargs)
+        if before == _description_of(args, kwargs) and versions == _versions(args, kwargs):
+            new = _Result.of(output)
+            if new is not None:
+                results.append((before, new))
+        return output
+
+
 class Recorder:
     """Notes the first call of each kind, or the first that needed a gradient, and raises `Stop` after the last.
 
-    Layers are the outermost modules of a kind that several have. One that is called like an earlier one of its kind is
-    not run: it returns what that one has returned.
+    A layer that is called like an earlier one of its kind is not run: see `Replays`.
 
     Args:
         kinds: of the modules to watch. Those of a kind are alike.
@@ -122,8 +160,7 @@ class Recorder:
         self._uncalled: dict[Hashable, set[nn.Module]] = {}
         for module, kind in kinds.items():
             self._uncalled.setdefault(kind, set()).add(module)
-        self._layers = set(_outermost({module for module, kind in kinds.items() if len(self._uncalled[kind]) > 1}))
-        self._results: dict[Hashable, list[tuple[object, _Result]]] = {}
+        self._replays = Replays(kinds)
 
     def watch(self, model: nn.Module) -> None:
         """Intercept the calls of an isolated model's modules, in their attributes: `undisturbed` puts them back."""
@@ -134,20 +171,8 @@ class Recorder:
             vars(module)["_compiled_call_impl"] = partial(_run_and_capture, module, run)
 
     def _call(self, module: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        kind = self._kinds[module]
-        self._note(module, kind, args, kwargs)
-        if module not in self._layers or (before := _description_of(args, kwargs)) is None:
-            return run(*args, **kwargs)
-        for description, result in self._results.get(kind, ()):
-            if description == before:
-                return result.again()
-        versions = _versions(args, kwargs)
-        output = run(*args, **kwargs)
-        if before == _description_of(args, kwargs) and versions == _versions(args, kwargs):
-            new = _Result.of(output)
-            if new is not None:
-                self._results.setdefault(kind, []).append((before, new))
-        return output
+        self._note(module, self._kinds[module], args, kwargs)
+        return self._replays.call(module, run, *args, **kwargs)
 
     def _note(self, module: nn.Module, kind: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._uncalled[kind].discard(module)
@@ -172,7 +197,7 @@ def _run_and_capture(module: nn.Module, run: Callable[..., Any], *args: Any, **k
     return output
 
 
-def _outermost(modules: set[nn.Module]) -> Iterator[nn.Module]:
+def _outermost(modules: Collection[nn.Module]) -> Iterator[nn.Module]:
     inner = {each for module in modules for each in module.modules() if each is not module}
     return (module for module in modules if module not in inner)
 

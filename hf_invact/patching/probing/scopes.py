@@ -16,7 +16,7 @@ from ..weights.sharding import require_whole
 from .guesses import guessed_calls
 from .known import KnownCalls
 from .probe import Scope, autocast, reason
-from .recording import Arguments, Call
+from .recording import Arguments, Call, Replays
 from .surroundings import Surrounding
 
 
@@ -40,7 +40,8 @@ def find_scope(
         around: what to try: the `surroundings` of the site's holder.
         known: how the model calls them. What it does not call is called with hidden states of a likely width.
         autocast_dtype: as for `measure`.
-        makes_input: whether it has to make the site's input.
+        makes_input: whether it has to make the site's input, and to be run as a whole: else layers that do not hold the
+            site may be answered for by others (see `Replays`).
 
     Returns:
         What to run, and the outermost module that was tried.
@@ -49,6 +50,7 @@ def find_scope(
         NoProbeError: there is none, or its weights are sharded or missing.
         PatchingError: what a run has changed could not be put back.
     """
+    replays = None if makes_input else Replays(known.kinds, run=[site.holder])
     failures: list[str] = []
     second_best: Scope | None = None
     done = 0  # the innermost level that is ruled out
@@ -58,7 +60,7 @@ def find_scope(
         for scope in _attempts(model, each, known):
             arguments = scope.few.arguments()
             try:
-                output, observer = _try(scope, arguments, site, autocast_dtype)
+                output, observer = _try(scope, arguments, site, autocast_dtype, replays)
             except PatchingError:
                 raise
             except Exception as error:  # whatever a foreign forward raises: reported as the reason
@@ -121,7 +123,7 @@ def _tokens(module: nn.Module, call: Call) -> int:
 
 
 def _try(
-    scope: Scope, arguments: Arguments, site: Site, autocast_dtype: torch.dtype | None
+    scope: Scope, arguments: Arguments, site: Site, autocast_dtype: torch.dtype | None, replays: Replays | None
 ) -> tuple[Tensor, _Observer]:
     observer = _Observer()
     hooks = torch.autograd.graph.saved_tensors_hooks(observer.saves.note, lambda tensor: tensor)
@@ -131,6 +133,8 @@ def _try(
         autocast(scope, autocast_dtype),
         hooks,
     ):
+        if replays is not None:
+            replays.watch(scope.module)
         return scope.run(arguments), observer
 
 
