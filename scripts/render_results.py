@@ -23,6 +23,7 @@ with missing_packages_named():
     from experiments.compare.report import SummaryRow, summary_rows
     from experiments.coverage import table as coverage
     from experiments.device import page as device
+    from experiments.norm_errors import table as norm_errors
     from experiments.reproduce import page as reproduction
     from experiments.reproduce.lora import tables as lora
 
@@ -33,6 +34,7 @@ BENCHMARK_PAGE = ROOT / "docs" / "benchmark.md"
 COMPATIBILITY_PAGE = ROOT / "docs" / "compatibility.md"
 COVERAGE_PAGE = ROOT / "docs" / "coverage.md"
 DEVICE_PAGE = ROOT / "docs" / "device.md"
+NORMS_PAGE = ROOT / "docs" / "norms.md"
 REPRODUCTION_PAGE = ROOT / "docs" / "reproduction.md"
 RESULTS = ROOT / "results"
 COMPATIBILITY = RESULTS / "compatibility.json"
@@ -65,6 +67,12 @@ def _reproduction() -> str:
 def adapters_page() -> str:
     """The page about LoRA with its results replaced."""
     return _replaced(ADAPTERS_PAGE.read_text(encoding="utf-8"), "lora", lora.summary(_read(REPRODUCTION / "lora.json")))
+
+
+def norms_page() -> str:
+    """The page about norms with its results replaced."""
+    table = norm_errors(_read(RESULTS / "norm-errors.json"))
+    return _replaced(NORMS_PAGE.read_text(encoding="utf-8"), "norms", table)
 
 
 def _read(path: Path) -> Any:
@@ -125,6 +133,7 @@ def main() -> int:
         COMPATIBILITY_PAGE: compatibility.page(_read(COMPATIBILITY)),
         COVERAGE_PAGE: coverage.page(_read(COVERAGE)),
         DEVICE_PAGE: device.page({path.name: _read(path) for path in sorted(RESULTS.glob("device-*.json"))}),
+        NORMS_PAGE: norms_page(),
         REPRODUCTION_PAGE: _reproduction(),
     }
     changed = [path for path, text in rendered.items() if not path.exists() or path.read_text("utf-8") != text]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.norm_errors import effective_weights, exact
 from hf_invact.norms import FORMS, LAYER_NORM, LLAMA, RMS_NORM, NormForm
 from hf_invact.ops import NORM_SAVINGS, NormSaving, normalize
 from tests.helpers import LAYOUTS, normal, output_and_gradients
@@ -50,12 +50,7 @@ class Norm:
 
     def exact(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """In the dtype of the tensors, which is float64."""
-        weight, bias = self._both(parameters)
-        dims = tuple(range(-self.dims, 0))
-        x = x - x.mean(dims, keepdim=True) if self.form.centred else x
-        y = x * (x.square().mean(dims, keepdim=True) + self.eps).rsqrt()
-        y = y if weight is None else y * (weight + self.form.offset)
-        return y if bias is None else y + bias
+        return exact(self.form, x, *self._both(parameters), self.eps, self.dims)
 
     def exact_gradients(self, x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
         wide = [each.double() for each in (x, *self.parameters)]
@@ -89,24 +84,5 @@ def run(norm: Norm, function: Callable[..., Tensor], x: Tensor) -> tuple[Tensor,
 
 @cache
 def weight_vectors(channels: int, offset: float) -> dict[str, Tensor]:
-    """Weights whose effective values are these, float32."""
-    spread = normal(channels, seed=3) * 10.0 ** (-5 * torch.rand(channels, generator=torch.Generator().manual_seed(4)))
-
-    def with_zeros(count: int) -> Tensor:
-        weight = normal(channels, seed=5)
-        weight[:: math.ceil(channels / count)] = 0.0
-        return weight
-
-    effective = {
-        "ones": torch.ones(channels),
-        "normal": normal(channels, seed=1),
-        "near zero": spread,
-        "a zero": with_zeros(1),
-        "three zeros": with_zeros(3),
-        "seven zeros": with_zeros(7),
-        "all zeros": torch.zeros(channels),
-        "negative": -normal(channels, seed=2).abs(),
-        "passing zero": torch.linspace(-0.01, 0.01, channels),
-        "huge": 300 * normal(channels, seed=6),
-    }
-    return {name: weight - offset for name, weight in effective.items()}
+    """Weights of every kind, float32."""
+    return {name: weight - offset for name, weight in effective_weights(channels).items()}
