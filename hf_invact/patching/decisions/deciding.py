@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def _by_kind(
 ) -> dict[Site, Decision]:
     """Decisions for all sites, of which some are decided. Each kind stays installed while later ones are measured."""
     decisions = dict(decided)
-    modules = (each.module for site in sites for each in around(model, site))
+    modules = (each for site in sites for each in _watched(model, site))
     known = KnownCalls(model, modules, config.autocast_dtype)
     for kind in config.kinds:
         planner = Planner(model, config, known, is_copy=is_copy)
@@ -84,6 +84,13 @@ def _by_kind(
         for site in of_kind:
             install(site, decisions[site], config)
     return decisions
+
+
+def _watched(model: nn.Module, site: Site) -> Iterator[nn.Module]:
+    """Of which it is to be known how the model calls them. The model itself is run only for a norm after all layers."""
+    for each in around(model, site):
+        if each.module is not model or site.kind.measured == "alone":
+            yield each.module
 
 
 def _on_a_copy(

@@ -13,13 +13,20 @@ from tests.models import tiny_model
 def test_equal_layers_share_the_calls_with_few_and_with_many_samples() -> None:
     model = tiny_model("llama")
     first, second = (layer.mlp for layer in model.model.layers)
-    known = KnownCalls(model, [first, second, model], None)
+    known = KnownCalls(model, [first, second], None)
     calls = known.of(first)
     assert calls is not None
     assert known.of(second) == calls
     assert [call.args[0].shape for call in calls] == [(2, 4, 32), (4, 4, 32)]
     assert known.of(model) is None
     assert known.failure is None
+
+
+def test_the_call_of_the_model_itself() -> None:
+    model = tiny_model("llama")
+    calls = KnownCalls(model, [model], None).of(model)
+    assert calls is not None
+    assert [call.kwargs["input_ids"].shape for call in calls] == [(2, 4), (4, 4)]
 
 
 def test_a_frozen_model_gets_a_gradient_for_its_hidden_states() -> None:

@@ -41,9 +41,9 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     find_scope = places.find_scope
 
-    def counted(model: nn.Module, site: Site, *args: Any) -> Any:
+    def counted(model: nn.Module, site: Site, *args: Any, **options: Any) -> Any:
         found.append(site.holder_name)
-        return find_scope(model, site, *args)
+        return find_scope(model, site, *args, **options)
 
     monkeypatch.setattr(places, "find_scope", counted)
     return found
