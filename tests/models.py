@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
+from hf_invact import InvActConfig
+
+ACTIVATIONS = InvActConfig(sites=("activation",))
+"""Patches nothing else, for tests of how activations are found, measured and patched."""
+
 VOCABULARY = 64
 LAYERS = 2
 

@@ -10,7 +10,7 @@ from hf_invact.patching import activation_sites
 from hf_invact.sites.activations.blocks import Block, find_activations, registered_blocks
 from hf_invact.sites.names import full_name
 from tests.helpers import normal
-from tests.models import LAYERS, tiny_model
+from tests.models import ACTIVATIONS, LAYERS, tiny_model
 
 
 class FeedForward(nn.Module):
@@ -50,7 +50,7 @@ def test_finds_the_blocks_of_a_model_in_its_order(name: str, first: str, cls: st
     registered = [(name, block, at) for name, block, at, known in find_activations(model) if known is not None]
     assert [f"{name}.{attribute}" for name, _, attribute in registered] == sites[:LAYERS]
     assert [type(block).__name__ for _, block, _ in registered] == [cls] * LAYERS
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     assert activation_sites(model) == sites
 
 
@@ -58,13 +58,13 @@ def test_a_block_inside_any_module_and_alone() -> None:
     block = tiny_model("llama").model.layers[0].mlp
     assert activation_sites(block) == ["act_fn"]
     assert activation_sites(nn.ModuleDict({"adapter": nn.Sequential(block)})) == ["adapter.0.act_fn"]
-    assert patch_model(block).sites[0].name == "act_fn"
+    assert patch_model(block, ACTIVATIONS).sites[0].name == "act_fn"
 
 
 def test_a_block_that_is_used_twice_is_one_block() -> None:
     block = tiny_model("llama").model.layers[0].mlp
     shared = nn.Sequential(block, block)
-    assert patch_model(shared).patched == 1
+    assert patch_model(shared, ACTIVATIONS).patched == 1
     assert shared[1].act_fn is shared[0].act_fn
     unpatch_model(shared)
     assert shared[0].act_fn.__class__.__name__ == "SiLUActivation"
@@ -74,7 +74,7 @@ def test_a_block_that_is_used_twice_is_one_block() -> None:
 def test_a_registered_block_is_patched_and_so_are_its_subclasses(cls: type[FeedForward]) -> None:
     register_block(FeedForward, activation="squash")
     model = nn.Sequential(cls(), nn.Tanh(), cls())
-    report = patch_model(model)
+    report = patch_model(model, ACTIVATIONS)
     assert [(site.name, site.block, site.curve) for site in report.sites] == [
         ("0.squash", cls.__name__, "silu"),
         ("2.squash", cls.__name__, "silu"),
@@ -101,7 +101,7 @@ def test_a_subclass_with_a_forward_of_its_own_need_not_be_gated() -> None:
         model = cls()
         for weight in model.parameters():
             weight.data = weight.data.new_empty(0)  # so that it cannot be probed
-        (site,) = patch_model(model).sites
+        (site,) = patch_model(model, ACTIVATIONS).sites
         plans[cls.__name__] = site.plan
     assert plans == {"GatedFeedForward": "gate-output", "Renamed": "gate-output", "LoggingFeedForward": "output"}
 

@@ -22,7 +22,7 @@ from hf_invact import InvActConfig, PatchingError, patch_model, unpatch_model
 from hf_invact.sites.activations import install
 from hf_invact.sites.forwards import replaced_forward
 from tests.learned import two_blocks
-from tests.models import batch, loss_and_gradients, tiny_model
+from tests.models import ACTIVATIONS, batch, loss_and_gradients, tiny_model
 from tests.versions import since_transformers
 
 PACKAGE = Path(hf_invact.__file__).parent
@@ -81,17 +81,17 @@ def test_accelerates_hooks_are_told_from_another_forward(
     for step in steps:
         step(model.model.layers[1].mlp)
     if by is None:
-        assert patch_model(model).patched == 2
+        assert patch_model(model, ACTIVATIONS).patched == 2
         assert calls(model) == {"model.layers.0.mlp": 1, "model.layers.1.mlp": 1}
         return
     with pytest.raises(PatchingError) as error:
-        patch_model(model)
+        patch_model(model, ACTIVATIONS)
     what = "model.layers.1.mlp: another library has replaced the forward of this LlamaMLP by "
     assert str(error.value).startswith(f"{what}{by.__module__}.{by.__qualname__}")
     for part in ("hf_invact", "'swiglu': False", "use_kernels=False", "InvActConfig(exclude=[...])"):
         assert part in str(error.value)
     assert list(install.patched(model)) == []
-    assert patch_model(model, InvActConfig(exclude=("*.1.mlp",))).patched == 1
+    assert patch_model(model, InvActConfig(sites=("activation",), exclude=("*.1.mlp",))).patched == 1
 
 
 PARALLEL_STYLES = ("colwise", "rowwise", "moe_tp_experts", "moe_identity_expert", "all_reduce", "local_params")
@@ -122,16 +122,16 @@ def test_an_activation_whose_forward_was_replaced() -> None:
     activation.forward = types.MethodType(nn.GELU.forward, activation)
     why = r"model.layers.0.mlp.act_fn: another library has replaced .* SiLUActivation by torch.*GELU.forward"
     with pytest.raises(PatchingError, match=why):
-        patch_model(model)
-    assert patch_model(model, InvActConfig(exclude=("*.0.mlp",))).patched == 1
+        patch_model(model, ACTIVATIONS)
+    assert patch_model(model, InvActConfig(sites=("activation",), exclude=("*.0.mlp",))).patched == 1
 
 
 def test_a_refusal_after_patching_leaves_what_was_patched() -> None:
     model = tiny_model("llama")
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     replace(model.model.layers[1].mlp)
     with pytest.raises(PatchingError, match=r"layers\.1\.mlp: another library"):
-        patch_model(model)
+        patch_model(model, ACTIVATIONS)
     assert len(list(install.patched(model))) == 2
     unpatch_model(model)
     assert list(install.patched(model)) == []
@@ -150,11 +150,11 @@ def test_ligers_blocks_in_the_place_of_the_models_own() -> None:
     model = tiny_model("llama")
     why = r"model.layers.0.mlp: hf_invact finds .* in LigerSwiGLUMLP, which Liger .*=\{'swiglu': False"
     with pytest.raises(PatchingError, match=why):
-        patch_model(model)
+        patch_model(model, ACTIVATIONS)
     both = nn.ModuleDict({"text": model, "other": tiny_model("bert")})
     with pytest.raises(PatchingError, match=r"text\.model\.layers\.0\.mlp: hf_invact finds no activation to invert"):
-        patch_model(both)
-    assert patch_model(both, InvActConfig(exclude=("text.*",))).patched == 3
+        patch_model(both, ACTIVATIONS)
+    assert patch_model(both, InvActConfig(sites=("activation",), exclude=("text.*",))).patched == 3
 
 
 @contextmanager
@@ -192,21 +192,21 @@ FOREIGN: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_model_that_another_copy_has_patched(name: str, fork: Any) -> None:
     model = FOREIGN[name]()
-    fork.patch_model(model)
+    fork.patch_model(model, fork.InvActConfig(sites=("activation",)))
     installed = {id(module) for module in model.modules()}
     with pytest.raises(PatchingError, match=r"another copy of hf_invact, imported as 'fork_of_it'. .*unpatch_model"):
-        patch_model(model)
+        patch_model(model, ACTIVATIONS)
     assert {id(module) for module in model.modules()} == installed
     fork.unpatch_model(model)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     with pytest.raises(fork.PatchingError, match="another copy of hf_invact, imported as 'hf_invact'"):
-        fork.patch_model(model)
+        fork.patch_model(model, fork.InvActConfig(sites=("activation",)))
 
 
 def test_blocks_that_another_copy_has_patched_can_be_excluded(fork: Any) -> None:
     model = tiny_model("llama")
-    fork.patch_model(model, fork.InvActConfig(include=("*.0.mlp",)))
-    assert patch_model(model, InvActConfig(exclude=("*.0.mlp",))).patched == 1
+    fork.patch_model(model, fork.InvActConfig(sites=("activation",), include=("*.0.mlp",)))
+    assert patch_model(model, InvActConfig(sites=("activation",), exclude=("*.0.mlp",))).patched == 1
     loss, gradients = loss_and_gradients(model)
     unpatch_model(model)
     fork.unpatch_model(model)
@@ -223,4 +223,4 @@ def test_a_second_copy_with_the_same_operators_cannot_be_imported(tmp_path: Path
     assert "Import only one of the two" in message
     assert str(PACKAGE / "ops" / "operators" / "library.py") in message
     assert str(copy) in message
-    patch_model(tiny_model("llama"))
+    patch_model(tiny_model("llama"), ACTIVATIONS)

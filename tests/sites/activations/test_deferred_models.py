@@ -16,7 +16,7 @@ from torch import Tensor
 from hf_invact import InvActConfig, patch_model, unpatch_model
 from hf_invact.memory import SavedActivations
 from tests.helpers import normal
-from tests.models import batch, loss_and_gradients, tiny_model
+from tests.models import ACTIVATIONS, batch, loss_and_gradients, tiny_model
 
 
 def test_a_block_that_inspects_its_activation_while_it_trains() -> None:
@@ -43,7 +43,7 @@ def test_a_block_that_inspects_its_activation_while_it_trains() -> None:
 
 def patched_llama() -> Any:
     model = tiny_model("llama")
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     return model
 
 
@@ -84,7 +84,7 @@ def test_a_copy_of_a_patched_model_keeps_its_plan(copied: Callable[[Any], Any]) 
 def test_a_compiled_model_computes_the_same(plan: str) -> None:
     torch._dynamo.reset()
     block = tiny_model("llama").model.layers[0].mlp
-    patch_model(block, InvActConfig(plan=plan))
+    patch_model(block, InvActConfig(sites=("activation",), plan=plan))
     x = normal(2, 16, 32)
 
     def run(function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ def test_a_compiled_model_computes_the_same(plan: str) -> None:
 
 def test_the_operation_runs_once_for_each_gate(calls: Counter[str]) -> None:
     model = tiny_model("llama")
-    patch_model(model, InvActConfig(backend="counting"))
+    patch_model(model, InvActConfig(sites=("activation",), backend="counting"))
     calls.clear()
     model(**batch(model)).loss.backward()
     assert calls == {"forward": 2, "backward": 2}

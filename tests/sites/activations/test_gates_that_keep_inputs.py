@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_invact import InvActConfig, PatchingError, patch_model
-from tests.models import batch, tiny_model
+from tests.models import ACTIVATIONS, batch, tiny_model
 
 
 def small_gates(activation: str, dtype: torch.dtype) -> nn.Module:
@@ -31,7 +31,7 @@ def losses_and_gradients(model: nn.Module) -> list[torch.Tensor]:
 def test_train_bit_identically_to_the_unpatched_model(activation: str, dtype: torch.dtype) -> None:
     model = small_gates(activation, dtype)
     expected = losses_and_gradients(model)
-    report = patch_model(model)
+    report = patch_model(model, ACTIVATIONS)
     assert {site.plan for site in report.sites} == {"gate-inputs"}
     assert all(map(torch.equal, losses_and_gradients(model), expected))
 
@@ -39,4 +39,4 @@ def test_train_bit_identically_to_the_unpatched_model(activation: str, dtype: to
 def test_the_plan_that_rebuilds_them_is_refused_with_the_one_that_works() -> None:
     reason = "in torch.float16 the output of silu cannot be computed from a product; the plan 'gate-inputs'"
     with pytest.raises(PatchingError, match=f"refused, since plan='gate-output' is demanded: .*{reason}"):
-        patch_model(small_gates("silu", torch.float16), InvActConfig(plan="gate-output"))
+        patch_model(small_gates("silu", torch.float16), InvActConfig(sites=("activation",), plan="gate-output"))

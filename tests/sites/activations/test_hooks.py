@@ -22,7 +22,7 @@ from hf_invact import InvActConfig, InvertedActivationsCallback, patch_model, un
 from hf_invact.memory import SavedActivations
 from hf_invact.sites.hooks import hook_of_others
 from tests.learned import two_blocks
-from tests.models import batch, tiny_model
+from tests.models import ACTIVATIONS, batch, tiny_model
 from tests.trainer.helpers import arguments, losses, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is not inverted while a hook:UserWarning")
@@ -117,7 +117,7 @@ def test_a_hook_does_what_it_does_in_the_unpatched_model(register: Register, nam
     if when == "after patching":
         for handle in handles:
             handle.remove()
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     assert not seen.values[len(expected[2]) :], "the probe has called it"
     if when == "after patching":
         handles = [register(act, seen) for act in activations(model)]
@@ -138,7 +138,7 @@ def test_a_hook_on_an_activation_with_parameters_may_edit_its_result(make: Calla
 
     plain, model = make(), make()
     model.load_state_dict(plain.state_dict())
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     for each in (plain, model):
         for module in each.modules():
             if isinstance(module, (nn.PReLU, XIELUActivation)):
@@ -149,7 +149,7 @@ def test_a_hook_on_an_activation_with_parameters_may_edit_its_result(make: Calla
 def test_a_site_with_a_hook_is_left_alone_with_that_reason() -> None:
     model = tiny_model("llama")
     model.model.layers[0].mlp.act_fn.register_forward_hook(lambda module, args, out: None)
-    first, second = patch_model(model).sites
+    first, second = patch_model(model, ACTIVATIONS).sites
     assert first.plan is None
     assert first.reason.startswith(
         "left alone: other code has a hook on it (tests.sites.activations.test_hooks.test_a_site_with"
@@ -161,7 +161,7 @@ def test_a_hook_that_is_added_later_is_reported_once_and_its_removal_saves_again
     model = tiny_model("llama")
     with SavedActivations(model) as plain:
         model(**batch(model))
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     with SavedActivations(model) as patched:
         model(**batch(model))
     handles = [act.register_forward_hook(lambda module, args, out: None) for act in activations(model)]
@@ -185,7 +185,7 @@ def test_a_hook_that_is_added_later_is_reported_once_and_its_removal_saves_again
 
 def test_hooks_on_all_modules() -> None:
     model, seen = tiny_model("llama"), Seen()
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     handle = register_module_forward_hook(
         lambda module, args, out: seen.look(module, out) if "SiLU" in type(module).__name__ else None
     )
@@ -212,7 +212,7 @@ def halve(module: nn.Module, args: Any, out: Tensor) -> Tensor:
 def test_hooks_of_a_copy_are_its_own(copied: Callable[[Any], Any]) -> None:
     model, nothing = tiny_model("llama"), Seen()
     expected = run(model, nothing)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     patched = run(model, nothing)
     twin = copied(model)
     for act in activations(twin):
@@ -239,7 +239,9 @@ def test_a_hook_registered_between_the_trainer_and_its_training(tmp_path: Path) 
     for flag in (False, True):
         model, hook = tiny_model("llama"), Penalty()
         args = arguments(tmp_path, use_inverted_activations=flag)
-        trainer = make_trainer(model, args, InvertedActivationsCallback(InvActConfig(backend="eager")))
+        trainer = make_trainer(
+            model, args, InvertedActivationsCallback(InvActConfig(sites=("activation",), backend="eager"))
+        )
         for act in activations(model):
             act.register_forward_hook(hook.count)
         trainer.train()

@@ -17,6 +17,7 @@ from hf_invact.memory import SavedActivations
 from hf_invact.sites.activations.patched import LearnedActivation
 from tests.helpers import normal
 from tests.learned import CLASSES, WIDTH, FeedForward, each_name, kinds, loss_and_gradients, two_blocks
+from tests.models import ACTIVATIONS
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def test_the_module_stays_and_its_class_is_replaced_and_restored(name: str) -> N
     model = two_blocks(name)
     original, patched = CLASSES[name]
     activations, before = [block.act_fn for block in model], pickle.dumps(model)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     assert kinds(model) == [patched, patched]
     assert [block.act_fn for block in model] == activations
     unpatch_model(model)
@@ -44,7 +45,7 @@ def test_report(name: str) -> None:
     model = two_blocks(name)
     kind = type(model[0]).__name__, CLASSES[name][0].__name__
     for _ in range(2):
-        report = patch_model(model)
+        report = patch_model(model, ACTIVATIONS)
         assert report.patched == 2
         assert str(report).splitlines()[2].split()[:6] == ["0-1.act_fn", "(2)", *kind, "output", f"({name})"]
 
@@ -53,7 +54,7 @@ def test_report(name: str) -> None:
 def test_loss_is_bit_identical_and_gradients_are_close(name: str) -> None:
     model = two_blocks(name)
     plain_loss, plain = loss_and_gradients(model)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     loss, patched = loss_and_gradients(model)
     assert torch.equal(loss, plain_loss)
     assert patched.keys() == plain.keys()
@@ -68,7 +69,7 @@ def test_loss_is_bit_identical_and_gradients_are_close(name: str) -> None:
 def test_parameters_and_state_dict_are_untouched(name: str) -> None:
     model = two_blocks(name)
     parameters, state = dict(model.named_parameters()), model.state_dict()
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     assert all(dict(model.named_parameters())[key] is parameter for key, parameter in parameters.items())
     assert list(model.state_dict()) == list(state)
     model.load_state_dict(state)
@@ -89,7 +90,7 @@ def test_keeps_the_output_and_at_most_one_bit_per_element(name: str, plain: floa
         return sum(record.bytes for record in records if record.bytes > 16) / saved.output_bytes["act_fn"]
 
     assert kept() == plain
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     assert kept() == patched
 
 
@@ -100,7 +101,7 @@ def test_training_has_the_same_losses_and_parameters(name: str, dtype: torch.dty
         model = two_blocks(name).to(dtype)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         if patched:
-            patch_model(model)
+            patch_model(model, ACTIVATIONS)
         losses = []
         for step in range(12):
             x = normal(64, WIDTH, dtype=dtype, seed=step)
@@ -128,7 +129,7 @@ def test_without_gradients_it_is_the_original(name: str, monkeypatch: pytest.Mon
     model = two_blocks(name)
     x = normal(8, WIDTH)
     expected = model(x)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     monkeypatch.setattr(f"hf_invact.sites.activations.learned.invert_{name}", None)
     with torch.no_grad():
         assert torch.equal(model(x), expected)
@@ -143,7 +144,7 @@ def test_without_gradients_it_is_the_original(name: str, monkeypatch: pytest.Mon
 @each_name
 def test_is_inverted_if_only_its_parameters_or_only_its_input_need_a_gradient(name: str) -> None:
     block: Any = two_blocks(name)[0]
-    patch_model(block)
+    patch_model(block, ACTIVATIONS)
     assert "Inverted" in block.act_fn(normal(8, WIDTH)).grad_fn.name()
     block.act_fn.requires_grad_(False)
     assert "Inverted" in block.act_fn(normal(8, WIDTH).requires_grad_()).grad_fn.name()
@@ -152,7 +153,7 @@ def test_is_inverted_if_only_its_parameters_or_only_its_input_need_a_gradient(na
 @each_name
 def test_a_copy_is_patched_on_its_own(name: str) -> None:
     model = two_blocks(name)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     stream = io.BytesIO()
     torch.save(model, stream)
     stream.seek(0)
@@ -171,12 +172,12 @@ def test_a_copy_is_patched_on_its_own(name: str) -> None:
 @each_name
 def test_applies_the_config_whatever_came_before(name: str) -> None:
     model, (original, patched) = two_blocks(name), CLASSES[name]
-    patch_model(model)
-    first, second = patch_model(model, InvActConfig(exclude=("0",))).sites
+    patch_model(model, ACTIVATIONS)
+    first, second = patch_model(model, InvActConfig(sites=("activation",), exclude=("0",))).sites
     assert kinds(model) == [original, patched]
     assert (first.curve, first.reason) == (None, "left alone: excluded by the config")
     assert (second.curve, second.activation) == (name, original.__name__)
-    with inverted_activations(model):
+    with inverted_activations(model, ACTIVATIONS):
         assert kinds(model) == [patched, patched]
     assert kinds(model) == [original, original]
 
@@ -185,7 +186,7 @@ def test_applies_the_config_whatever_came_before(name: str) -> None:
 def test_a_module_of_the_same_kind_elsewhere_is_not_changed(name: str) -> None:
     model = two_blocks(name)
     model.append(CLASSES[name][0]())
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     assert type(model[2]) is CLASSES[name][0]
 
 
@@ -202,7 +203,7 @@ def test_xielu_of_a_number_has_the_shape_of_the_original() -> None:
     block: Any = two_blocks("xielu")[0]
     x = torch.tensor(-0.3, requires_grad=True)
     expected = block.act_fn(x)
-    patch_model(block)
+    patch_model(block, ACTIVATIONS)
     y = block.act_fn(x)
     assert torch.equal(y, expected)
     (dx,) = torch.autograd.grad(y.sum(), x)

@@ -19,6 +19,7 @@ from hf_invact.memory import SavedActivations
 from hf_invact.sites.activations.learned import PatchedPReLU, PatchedXIELU
 from tests.helpers import normal
 from tests.learned import WIDTH, FeedForward, each_name, kinds, loss_and_gradients, two_blocks
+from tests.models import ACTIVATIONS
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +46,14 @@ def test_a_subclass_may_compute_anything() -> None:
     model = two_blocks("prelu")
     model[0].act_fn = Own()
     with pytest.raises(PatchingError, match=r"activation Own is not known. Supported: .*PReLU.*XIELUActivation"):
-        patch_model(model)
+        patch_model(model, ACTIVATIONS)
 
 
 @pytest.mark.parametrize("weight", [0.0, -0.25, 1e-6, float("nan")])
 def test_prelu_with_a_weight_that_hides_the_input_is_left_alone(weight: float) -> None:
     model = two_blocks("prelu")
     set_weight(model[0], weight)
-    first, second = patch_model(model).sites
+    first, second = patch_model(model, ACTIVATIONS).sites
     assert kinds(model) == [nn.PReLU, PatchedPReLU]
     assert second.curve == "prelu"
     assert first.curve is None
@@ -63,9 +64,9 @@ def test_prelu_with_a_weight_that_hides_the_input_is_left_alone(weight: float) -
 
 def test_prelu_of_a_patched_block_is_judged_again() -> None:
     model = two_blocks("prelu")
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     set_weight(model[0], -1.0)
-    assert [site.curve for site in patch_model(model).sites] == [None, "prelu"]
+    assert [site.curve for site in patch_model(model, ACTIVATIONS).sites] == [None, "prelu"]
     assert kinds(model) == [nn.PReLU, PatchedPReLU]
 
 
@@ -73,7 +74,7 @@ def test_prelu_of_a_patched_block_is_judged_again() -> None:
 def test_xielu_with_a_beta_that_hides_the_input_is_left_alone(beta: float) -> None:
     model = two_blocks("xielu")
     model[0].act_fn.beta.fill_(beta)
-    first, _ = patch_model(model).sites
+    first, _ = patch_model(model, ACTIVATIONS).sites
     assert first.reason == f"left alone: xielu can be inverted only for a positive beta, got {beta:.3g}"
     assert kinds(model) == [XIELUActivation, PatchedXIELU]
 
@@ -81,7 +82,7 @@ def test_xielu_with_a_beta_that_hides_the_input_is_left_alone(beta: float) -> No
 def test_xielu_with_its_own_kernel_is_left_alone() -> None:
     model = two_blocks("xielu")
     model[0].act_fn._xielu_cuda_obj = object()
-    first, _ = patch_model(model).sites
+    first, _ = patch_model(model, ACTIVATIONS).sites
     assert first.reason.startswith("left alone: it runs the kernel of the xielu package")
     assert kinds(model) == [XIELUActivation, PatchedXIELU]
 
@@ -90,7 +91,7 @@ def test_xielu_with_its_own_kernel_is_left_alone() -> None:
 def test_parameters_without_values_are_left_alone(name: str) -> None:
     model = two_blocks(name)
     model[0].to("meta")
-    first, _ = patch_model(model).sites
+    first, _ = patch_model(model, ACTIVATIONS).sites
     assert first.reason.startswith("left alone: its parameters are on the meta device")
 
 
@@ -98,7 +99,7 @@ def test_parameters_without_values_are_left_alone(name: str) -> None:
 def test_an_activation_that_accelerate_has_wrapped_is_left_alone(name: str) -> None:
     model = two_blocks(name)
     add_hook_to_module(model[0].act_fn, ModelHook())
-    first, _ = patch_model(model).sites
+    first, _ = patch_model(model, ACTIVATIONS).sites
     assert first.reason.startswith("left alone: another library, such as Accelerate, has replaced its forward")
 
 
@@ -107,7 +108,7 @@ def test_an_activation_that_accelerate_has_wrapped_once_is_left_alone(name: str)
     model = two_blocks(name)
     add_hook_to_module(model[0].act_fn, ModelHook())
     remove_hook_from_module(model[0].act_fn)
-    first, _ = patch_model(model).sites
+    first, _ = patch_model(model, ACTIVATIONS).sites
     assert first.reason.startswith("left alone: another library, such as Accelerate, has replaced its forward")
 
 
@@ -116,13 +117,13 @@ def test_nothing_is_left_to_invert() -> None:
     for block in model:
         set_weight(block, -1.0)
     with pytest.raises(PatchingError, match=r"nothing to invert(.|\n)*only for positive weights"):
-        patch_model(model)
+        patch_model(model, ACTIVATIONS)
 
 
 def test_a_weight_that_becomes_negative_is_computed_exactly_with_one_warning_for_each_module() -> None:
     model = nn.Sequential(FeedForward(4), FeedForward(4))
     x = normal(8, 4, WIDTH)  # the channels are dimension 1
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     with no_warning():
         loss_and_gradients(model, x)
     for block in model:

@@ -33,7 +33,7 @@ from hf_invact.curves import (
 )
 from hf_invact.sites.activations.recognize import curve_of, inverse_of, reason_to_leave, supported_activations
 from tests.helpers import assert_gradient_within, dtype_name, error_bar, normal, output_and_gradient, rounded_rms
-from tests.models import tiny_model
+from tests.models import ACTIVATIONS, tiny_model
 from tests.versions import since_transformers
 
 
@@ -85,7 +85,7 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 def test_every_spelling_is_recognised_from_the_installed_object(name: str, spelling: Spelling) -> None:
     model = tiny_model(name, activation=spelling.name, num_hidden_layers=1)
     setattr(model.config, "activation_function" if name == "gpt2" else "hidden_act", "relu")
-    sites = patch_model(model).sites
+    sites = patch_model(model, ACTIVATIONS).sites
     assert len(sites) == (2 if name == "bert" else 1)  # BERT's prediction head has one too
     for site in sites:
         assert site.curve == spelling.curve.name
@@ -97,7 +97,7 @@ def test_every_spelling_is_recognised_from_the_installed_object(name: str, spell
 def test_result_and_gradient_are_those_of_the_object(spelling: Spelling, dtype: torch.dtype) -> None:
     original = ACT2FN[spelling.name]
     model = tiny_model("bert", activation=spelling.name, num_hidden_layers=1)
-    site, _ = patch_model(model).sites
+    site, _ = patch_model(model, ACTIVATIONS).sites
     x = normal(64, 33, dtype=dtype)
 
     y, dx = output_and_gradient(model.get_submodule(site.name), x)
@@ -115,7 +115,7 @@ def test_result_and_gradient_are_those_of_the_object(spelling: Spelling, dtype: 
 def test_without_gradients_the_object_itself_answers(spelling: Spelling) -> None:
     original = ACT2FN[spelling.name]
     model = tiny_model("llama", activation=spelling.name, num_hidden_layers=1)
-    (site,) = patch_model(model).sites
+    (site,) = patch_model(model, ACTIVATIONS).sites
     patched = model.get_submodule(site.name)
     x = normal(64, 33, dtype=torch.bfloat16)
     assert torch.equal(patched(x), original(x))
@@ -192,9 +192,9 @@ def test_inverting_any_other_activation_gains(spelling: Spelling) -> None:
 def test_an_activation_of_ones_own_is_patched_once_it_is_registered(activation: Any) -> None:
     model = tiny_model("bert", activation=activation)
     with pytest.raises(PatchingError, match="register_activation"):
-        patch_model(model)
+        patch_model(model, ACTIVATIONS)
     register_activation("gelu", used_as=[OwnGELU if isinstance(activation, nn.Module) else activation])
-    assert [site.curve for site in patch_model(model).sites] == ["gelu"] * 3
+    assert [site.curve for site in patch_model(model, ACTIVATIONS).sites] == ["gelu"] * 3
 
 
 def test_a_registered_activation_is_listed_as_supported() -> None:

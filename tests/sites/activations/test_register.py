@@ -23,7 +23,7 @@ from hf_invact.ops import invert
 from hf_invact.ops.accuracy import error_of
 from hf_invact.sites.activations.recognize import curve_of
 from tests.helpers import all_numbers, each_half_dtype, exact_derivative, normal, output_and_gradient
-from tests.models import loss_and_gradients, tiny_model
+from tests.models import ACTIVATIONS, loss_and_gradients, tiny_model
 
 
 def telu(x: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def test_a_model_that_uses_it_is_patched(activation: object) -> None:
     model = tiny_model("bert", activation=activation)
     plain = copy.deepcopy(model)
     register_activation("telu", telu, used_as=[TeLU])
-    assert [site.curve for site in patch_model(model).sites] == ["telu"] * 3
+    assert [site.curve for site in patch_model(model, ACTIVATIONS).sites] == ["telu"] * 3
     (loss, gradients), (plain_loss, plain_gradients) = loss_and_gradients(model), loss_and_gradients(plain)
     assert loss == plain_loss
     torch.testing.assert_close(gradients, plain_gradients, rtol=1e-3, atol=1e-5)
