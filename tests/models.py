@@ -14,6 +14,7 @@ from hf_invact import InvActConfig
 
 ACTIVATIONS = InvActConfig(sites=("activation",))
 """Patches nothing else, for tests of how activations are found, measured and patched."""
+WITHOUT_NORMS = InvActConfig(sites=("adapter", "activation"))
 
 VOCABULARY = 64
 LAYERS = 2

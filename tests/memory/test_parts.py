@@ -11,7 +11,7 @@ from hf_invact import patch_model
 from hf_invact.memory import PARTS, SavedActivations, by_part, intermediate_units
 from hf_invact.patching import activation_sites
 from tests.helpers import normal
-from tests.models import LAYERS, batch, each_model, tiny_model
+from tests.models import ACTIVATIONS, LAYERS, batch, each_model, tiny_model
 
 HIDDEN = 2 * 16 * 32 * 4  # bytes of one hidden state of a batch
 INNER = 2 * 16 * 96 * 4  # of one output of the activation
@@ -20,7 +20,7 @@ INNER = 2 * 16 * 96 * 4  # of one output of the activation
 def parts_of(name: str, *, patched: bool) -> tuple[dict[str, int], int]:
     model = tiny_model(name)
     if patched:
-        patch_model(model)
+        patch_model(model, ACTIVATIONS)
     torch.manual_seed(0)
     with SavedActivations(model) as saved:
         model(**batch(model))

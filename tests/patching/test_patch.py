@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hf_invact.memory import SavedActivations, intermediate_units
 from hf_invact.nn import InvertedActivation
 from hf_invact.patching import activation_sites
 from hf_invact.sites.activations.patched import PatchedActivation
-from tests.models import LAYERS, MODEL_NAMES, batch, each_model, loss_and_gradients, tiny_model
+from tests.models import ACTIVATIONS, LAYERS, MODEL_NAMES, batch, each_model, loss_and_gradients, tiny_model
 
 
 def assert_gradients_close(got: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
@@ -47,7 +48,7 @@ def activations_outside_layers(model: PreTrainedModel) -> int:
 def test_first_loss_is_bit_identical(name: str, activation: str | None) -> None:
     model = tiny_model(name, activation=activation)
     plain, _ = loss_and_gradients(model)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     patched, _ = loss_and_gradients(model)
     assert torch.equal(patched, plain)
 
@@ -56,7 +57,7 @@ def test_first_loss_is_bit_identical(name: str, activation: str | None) -> None:
 def test_gradients_are_close(name: str) -> None:
     model = tiny_model(name)
     plain_loss, plain = loss_and_gradients(model)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     loss, patched = loss_and_gradients(model)
     torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=0)
     assert_gradients_close(patched, plain, relative=1e-5)
@@ -67,7 +68,7 @@ def test_gradients_are_close(name: str) -> None:
 def test_gradients_are_close_in_bfloat16(name: str) -> None:
     model = tiny_model(name).bfloat16()
     plain_loss, plain = loss_and_gradients(model)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     loss, patched = loss_and_gradients(model)
     torch.testing.assert_close(loss, plain_loss, rtol=0.01, atol=0)
     assert_gradients_close(patched, plain, relative=0.03)
@@ -78,7 +79,7 @@ def test_gradients_are_close_in_bfloat16(name: str) -> None:
 @each_model
 def test_gradients_are_the_same_under_checkpointing(name: str, use_reentrant: bool, calls: Counter[str]) -> None:
     model = tiny_model(name)
-    patch_model(model, InvActConfig(backend="counting"))
+    patch_model(model, replace(ACTIVATIONS, backend="counting"))
     loss, expected = loss_and_gradients(model)
     calls.clear()
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
@@ -99,7 +100,7 @@ def test_a_site_keeps_what_the_next_layer_keeps_and_one_bit_per_element(
 ) -> None:
     model = tiny_model(name).to(dtype)
     plain, plain_total = units_and_total(model)
-    report = patch_model(model)
+    report = patch_model(model, ACTIVATIONS)
     patched, total = units_and_total(model)
     assert (plain, patched) == (plain_units, patched_units + bits)
     width = LAYERS * 96 + activations_outside_layers(model) * 32
@@ -110,7 +111,7 @@ def test_a_site_keeps_what_the_next_layer_keeps_and_one_bit_per_element(
 @each_model
 def test_the_operation_runs_once_for_each_layer(name: str, calls: Counter[str]) -> None:
     model = tiny_model(name)
-    patch_model(model, InvActConfig(backend="counting"))
+    patch_model(model, replace(ACTIVATIONS, backend="counting"))
     sites = len(activation_sites(model))
     calls.clear()
     model(**batch(model)).loss.backward()
@@ -128,7 +129,7 @@ def test_results_without_gradients_are_bit_identical(name: str) -> None:
     inputs = {"input_ids": batch(model)["input_ids"]}
     with torch.no_grad():
         plain = model(**inputs).logits
-        patch_model(model)
+        patch_model(model, ACTIVATIONS)
         assert torch.equal(model(**inputs).logits, plain)
 
 
@@ -143,7 +144,7 @@ def test_generates_the_same_tokens(name: str) -> None:
         "attention_mask": torch.ones_like(prompt),
     }
     plain = model.generate(prompt, **options)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     generated = model.generate(prompt, **options)
     assert generated.shape == (2, 16)
     assert torch.equal(generated, plain)
@@ -153,7 +154,7 @@ def test_generates_the_same_tokens(name: str) -> None:
 def test_parameters_and_state_dict_are_untouched(name: str) -> None:
     model = tiny_model(name)
     parameters, state = dict(model.named_parameters()), model.state_dict()
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     patched = dict(model.named_parameters())
     assert list(patched) == list(parameters)
     assert all(patched[key] is parameters[key] for key in parameters)
@@ -164,7 +165,7 @@ def test_parameters_and_state_dict_are_untouched(name: str) -> None:
 def test_a_model_saved_while_patched_loads_into_plain_transformers(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     model.save_pretrained(tmp_path)
     auto_class = AutoModelForMaskedLM if name == "bert" else AutoModelForCausalLM
     loaded = auto_class.from_pretrained(tmp_path)
@@ -175,7 +176,7 @@ def test_a_model_saved_while_patched_loads_into_plain_transformers(name: str, tm
 
 
 def test_report_lists_every_site() -> None:
-    report = patch_model(tiny_model("llama"), InvActConfig(exclude=("*.0.mlp",)))
+    report = patch_model(tiny_model("llama"), replace(ACTIVATIONS, exclude=("*.0.mlp",)))
     assert report.patched == 1
     assert str(report).splitlines() == [
         "inverted activations: 1 of 2 sites patched, 756 B per token less for the backward pass",
@@ -191,7 +192,7 @@ def test_report_lists_every_site() -> None:
 def test_patching_twice_is_patching_once(name: str) -> None:
     model = tiny_model(name)
     originals = [model.get_submodule(site) for site in activation_sites(model)]
-    assert patch_model(model) == patch_model(model)
+    assert patch_model(model, ACTIVATIONS) == patch_model(model, ACTIVATIONS)
     patched = [module for module in model.modules() if isinstance(module, PatchedActivation)]
     assert [module.original for module in patched] == originals
     unpatch_model(model)
@@ -201,12 +202,12 @@ def test_patching_twice_is_patching_once(name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "backends"),
     [
-        (InvActConfig(), ["auto", "auto"]),
-        (InvActConfig(backend="eager"), ["eager", "eager"]),
-        (InvActConfig(include=("model.layers.1.*",), backend="eager"), [None, "eager"]),
-        (InvActConfig(include=("*.0.mlp", "*.1.mlp")), ["auto", "auto"]),
-        (InvActConfig(exclude=("*.[1-9].mlp",)), ["auto", None]),
-        (InvActConfig(include=("*.mlp",), exclude=("*.0.*",)), [None, "auto"]),
+        (ACTIVATIONS, ["auto", "auto"]),
+        (replace(ACTIVATIONS, backend="eager"), ["eager", "eager"]),
+        (replace(ACTIVATIONS, include=("model.layers.1.*",), backend="eager"), [None, "eager"]),
+        (replace(ACTIVATIONS, include=("*.0.mlp", "*.1.mlp")), ["auto", "auto"]),
+        (replace(ACTIVATIONS, exclude=("*.[1-9].mlp",)), ["auto", None]),
+        (replace(ACTIVATIONS, include=("*.mlp",), exclude=("*.0.*",)), [None, "auto"]),
     ],
     ids=str,
 )
@@ -217,7 +218,7 @@ def test_applies_the_config_whatever_came_before(
     model = tiny_model("llama")
     originals = [layer.mlp.act_fn for layer in model.model.layers]
     if patched_before:
-        patch_model(model, InvActConfig(exclude=("*.1.mlp",)))
+        patch_model(model, replace(ACTIVATIONS, exclude=("*.1.mlp",)))
     report = patch_model(model, config)
     assert [site.curve is not None for site in report.sites] == [backend is not None for backend in backends]
     assert ["excluded" in site.reason for site in report.sites] == [backend is None for backend in backends]
@@ -232,7 +233,7 @@ def test_leaves_alone_what_would_gain_nothing(activation: str) -> None:
     model = tiny_model("llama")
     kept = tiny_model("llama", activation=activation).model.layers[0].mlp.act_fn
     model.model.layers[0].mlp.act_fn = kept
-    first, second = patch_model(model).sites
+    first, second = patch_model(model, ACTIVATIONS).sites
     assert (first.curve, first.reason) == (None, "left alone: its gradient already uses the output")
     assert (second.curve, second.reason) == ("silu", "")
     assert model.model.layers[0].mlp.act_fn is kept
@@ -243,7 +244,7 @@ def test_leaves_alone_what_is_inverted_by_the_model_itself() -> None:
 
     model = tiny_model("llama")
     own = model.model.layers[1].mlp.act_fn = SiLU()
-    assert [site.reason for site in patch_model(model).sites] == [
+    assert [site.reason for site in patch_model(model, ACTIVATIONS).sites] == [
         "",
         "left alone: inverted already, by the model itself",
     ]

@@ -14,7 +14,7 @@ from torch import nn
 from hf_invact import PatchingError, inverted_activations, patch_model, unpatch_model
 from hf_invact.patching import activation_sites
 from hf_invact.sites.activations.patched import PatchedActivation
-from tests.models import each_model, loss_and_gradients, tiny_model
+from tests.models import ACTIVATIONS, each_model, loss_and_gradients, tiny_model
 
 
 def installed(model: nn.Module) -> list[object]:
@@ -36,7 +36,7 @@ def same_objects(some: list[object], others: list[object]) -> bool:
 def test_the_same_objects_are_put_back(name: str) -> None:
     model = tiny_model(name)
     originals = installed(model)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     assert all(isinstance(activation, PatchedActivation) for activation in installed(model))
     unpatch_model(model)
     assert same_objects(installed(model), originals)
@@ -46,7 +46,7 @@ def test_the_same_objects_are_put_back(name: str) -> None:
 def test_the_pickled_model_is_byte_identical(name: str) -> None:
     model = tiny_model(name)
     before = pickle.dumps(model)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     assert pickle.dumps(model) != before
     unpatch_model(model)
     assert pickle.dumps(model) == before
@@ -56,7 +56,7 @@ def test_the_pickled_model_is_byte_identical(name: str) -> None:
 def test_loss_and_gradients_are_as_before_patching(name: str) -> None:
     model = tiny_model(name)
     loss, gradients = loss_and_gradients(model)
-    with inverted_activations(model):
+    with inverted_activations(model, ACTIVATIONS):
         loss_and_gradients(model)
     loss_after, after = loss_and_gradients(model)
     assert torch.equal(loss_after, loss)
@@ -69,7 +69,7 @@ def test_a_plain_function_is_patched_and_put_back(function: Any) -> None:
     plain_loss, plain = loss_and_gradients(model)
     assert installed(model) == [function] * 3
     before = pickle.dumps(model)
-    report = patch_model(model)
+    report = patch_model(model, ACTIVATIONS)
     assert [site.curve for site in report.sites] == [function.__name__] * 3
     assert all(isinstance(activation, PatchedActivation) for activation in installed(model))
     loss, gradients = loss_and_gradients(model)
@@ -84,7 +84,7 @@ def test_a_plain_function_is_patched_and_put_back(function: Any) -> None:
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_a_change_of_mode_while_patched_reaches_the_original(training: bool) -> None:
     model = tiny_model("llama").train(not training)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     model.train(training)
     unpatch_model(model)
     assert {module.training for module in model.modules()} == {training}
@@ -93,7 +93,7 @@ def test_a_change_of_mode_while_patched_reaches_the_original(training: bool) -> 
 def test_an_original_in_another_mode_than_its_model_keeps_it() -> None:
     model = tiny_model("llama").train()
     model.model.layers[0].mlp.act_fn.eval()
-    with inverted_activations(model):
+    with inverted_activations(model, ACTIVATIONS):
         pass
     assert [layer.mlp.act_fn.training for layer in model.model.layers] == [False, True]
 
@@ -112,7 +112,7 @@ def test_unpatching_what_is_not_patched_is_harmless(name: str) -> None:
 def test_a_copy_of_a_patched_model_is_patched_on_its_own(name: str) -> None:
     model = tiny_model(name)
     originals = installed(model)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     twin = copy.deepcopy(model)
     assert is_patched(twin)
     loss, gradients = loss_and_gradients(model)
@@ -131,7 +131,7 @@ def test_a_copy_of_a_patched_model_is_patched_on_its_own(name: str) -> None:
 def test_a_pickled_patched_model_can_be_unpatched() -> None:
     model = tiny_model("gpt2")
     kinds = [type(original) for original in installed(model)]
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     loaded = pickle.loads(pickle.dumps(model))
     assert is_patched(loaded)
     unpatch_model(loaded)
@@ -142,7 +142,7 @@ def test_a_pickled_patched_model_can_be_unpatched() -> None:
 def test_context_manager_patches_inside_only() -> None:
     model = tiny_model("llama")
     originals = installed(model)
-    with inverted_activations(model) as report:
+    with inverted_activations(model, ACTIVATIONS) as report:
         assert report.patched == 2
         assert is_patched(model)
     assert same_objects(installed(model), originals)
@@ -152,13 +152,16 @@ def test_context_manager_patches_inside_only() -> None:
 def test_context_manager_unpatches_when_an_exception_leaves_it(error: type[BaseException]) -> None:
     model = tiny_model("llama")
     originals = installed(model)
-    with pytest.raises(error, match="out of memory"), inverted_activations(model):
+    with pytest.raises(error, match="out of memory"), inverted_activations(model, ACTIVATIONS):
         raise error("out of memory")
     assert same_objects(installed(model), originals)
 
 
 def test_context_manager_refuses_as_patching_does() -> None:
-    with pytest.raises(PatchingError, match="no activation to invert in Linear"), inverted_activations(nn.Linear(2, 2)):
+    with (
+        pytest.raises(PatchingError, match="no activation to invert in Linear"),
+        inverted_activations(nn.Linear(2, 2), ACTIVATIONS),
+    ):
         pytest.fail("entered")
 
 
@@ -166,7 +169,7 @@ def test_context_manager_refuses_as_patching_does() -> None:
 def test_no_other_model_is_changed(name: str) -> None:
     model, other = tiny_model(name), tiny_model(name)
     before = pickle.dumps(other)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     loss_and_gradients(model)
     assert pickle.dumps(other) == before
     assert not is_patched(tiny_model(name))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from hf_invact import InvActConfig, patch_model
+from hf_invact import patch_model
 from hf_invact.memory import SavedActivations
+from tests.models import ACTIVATIONS
 
 TOKENS = 4096
 LAYERS = 32
@@ -34,7 +36,7 @@ def saved_bytes(layers: int, plan: str | None) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = mistral(layers)
         if plan is not None:
-            patch_model(model, InvActConfig(plan=plan))
+            patch_model(model, replace(ACTIVATIONS, plan=plan))
         tokens = torch.zeros(1, TOKENS, dtype=torch.long)
         with SavedActivations(model) as saved:
             model(input_ids=tokens, position_ids=torch.arange(TOKENS)[None], labels=tokens, use_cache=False)
@@ -59,7 +61,7 @@ def test_mistral_7b_saves_twice_what_inverting_its_activation_alone_does() -> No
 
 def test_the_report_of_mistral_7b() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
-        report = patch_model(mistral(LAYERS))
+        report = patch_model(mistral(LAYERS), ACTIVATIONS)
     inner = MistralConfig().intermediate_size * 2
     assert report.patched == LAYERS
     assert {(site.plan, site.before, site.after) for site in report.sites} == {
@@ -77,7 +79,7 @@ def test_patching_a_7b_block_takes_seconds() -> None:
     for weight in model.parameters():
         torch.nn.init.constant_(weight, 0.001)
     start = time.process_time()  # of all threads; other processes do not count
-    report = patch_model(model)
+    report = patch_model(model, ACTIVATIONS)
     # Seconds; 21 s where PyTorch has no fast product of bfloat16 matrices.
     allowed = 20 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 60
     assert time.process_time() - start < allowed
@@ -87,7 +89,7 @@ def test_patching_a_7b_block_takes_seconds() -> None:
 def test_without_weights_the_same_is_measured() -> None:
     with torch.device("meta"):
         model = mistral(2)
-    report = patch_model(model)
+    report = patch_model(model, ACTIVATIONS)
     width = 14336
     kept = (4 * 2 * width, (2 * 2 + 1 / 8) * width)
     assert [(site.plan, site.before, site.after) for site in report.sites] == [("gate-output", *kept)] * 2

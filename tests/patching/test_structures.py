@@ -11,6 +11,7 @@ from hf_invact.memory import SavedActivations
 from hf_invact.patching import activation_sites
 from hf_invact.sites.activations.blocks import find_activations
 from tests.helpers import normal
+from tests.models import ACTIVATIONS
 from tests.patching.structures import STRUCTURES, Structure, each_structure, inputs_of, output_and_gradients
 
 PER_TOKEN = 96 * 4  # bytes of a tensor of the intermediate size
@@ -20,7 +21,7 @@ PER_TOKEN = 96 * 4  # bytes of a tensor of the intermediate size
 def test_sites_plans_and_figures(structure: Structure) -> None:
     model = structure.model()
     assert all(registered is None for *_, registered in find_activations(model))
-    report = patch_model(model)
+    report = patch_model(model, ACTIVATIONS)
     assert tuple(site.name for site in report.sites) == structure.sites
     for site in report.sites:
         assert (site.plan, site.reason) == (structure.plan, "")
@@ -36,7 +37,7 @@ def test_sites_plans_and_figures(structure: Structure) -> None:
 def test_results_are_the_same_and_gradients_are_close(structure: Structure) -> None:
     model = structure.model()
     plain, plain_gradients = output_and_gradients(model)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     patched, gradients = output_and_gradients(model)
     if structure.is_fused:
         assert torch.equal(patched, plain)
@@ -58,7 +59,7 @@ def test_a_training_step_keeps_less_by_as_much_as_the_report_says(structure: Str
 
     model = structure.model()
     plain = total_bytes()
-    report = patch_model(model)
+    report = patch_model(model, ACTIVATIONS)
     tokens = 2 * (17 if structure.name == "vit" else 16)
     assert plain - total_bytes() == report.saved_bytes_per_token * tokens > 0
 
@@ -76,7 +77,7 @@ def test_one_half_of_a_fused_projection_does_not_keep_the_other_alive(dtype: tor
         return saved.total_bytes / (2 * 16 * 96 * dtype.itemsize)
 
     assert units() == 4
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     assert units() == 2 + 1 / (8 * dtype.itemsize)
 
 
@@ -85,7 +86,7 @@ def test_a_frozen_fused_projection() -> None:
     (structure,) = (structure for structure in STRUCTURES if structure.name == "phi3")
     model = structure.model()
     model.layers[0].mlp.down_proj.requires_grad_(False)
-    (site,) = patch_model(model).sites
+    (site,) = patch_model(model, ACTIVATIONS).sites
     assert (site.plan, site.before, site.after) == ("gate-inputs", 3 * PER_TOKEN, 2 * PER_TOKEN)
 
 
@@ -102,6 +103,6 @@ def test_experts_in_a_list() -> None:
             return self.down(self.act_fn(self.gate(x)) * self.up(x))
 
     model = nn.ModuleDict({"experts": nn.ModuleList(Expert() for _ in range(3)), "out": nn.Linear(8, 8)})
-    report = patch_model(model)
+    report = patch_model(model, ACTIVATIONS)
     assert [site.plan for site in report.sites] == ["gate-output"] * 3
     assert "experts.0-2.act_fn (3)" in str(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from hf_invact import InvActConfig, PatchingError, PatchReport, patch_model, register_block, unpatch_model
 from hf_invact.patching import SiteReport
 from tests.helpers import normal
-from tests.models import each_model, loss_and_gradients, tiny_model
+from tests.models import ACTIVATIONS, each_model, loss_and_gradients, tiny_model
 from tests.patching.mlps import GATED, MLP, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -31,10 +32,10 @@ def test_the_autocast_of_training_is_taken_into_account(name: str) -> None:
     """Adapters in float32 that are left alone keep the product, but under autocast a copy of it."""
     model = MLP(name, Training(torch.float32, adapters=ADAPTERS, are_adapters_float32=True)).model
     alone: dict[str, Any] = {"sites": ("activation",)}
-    without = patch_model(model, InvActConfig(**alone)).sites[0]
+    without = patch_model(model, replace(ACTIVATIONS, **alone)).sites[0]
     with torch.autocast("cpu", torch.bfloat16):
-        active = patch_model(model, InvActConfig(**alone)).sites[0]
-    of_config = patch_model(model, InvActConfig(**alone, autocast_dtype=torch.bfloat16)).sites[0]
+        active = patch_model(model, replace(ACTIVATIONS, **alone)).sites[0]
+    of_config = patch_model(model, replace(ACTIVATIONS, **alone, autocast_dtype=torch.bfloat16)).sites[0]
     by_name = patch_model(model, InvActConfig.from_dict({**alone, "autocast_dtype": "bfloat16"})).sites[0]
     assert without.plan == ("gate-output" if name in GATED else "output")
     assert active.plan == ("gate-inputs" if name in GATED else None)
@@ -45,8 +46,8 @@ def test_of_plans_that_keep_equally_much_the_exact_one_is_chosen() -> None:
     model = tiny_model("llama", activation="relu2")  # which needs no side bits
     for layer in model.model.layers:
         layer.mlp.down_proj.requires_grad_(False)
-    exact = patch_model(model).sites[0]
-    other = patch_model(model, InvActConfig(plan="gate-output")).sites[0]
+    exact = patch_model(model, ACTIVATIONS).sites[0]
+    other = patch_model(model, replace(ACTIVATIONS, plan="gate-output")).sites[0]
     assert exact.after == other.after
     assert exact.plan == "gate-inputs"
 
@@ -105,10 +106,10 @@ def test_a_frozen_one_among_equal_blocks_has_its_own_plan() -> None:
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_a_model_with_gradient_checkpointing_is_measured_like_any_other(name: str) -> None:
     model = tiny_model(name)
-    report = patch_model(model)
+    report = patch_model(model, ACTIVATIONS)
     unpatch_model(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    assert patch_model(model) == report
+    assert patch_model(model, ACTIVATIONS) == report
     assert model.is_gradient_checkpointing
     loss_and_gradients(model)
 
@@ -117,7 +118,7 @@ def test_a_model_with_gradient_checkpointing_is_measured_like_any_other(name: st
 def test_a_plan_that_the_config_demands(plan: str) -> None:
     model = tiny_model("llama")
     plain_loss, _ = loss_and_gradients(model)
-    report = patch_model(model, InvActConfig(plan=plan))
+    report = patch_model(model, replace(ACTIVATIONS, plan=plan))
     assert [site.plan for site in report.sites] == [plan, plan]
     assert [layer.mlp.act_fn.plan.name for layer in model.model.layers] == [plan, plan]
     loss, _ = loss_and_gradients(model)
@@ -126,7 +127,7 @@ def test_a_plan_that_the_config_demands(plan: str) -> None:
 
 def test_a_plan_that_is_demanded_is_installed_even_if_it_keeps_more() -> None:
     mlp = MLP("bert", Training(frozen=("down",)))
-    (site, *_) = patch_model(mlp.model, InvActConfig(plan="output")).sites
+    (site, *_) = patch_model(mlp.model, replace(ACTIVATIONS, plan="output")).sites
     assert (site.plan, site.reason) == ("output", "")
     assert site.before is not None
     assert site.after is not None
@@ -136,16 +137,16 @@ def test_a_plan_that_is_demanded_is_installed_even_if_it_keeps_more() -> None:
 
 def test_a_gate_that_is_demanded_where_there_is_none() -> None:
     model = tiny_model("gpt2")
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     reason = r"\(the activation is not multiplied with a tensor of its shape and dtype\)"
     with pytest.raises(PatchingError, match=rf"plan='gate-output' is demanded: .* 0 of 2 sites patched.* {reason}"):
-        patch_model(model, InvActConfig(plan="gate-output"))
+        patch_model(model, replace(ACTIVATIONS, plan="gate-output"))
     assert model.transformer.h[0].mlp.act.plan.name == "output", "as it was"
 
 
 def test_a_gate_that_is_demanded_where_some_blocks_have_none() -> None:
     model = nn.ModuleList([tiny_model("gpt2"), tiny_model("llama")])
-    report = patch_model(model, InvActConfig(plan="gate-output"))
+    report = patch_model(model, replace(ACTIVATIONS, plan="gate-output"))
     assert [site.plan for site in report.sites] == [None, None, "gate-output", "gate-output"]
 
 
@@ -186,7 +187,7 @@ class Overwrites(Odd):
 )
 def test_a_block_that_cannot_be_probed_is_left_alone_for_a_reason(cls: type[Odd], why: str) -> None:
     model = nn.Sequential(cls(), nn.Tanh())
-    (site,) = patch_model(model).sites
+    (site,) = patch_model(model, ACTIVATIONS).sites
     assert site.reason.startswith(f"left alone: {why}")
     assert site.plan is None
     assert type(model[0].act) is nn.SiLU
@@ -196,7 +197,7 @@ def test_a_block_that_cannot_be_probed_is_left_alone_for_a_reason(cls: type[Odd]
 def test_a_registered_block_that_cannot_be_probed_is_patched_by_rule(is_gated: bool, plan: str) -> None:
     register_block(Odd, "act", is_gated=is_gated)
     model = nn.Sequential(Odd(), nn.Tanh())
-    (site,) = patch_model(model).sites
+    (site,) = patch_model(model, ACTIVATIONS).sites
     assert (site.plan, site.before, site.after) == (plan, None, None)
     assert site.reason.startswith("by default, not measured: Odd cannot be run by itself: TypeError")
     x = normal(2, 8).requires_grad_()
@@ -205,25 +206,25 @@ def test_a_registered_block_that_cannot_be_probed_is_patched_by_rule(is_gated: b
 
 
 def test_a_plan_that_is_demanded_of_what_cannot_be_probed() -> None:
-    (site,) = patch_model(nn.Sequential(Odd(), nn.Tanh()), InvActConfig(plan="input")).sites
+    (site,) = patch_model(nn.Sequential(Odd(), nn.Tanh()), replace(ACTIVATIONS, plan="input")).sites
     assert site.plan == "input"
     assert site.reason.startswith("as the config says, not measured: Odd cannot be run by itself")
 
 
 def test_two_activations_in_one_block_do_not_disturb_each_other() -> None:
     model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 8))
-    report = patch_model(model)
+    report = patch_model(model, ACTIVATIONS)
     assert [site.plan for site in report.sites] == ["output", "output"]
-    assert patch_model(model) == report
+    assert patch_model(model, ACTIVATIONS) == report
     assert report.saved_bytes_per_token == 2 * (1 - 1 / 32) * 32 * 4
 
 
 @each_model
 def test_weights_whose_results_cannot_be_compared_are_measured_too(name: str) -> None:
     """As the ranks hold that do not load the real weights themselves."""
-    real = patch_model(tiny_model(name))
+    real = patch_model(tiny_model(name), ACTIVATIONS)
     model = tiny_model(name)
     with torch.no_grad():
         for weight in model.parameters():
             weight.fill_(torch.nan)
-    assert patch_model(model) == real
+    assert patch_model(model, ACTIVATIONS) == real

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_invact import InvActConfig, patch_model
+from hf_invact import patch_model
 from hf_invact.patching.probing.compare import difference
 from hf_invact.patching.probing.probe import Measurement
 from tests.helpers import dtype_name, normal
-from tests.models import tiny_model
+from tests.models import ACTIVATIONS, tiny_model
 from tests.patching.structures import STRUCTURES
 
 
@@ -49,7 +50,7 @@ def test_a_consumer_that_reuses_the_memory_of_what_it_saved(dtype: torch.dtype) 
             return ReusesMemory.apply(self.act(self.up(x)).flatten(0, -2), self.down.weight)
 
     model = nn.Sequential(Reuses(), nn.Tanh()).to(dtype)
-    (site,) = patch_model(model).sites
+    (site,) = patch_model(model, ACTIVATIONS).sites
     assert site.plan is None
     assert "the gradient of " in site.reason
     assert "of its size, which rounding does not explain" in site.reason
@@ -175,7 +176,7 @@ def test_the_tolerance_is_that_of_the_activation_and_not_of_the_sum_behind_it(dt
     for name, module in mixed.named_modules():
         if name.endswith("wo"):
             module.float()  # as Transformers loads it
-    assert [site.plan for site in patch_model(mixed).sites] == ["gate-inputs"] * 2
+    assert [site.plan for site in patch_model(mixed, ACTIVATIONS).sites] == ["gate-inputs"] * 2
 
     class Bloom(Block):
         def forward(self, x: Tensor) -> Tensor:
@@ -184,8 +185,8 @@ def test_the_tolerance_is_that_of_the_activation_and_not_of_the_sum_behind_it(dt
     block = Bloom()
     block.act = tiny_model("gpt2").transformer.h[0].mlp.act  # gelu_new
     model = nn.Sequential(block, nn.Tanh())
-    (site,) = patch_model(model, InvActConfig(autocast_dtype=dtype)).sites
+    (site,) = patch_model(model, replace(ACTIVATIONS, autocast_dtype=dtype)).sites
     assert (site.plan, site.reason) == ("output", "")
     with torch.autocast("cpu", dtype):
-        (site,) = patch_model(model).sites
+        (site,) = patch_model(model, ACTIVATIONS).sites
     assert (site.plan, site.reason) == ("output", "")

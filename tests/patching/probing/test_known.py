@@ -7,7 +7,7 @@ from torch import nn
 
 from hf_invact import patch_model
 from hf_invact.patching.probing.known import KnownCalls
-from tests.models import tiny_model
+from tests.models import ACTIVATIONS, tiny_model
 
 
 def test_equal_layers_share_the_calls_with_few_and_with_many_samples() -> None:
@@ -38,7 +38,7 @@ def test_a_frozen_model_gets_a_gradient_for_its_hidden_states() -> None:
     assert [sum(call.needs_gradient) for call in calls] == [1, 1]
     (leaf,) = calls[0].arguments().leaves
     assert leaf.shape == (2, 4, 32)
-    assert all(site.before is not None for site in patch_model(model).sites)
+    assert all(site.before is not None for site in patch_model(model, ACTIVATIONS).sites)
 
 
 def test_what_is_no_model_of_transformers_has_no_calls() -> None:
@@ -60,6 +60,6 @@ def test_a_model_that_cannot_be_run_says_why_and_its_blocks_are_measured_with_gu
     assert known.of(model.model.layers[0].mlp) is None
     assert "no tokens today" in str(known.failure)
     monkeypatch.undo()
-    expected = patch_model(tiny_model("llama"))
+    expected = patch_model(tiny_model("llama"), ACTIVATIONS)
     monkeypatch.setattr(model.model.embed_tokens, "forward", fail)
-    assert patch_model(model) == expected
+    assert patch_model(model, ACTIVATIONS) == expected

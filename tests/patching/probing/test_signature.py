@@ -15,7 +15,7 @@ from hf_invact import patch_model
 from hf_invact.patching.decisions import places
 from hf_invact.patching.probing.signature import signature
 from hf_invact.sites import Site
-from tests.models import MODEL_NAMES, tiny_model
+from tests.models import ACTIVATIONS, MODEL_NAMES, tiny_model
 from tests.patching.structures import STRUCTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
@@ -51,7 +51,7 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_block_that_overwrites_its_activation_among_others_that_print_alike(probes: list[str]) -> None:
     model = nn.Sequential(Block(), Block("in place"), Block())
-    assert [site.plan for site in patch_model(model).sites] == ["output", None, "output"]
+    assert [site.plan for site in patch_model(model, ACTIVATIONS).sites] == ["output", None, "output"]
     assert probes == ["0", "1"]
     x = torch.randn(3, 8, requires_grad=True)
     model(x).sum().backward()
@@ -83,7 +83,7 @@ class Layer(nn.Module):
 
 def test_equal_blocks_in_layers_that_print_alike() -> None:
     model = nn.ModuleList([Layer(False), Layer(True), Layer(False)])
-    assert [site.plan for site in patch_model(model).sites] == ["output", None, "output"]
+    assert [site.plan for site in patch_model(model, ACTIVATIONS).sites] == ["output", None, "output"]
 
 
 def test_equal_blocks_in_two_places_of_a_layer() -> None:
@@ -194,7 +194,7 @@ def test_layers_of_transformers_share_a_probe(name: str, probes: list[str]) -> N
     def count(layers: int) -> int:
         probes.clear()
         if name in MODEL_NAMES:
-            patch_model(tiny_model(name, num_hidden_layers=layers))
+            patch_model(tiny_model(name, num_hidden_layers=layers), ACTIVATIONS)
             return len(probes)
         (structure,) = (each for each in STRUCTURES if each.name == name)
         names = ("num_hidden_layers", "n_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")

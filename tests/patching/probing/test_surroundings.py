@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper, offload_wrapper
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
-from hf_invact import InvActConfig, PatchReport, patch_model, unpatch_model
+from hf_invact import PatchReport, patch_model, unpatch_model
 from hf_invact.memory import SavedActivations
 from hf_invact.patching.probing.surroundings import surroundings
-from tests.models import batch, tiny_model
+from tests.models import ACTIVATIONS, batch, tiny_model
 
 
 class Inner(nn.Module):
@@ -65,7 +65,7 @@ class Wrapper(nn.Module):
 
 
 def plans(model: nn.Module) -> list[tuple[str | None, int | None, int | None]]:
-    return [(site.plan, site.before, site.after) for site in patch_model(model).sites]
+    return [(site.plan, site.before, site.after) for site in patch_model(model, ACTIVATIONS).sites]
 
 
 PLAIN = plans(nn.ModuleList([Outer(Middle(Inner()))]))
@@ -133,7 +133,6 @@ def mixtral() -> PreTrainedModel:
     )
 
 
-ACTIVATIONS = InvActConfig(sites=("activation",))
 PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
@@ -156,7 +155,7 @@ def test_patching_after_get_peft_model_keeps_no_more_than_before(
     def kept(before: bool | None) -> tuple[int, PatchReport | None]:
         model, report = make().train(), None
         if before:
-            patch_model(model)
+            patch_model(model, ACTIVATIONS)
         inputs = batch(model)
         adapted = get_peft_model(model, LoraConfig(r=4, **lora))
         if before is False:
@@ -166,7 +165,7 @@ def test_patching_after_get_peft_model_keeps_no_more_than_before(
             adapted(**inputs)
         return saved.total_bytes, report
 
-    sites = len(patch_model(make()).sites)
+    sites = len(patch_model(make(), ACTIVATIONS).sites)
     plain, _ = kept(None)
     first, _ = kept(True)
     after, report = kept(False)

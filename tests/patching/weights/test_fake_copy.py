@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from hf_invact import InvActConfig, PatchReport, patch_model
-from tests.models import each_model, tiny_model
+from hf_invact import PatchReport, patch_model
+from tests.models import ACTIVATIONS, each_model, tiny_model
 
 COPIED = "measured on a copy without memory: its weights are sharded or missing"
 RULES = {
@@ -52,20 +53,23 @@ def tensor_parallel(model: nn.Module, mesh: Any) -> None:
 def test_fsdp2_counts_as_with_whole_weights(name: str, four_processes: None) -> None:
     model = tiny_model(name)
     fully_shard(model, mesh=init_device_mesh("cpu", (4,)))
-    assert_measured_on_a_copy(patch_model(model), patch_model(tiny_model(name)))
+    expected = patch_model(tiny_model(name), ACTIVATIONS)
+    assert_measured_on_a_copy(patch_model(model, ACTIVATIONS), expected)
 
 
 def test_fsdp2_counts_in_the_precision_that_it_computes_in(four_processes: None) -> None:
     model = tiny_model("llama")
     for layer in model.model.layers:
         fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
-    assert_measured_on_a_copy(patch_model(model), patch_model(tiny_model("llama").bfloat16()))
+    assert_measured_on_a_copy(patch_model(model, ACTIVATIONS), patch_model(tiny_model("llama").bfloat16()))
 
 
 def test_tensor_parallelism_counts_a_processs_share(four_processes: None) -> None:
     model = tiny_model("llama")
     tensor_parallel(model, init_device_mesh("cpu", (4,)))
-    assert_measured_on_a_copy(patch_model(model), patch_model(tiny_model("llama", intermediate_size=24)))
+    assert_measured_on_a_copy(
+        patch_model(model, ACTIVATIONS), patch_model(tiny_model("llama", intermediate_size=24), ACTIVATIONS)
+    )
 
 
 def test_tensor_parallelism_within_fsdp2(four_processes: None) -> None:
@@ -74,14 +78,18 @@ def test_tensor_parallelism_within_fsdp2(four_processes: None) -> None:
     tensor_parallel(model, mesh["tensor"])
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh["data"])
-    assert_measured_on_a_copy(patch_model(model), patch_model(tiny_model("llama", intermediate_size=48)))
+    assert_measured_on_a_copy(
+        patch_model(model, ACTIVATIONS), patch_model(tiny_model("llama", intermediate_size=48), ACTIVATIONS)
+    )
 
 
 def test_if_shares_differ_between_processes_the_first_ones_counts(four_processes: None) -> None:
     """So that all processes make the same decision."""
     mesh, model = init_device_mesh("cpu", (4,)), tiny_model("llama", intermediate_size=90)
     tensor_parallel(model, mesh)
-    assert_measured_on_a_copy(patch_model(model), patch_model(tiny_model("llama", intermediate_size=23)))
+    assert_measured_on_a_copy(
+        patch_model(model, ACTIVATIONS), patch_model(tiny_model("llama", intermediate_size=23), ACTIVATIONS)
+    )
 
 
 @each_model
@@ -89,7 +97,8 @@ def test_missing_weights_count_as_those_of_other_processes(name: str) -> None:
     """Some loaders fill the weights of one process, and leave those of others on the meta device."""
     with torch.device("meta"):
         model = tiny_model(name)
-    assert_measured_on_a_copy(patch_model(model), patch_model(tiny_model(name)))
+    expected = patch_model(tiny_model(name), ACTIVATIONS)
+    assert_measured_on_a_copy(patch_model(model, ACTIVATIONS), expected)
 
 
 @pytest.mark.parametrize("kept_whole", [0, 10**6], ids=["partitioned", "kept whole"])
@@ -101,7 +110,8 @@ def test_zero_3_counts_as_with_whole_weights(name: str, kept_whole: int) -> None
         parameter.ds_id, parameter.ds_shape = number, parameter.shape
         if parameter.numel() > kept_whole:
             parameter.data = torch.empty(0)
-    assert_measured_on_a_copy(patch_model(model), patch_model(tiny_model(name)))
+    expected = patch_model(tiny_model(name), ACTIVATIONS)
+    assert_measured_on_a_copy(patch_model(model, ACTIVATIONS), expected)
 
 
 @each_model
@@ -109,7 +119,7 @@ def test_weights_of_unknown_size_are_decided_by_rule(name: str) -> None:
     model = tiny_model(name)
     for parameter in model.parameters():
         parameter.data = torch.empty(0)
-    sites = patch_model(model).sites
+    sites = patch_model(model, ACTIVATIONS).sites
     assert [site.plan for site in sites] == RULES[name]
     assert all("not measured" in site.reason and "its weights are sharded or missing" in site.reason for site in sites)
 
@@ -140,7 +150,7 @@ def test_a_copy_leaves_the_model_as_it_is() -> None:
         block = Peculiar()
     attributes, called = dict(vars(block)), []
     block.up.register_forward_hook(lambda module, args, output: called.append(module))
-    assert_measured_on_a_copy(patch_model(block), patch_model(Peculiar()))
+    assert_measured_on_a_copy(patch_model(block, ACTIVATIONS), patch_model(Peculiar(), ACTIVATIONS))
     assert vars(block).keys() == attributes.keys()
     assert block.seen == called == []
     assert block.steps[0] is block.up
@@ -164,10 +174,10 @@ def test_a_forward_that_was_replaced_is_not_run_on_a_copy() -> None:
     """It would run the original module, which may communicate."""
     with torch.device("meta"):
         layer = Layer()
-    assert patch_model(layer).patched == 1
+    assert patch_model(layer, ACTIVATIONS).patched == 1
     ran = []
     layer.forward = lambda x: ran.append(x) or Layer.forward(layer, x)
-    (site,) = patch_model(nn.ModuleList([layer]), InvActConfig(plan="input")).sites
+    (site,) = patch_model(nn.ModuleList([layer]), replace(ACTIVATIONS, plan="input")).sites
     assert site.reason.startswith("as the config says, not measured: its weights are sharded or missing, and of a copy")
     assert ran == []
 
@@ -176,4 +186,5 @@ def test_active_autocast_is_taken_into_account() -> None:
     with torch.device("meta"):
         model = tiny_model("llama")
     with torch.autocast("cpu", torch.bfloat16):
-        assert_measured_on_a_copy(patch_model(model), patch_model(tiny_model("llama")))
+        expected = patch_model(tiny_model("llama"), ACTIVATIONS)
+        assert_measured_on_a_copy(patch_model(model, ACTIVATIONS), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -12,9 +13,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_invact import InvActConfig, patch_model, register_block, unpatch_model
+from hf_invact import patch_model, register_block, unpatch_model
 from hf_invact.patching.weights.sharding import is_sharded
-from tests.models import tiny_model
+from tests.models import ACTIVATIONS, tiny_model
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -71,37 +72,37 @@ def test_nothing_is_run_in_or_around_fsdp1(wrap: Callable[[nn.Module], nn.Module
 @pytest.mark.parametrize("wrap", [*FSDP1.values(), fully_shard], ids=[*FSDP1.keys(), "FSDP2"])
 def test_what_was_measured_before_sharding_keeps_its_figures(wrap: Callable[[nn.Module], Any]) -> None:
     model = nn.Sequential(Block(), Block())
-    before = patch_model(model)
+    before = patch_model(model, ACTIVATIONS)
     assert before.saved_bytes_per_token > 0
     wrapped = wrap(model)
     Block.forwards = 0
-    assert patch_model(wrapped) == before
-    assert patch_model(wrapped, InvActConfig(backend="eager", include=("[01]",))) == before
-    assert patch_model(wrapped, InvActConfig(include=("1",))).patched == 1
+    assert patch_model(wrapped, ACTIVATIONS) == before
+    assert patch_model(wrapped, replace(ACTIVATIONS, backend="eager", include=("[01]",))) == before
+    assert patch_model(wrapped, replace(ACTIVATIONS, include=("1",))).patched == 1
     assert Block.forwards == 0
 
 
 def test_the_plan_stays_but_not_the_figures_of_another_precision() -> None:
     model = tiny_model("llama")
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     fully_shard(model)
-    sites = patch_model(model, InvActConfig(autocast_dtype=torch.bfloat16)).sites
+    sites = patch_model(model, replace(ACTIVATIONS, autocast_dtype=torch.bfloat16)).sites
     assert [(site.plan, site.after) for site in sites] == [("gate-output", None)] * 2
     assert all(site.reason == "as it was before the weights were sharded" for site in sites)
 
 
 def test_another_plan_can_still_be_demanded() -> None:
     model = tiny_model("llama")
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     fully_shard(model)
-    sites = patch_model(model, InvActConfig(plan="gate-inputs")).sites
+    sites = patch_model(model, replace(ACTIVATIONS, plan="gate-inputs")).sites
     assert [site.plan for site in sites] == ["gate-inputs"] * 2
     assert all(site.after < site.before for site in sites)
     unpatch_model(model)
 
 
 def test_ddp_is_measured_as_what_it_wraps() -> None:
-    plain = patch_model(tiny_model("bert")).sites
+    plain = patch_model(tiny_model("bert"), ACTIVATIONS).sites
     sites = patch_model(DistributedDataParallel(tiny_model("bert"))).sites
     figures = [(site.plan, site.before, site.after, site.reason) for site in plain]
     assert [(site.plan, site.before, site.after, site.reason) for site in sites] == figures
