@@ -155,16 +155,17 @@ def test_saved_on_the_cpu(normed: Normed) -> None:
 
 
 @pytest.mark.slow
-def test_compiled() -> None:
+@pytest.mark.parametrize("normed", [each for each in NORMED if str(each) in ("llama", "bert", "t5")], ids=str)
+def test_compiled(normed: Normed) -> None:
     """Without a break of the graph, and with the gradients that the unpatched model has."""
-    model = llama.model()
-    plain, expected = loss_and_gradients(model, llama)
+    model = normed.model()
+    plain, expected = loss_and_gradients(model, normed)
     patch_model(model, NORMS)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    loss, gradients = loss_and_gradients(compiled, llama)
+    loss, gradients = loss_and_gradients(compiled, normed)
     torch.testing.assert_close(loss, plain)
     for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[f"_orig_mod.{name}"], gradient, rtol=1e-3, atol=1e-5)
+        assert (gradients[f"_orig_mod.{name}"] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7
 
 
 def test_weights_that_pass_through_zero() -> None:
