@@ -83,6 +83,28 @@ def test_the_bars_of_adapters_hold(case: str, plain: float, activations: float, 
     assert kept["ours"] <= bar
 
 
+@pytest.mark.parametrize(
+    ("case", "plain", "bar"),
+    [
+        ("mistral-7b", 25.13, 12.4),
+        ("mistral-peft-dropout", 41.26, 13.0),
+        ("llama-7b", 23.38, 12.2),
+        ("bert-base", 4.70, 0.67 * 4.70),
+        ("gpt2-bf16", 5.65, 0.57 * 5.65),
+    ],
+)
+def test_the_bars_of_norms_hold(case: str, plain: float, bar: float) -> None:
+    """Half of full fine-tuning, two thirds of LoRA."""
+    kept = {
+        entry["variant"]: entry["kept_bytes"] / 2**30
+        for entry in PARTS_OF["memory"]["entries"]
+        if entry["case"] == case
+    }
+    assert kept["plain"] == pytest.approx(plain, abs=0.01)
+    assert kept["ours, norms too"] <= bar
+    assert kept["ours, norms too"] < 0.9 * kept["ours"]
+
+
 @pytest.mark.parametrize("model", PARTS_OF["finetune"]["models"], ids=lambda model: model["name"])
 def test_the_bars_of_training_hold(model):
     """Of each model, final losses do not differ from the plain ones, and gradients by less than the limits."""
