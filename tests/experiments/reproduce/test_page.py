@@ -102,7 +102,7 @@ def test_the_bars_of_norms_hold(case: str, plain: float, bar: float) -> None:
     }
     assert kept["plain"] == pytest.approx(plain, abs=0.01)
     assert kept["ours, norms too"] <= bar
-    assert kept["ours, norms too"] < 0.9 * kept["ours"]
+    assert kept["ours, norms too"] < 0.93 * kept["ours"]
 
 
 @pytest.mark.parametrize("model", PARTS_OF["finetune"]["models"], ids=lambda model: model["name"])
