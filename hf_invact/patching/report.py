@@ -23,7 +23,9 @@ class SiteReport:
         plan: name of the plan (see `InvActConfig.plan`); None where it is left alone.
         before, after: bytes that the block keeps for the backward pass per token, beyond its input, unpatched and as
             it is now; None where they were not measured. Adapters are patched one after the other: "before" has those
-            that come earlier in the report, and the bytes may be those of the whole layer around the block.
+            that come earlier in the report, and the bytes may be those of the whole layer around the block. Of norms it
+            is what they keep themselves, without what the model keeps anyway. A tensor that several norms get counts
+            for the first that keeps it.
         reason: why it is left alone, or why not measured; else empty.
         kind: which kind of site it is, as `InvActConfig.sites` spells it.
     """
