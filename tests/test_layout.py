@@ -18,8 +18,7 @@ MOST_LINES, MOST_FILES = 300, 12
 # Each part of the experiments may import those before it.
 ORDER = ("common", "benchmark", "methods", "finetuning", "compare", "reproduce")
 ALLOWED = {part: {*ORDER[: level + 1]} for level, part in enumerate(ORDER)}
-ALLOWED |= {part: {"common", part} for part in ("coverage", "compatibility", "derivative_errors")}
-ALLOWED["norm_errors"] = {"common", "finetuning", "norm_errors"}
+ALLOWED |= {part: {"common", part} for part in ("coverage", "compatibility", "derivative_errors", "norm_errors")}
 ALLOWED["device"] = {"common", "benchmark", "reproduce", "device"}
 
 

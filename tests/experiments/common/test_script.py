@@ -87,7 +87,7 @@ def test_errors_of_the_program_keep_their_traceback(module, error):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("packages", "scripts"),
-    [("torch,numpy", SCRIPTS), ("datasets,evaluate,matplotlib,rich", sorted({*SCRIPTS} - INDEPENDENT))],
+    [("torch,numpy", SCRIPTS), ("datasets,evaluate,gguf,matplotlib,rich", sorted({*SCRIPTS} - INDEPENDENT))],
     ids=["none", "only the package's own"],
 )
 def test_a_missing_package_is_named_with_the_command_that_installs_it(packages, scripts):
@@ -107,7 +107,7 @@ def test_the_command_names_a_file_with_all_packages():
     imported = {name.partition(".")[0] for path in sources for name in imported_names(path, ROOT)} - ours
     named = {name.lower() for module in imported for name in packages_distributions().get(module, [module])}
     brought = {*("torch", "transformers", "accelerate", "numpy", "safetensors", "tokenizers", "huggingface_hub")}
-    assert named - brought == required - {"gguf"}  # Transformers imports gguf
+    assert named - brought == required
 
 
 def _accept_interrupts():
