@@ -84,6 +84,29 @@ class Site:
         raise NotImplementedError
 
 
+@dataclass(frozen=True, eq=False)
+class ModuleSite(Site):
+    """A site that is a module. Patterns may name it, or what holds it.
+
+    Attributes:
+        attribute: the name under which the holder has it.
+    """
+
+    attribute: str
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        return self.holder_name, self.name
+
+    @property
+    def module(self) -> nn.Module:
+        return self.holder.get_submodule(self.attribute)
+
+    @property
+    def key(self) -> Hashable:
+        return self.attribute
+
+
 AnySite = TypeVar("AnySite", bound=Site)
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 

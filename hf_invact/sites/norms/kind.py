@@ -15,7 +15,7 @@ from ...ops import count_lost
 from ...ops.inputs import is_distributed
 from ..forwards import replaced_forward
 from ..hooks import hook_of_others
-from ..kind import Known, NotApplicable, Site, SiteKind
+from ..kind import Known, ModuleSite, NotApplicable, SiteKind
 from ..patched_class import observed, original_class, restore_class, settings_of, suspended
 from .find import find_norms
 from .patched import PatchedNorm, parameters_of, patch_norm
@@ -26,22 +26,16 @@ _KERNELS = {"liger_kernel": "Liger"}
 
 
 @dataclass(frozen=True, eq=False)
-class NormSite(Site):
+class NormSite(ModuleSite):
     """A norm.
 
     Attributes:
-        attribute: the name under which the holder has it.
         found: what it computes, or why nobody knows.
         loses: why its output does not tell its input; None where it does.
     """
 
-    attribute: str
     found: Recognized | str
     loses: str | None
-
-    @property
-    def module(self) -> nn.Module:
-        return self.holder.get_submodule(self.attribute)
 
     @property
     def key(self) -> Hashable:

@@ -24,7 +24,7 @@ class PatchedNorm(PatchedClass):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         values = (*args, *kwargs.values())
         norm: Recognized = vars(self)[SETTINGS]["norm"]
-        weight, bias = (None if name is None else getattr(self, name) for name in (norm.weight, norm.bias))
+        weight, bias = parameters_of(self, norm)
         if len(values) != 1 or not wants_gradient(values[0], *(each for each in (weight, bias) if each is not None)):
             return super().forward(*args, **kwargs)
         if hook := hooks.hook_of_others(self):

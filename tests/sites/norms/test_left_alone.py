@@ -185,3 +185,13 @@ def test_what_is_not_run_is_not_measured() -> None:
     plans = {(site.name, site.plan, site.before) for site in report.sites}
     assert {plan for _, plan, _ in plans} == {"norm-input"}
     assert {before for _, _, before in plans} == {None}
+
+
+def test_patterns_name_a_norm_or_what_holds_it() -> None:
+    model = llama.model()
+    report = patch_model(model, InvActConfig(sites=("norm",), exclude=("*.input_layernorm", "model.layers.1")))
+    assert {site.name for site in report.sites if site.plan} == {
+        "model.layers.0.post_attention_layernorm",
+        "model.norm",
+    }
+    assert reasons(report) == {"excluded by the config"}
