@@ -15,7 +15,7 @@ from .errors import ConfigError
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # Windows has none
 
 LOCK = ".lock"
 _ATTEMPTS, _PAUSE = 20, 0.05  # seconds: a run that was killed may need a moment to end

@@ -55,7 +55,7 @@ def run_in_process(job: str, argv: list[str], log: Path, progress: Progress) -> 
     if _START_METHOD == "forkserver":
         context.set_forkserver_preload([__name__])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(job, argv, log, sender))  # type: ignore[attr-defined]
+    process = context.Process(target=_work, args=(job, argv, log, sender))  # type: ignore[attr-defined]  # all contexts have it
     process.start()
     sender.close()
     try:

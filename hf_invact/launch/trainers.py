@@ -68,8 +68,8 @@ def _change_trainer(trainer_class: type, flags: Flags, events: TrainerEvents, ch
         config = None if flags.config is None else InvActConfig.from_dict(flags.config)
     except ValueError as error:
         refuse(f"{CONFIG}: {error}")
-    original_init: Any = trainer_class.__init__  # type: ignore[misc]
-    original_log: Any = trainer_class.log  # type: ignore[attr-defined]
+    original_init: Any = trainer_class.__init__  # type: ignore[misc]  # called with the arguments that came
+    original_log: Any = trainer_class.log  # type: ignore[attr-defined]  # every Trainer has it
     signature = inspect.signature(original_init)
 
     @functools.wraps(original_init)

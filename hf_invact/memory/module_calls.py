@@ -72,7 +72,7 @@ def _skip_frame(function: Callable[..., Any]) -> None:
 def running_modules() -> Iterator[nn.Module]:
     """The modules that are running in this thread, the innermost first."""
     frame = sys._getframe(1)
-    while frame := frame.f_back:  # type: ignore[assignment]
+    while frame := frame.f_back:  # type: ignore[assignment]  # None ends the loop
         if frame.f_code is _CALL:
             yield frame.f_locals["self"]
 

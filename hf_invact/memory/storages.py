@@ -43,7 +43,7 @@ def _plain_tensors(tensor: Tensor) -> list[Tensor]:
 def _inner(tensor: Tensor) -> list[Tensor] | None:
     """The tensors that it consists of; None for a tensor with a storage of its own."""
     if hasattr(type(tensor), "__tensor_flatten__"):  # PyTorch's protocol for tensors that wrap others
-        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]  # of the protocol
         return [getattr(tensor, name) for name in names]
     if tensor.layout is torch.sparse_coo:
         return [tensor._indices(), tensor._values()]
