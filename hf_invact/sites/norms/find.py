@@ -41,6 +41,8 @@ def norm_of(module: nn.Module) -> Recognized | str | None:
     if (norm_or_reason := registered(module)) is not None:
         return norm_or_reason
     is_named = _NAMES.search(type(module).__name__) is not None
+    if is_named and any(hasattr(weight, "ds_id") for weight in module._parameters.values()):
+        return "ZeRO-3 has sharded its weights, so it cannot be run"
     if not (is_named or _looks_like_one(module)):
         return None
     key = _key(module)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 
 from hf_invact import InvActConfig, PatchingError, PatchReport, patch_model
+from hf_invact.sites.norms.find import norm_of
 from tests.helpers import normal
 from tests.sites.norms.small import NORMED, NORMS
 
@@ -195,3 +196,11 @@ def test_patterns_name_a_norm_or_what_holds_it() -> None:
         "model.norm",
     }
     assert reasons(report) == {"excluded by the config"}
+
+
+def test_weights_that_zero_3_has_sharded() -> None:
+    """DeepSpeed leaves an empty tensor in each process, and notes on it what it is."""
+    model = llama.model()
+    weight = model.model.norm.weight
+    weight.ds_id, weight.data = 0, torch.empty(0)
+    assert norm_of(model.model.norm) == "ZeRO-3 has sharded its weights, so it cannot be run"
