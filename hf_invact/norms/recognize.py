@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import math
@@ -174,8 +173,8 @@ def _runs(module: nn.Module, names: Names, rows: int) -> Iterator[Run]:
 
 def _with_parameters(module: nn.Module, parameters: dict[str | None, Tensor | None]) -> nn.Module:
     """Another module with the same attributes, and with these parameters in place of its own."""
-    other = copy.copy(module)
-    vars(other)["_parameters"] = dict(module._parameters)
+    other: nn.Module = object.__new__(type(module))  # `copy.copy` fails for the units of FSDP2
+    vars(other).update(vars(module), _parameters=dict(module._parameters))
     for name, tensor in parameters.items():
         if name is not None and tensor is not None:
             other._parameters[name] = nn.Parameter(tensor)

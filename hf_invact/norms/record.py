@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
+
+Operation = Callable[..., Tensor]
+Store = Callable[[Tensor, Operation, Tensor, Tensor], Tensor]
 
 
 class Evaluated(NamedTuple):
@@ -99,34 +103,49 @@ class NormForm:
             x = x if dtype is None else torch.promote_types(x, dtype)
         return x
 
-    def evaluate(self, x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int = 1) -> Evaluated:
+    def evaluate(
+        self,
+        x: Tensor,
+        factor: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        dims: int = 1,
+        *,
+        reuse_memory: bool = False,
+    ) -> Evaluated:
         """The same with the statistics.
 
         Args:
             factor: the effective weight.
+            reuse_memory: write results where intermediate ones were, if gradients are disabled. On a CPU, allocating
+                memory takes longer than computing what is written to it; but no tracer follows it.
         """
         if self.function:
             return self._evaluate_function(x, factor, bias, eps, dims)
+        store = _into if reuse_memory and not torch.is_grad_enabled() else _new
         wide, last = x.to(torch.float32), tuple(range(-dims, 0))
         mean = wide.mean(last, keepdim=True) if self.centred else None
         centred = wide if mean is None else wide - mean
-        variance = centred.pow(2).mean(last, keepdim=True) + eps
+        squares = centred.pow(2)
+        variance = squares.mean(last, keepdim=True) + eps
         reciprocal = torch.rsqrt(variance)
         if self.divides:
-            normalised = centred / torch.sqrt(variance)
+            normalised = store(squares, torch.div, centred, torch.sqrt(variance))
         elif self.root_is_rounded:
-            normalised = x * reciprocal.to(x.dtype)
+            normalised = store(squares, torch.mul, x, reciprocal.to(x.dtype))
         else:
-            normalised = (x if self.multiplies_input else centred) * reciprocal
-        return Evaluated(self._finish(normalised, x.dtype, factor, bias), mean, reciprocal)
+            normalised = store(squares, torch.mul, x if self.multiplies_input else centred, reciprocal)
+        return Evaluated(self._finish(normalised, x.dtype, factor, bias, store), mean, reciprocal)
 
-    def _finish(self, normalised: Tensor, dtype: torch.dtype, factor: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _finish(
+        self, normalised: Tensor, dtype: torch.dtype, factor: Tensor | None, bias: Tensor | None, store: Store
+    ) -> Tensor:
         if self.rounds == "to input":
             normalised = normalised.to(dtype)
         elif self.rounds == "to half weight" and factor is not None and factor.dtype in HALF:
             normalised = normalised.to(factor.dtype)
-        y = normalised if factor is None else normalised * factor
-        y = y if bias is None else y + bias
+        y = normalised if factor is None else store(normalised, torch.mul, normalised, factor)
+        y = y if bias is None else store(y, torch.add, y, bias)
         return y.to(dtype) if self.keeps_dtype else y
 
     def _evaluate_function(
@@ -144,6 +163,15 @@ class NormForm:
             y, precise = F.rms_norm(wide, shape, factor, eps), torch.promote_types(wide.dtype, torch.float32)
             reciprocal = torch.rsqrt(wide.to(precise).pow(2).mean(tuple(range(-dims, 0)), keepdim=True) + eps)
         return Evaluated(y.to(x.dtype) if self.input_is_widened else y, mean, reciprocal)
+
+
+def _new(_: Tensor, operation: Operation, a: Tensor, b: Tensor) -> Tensor:
+    return operation(a, b)
+
+
+def _into(used: Tensor, operation: Operation, a: Tensor, b: Tensor) -> Tensor:
+    """The result of an operation in the memory of a tensor that is not needed any more, if it has the dtype."""
+    return operation(a, b, out=used if torch.result_type(a, b) == used.dtype else None)
 
 
 def _for_wide_statistics(

@@ -40,20 +40,24 @@ def as_rows(tensor: Tensor, dims: int) -> Tensor:
     return tensor.reshape(tensor.numel() // channels, channels).contiguous()
 
 
-def pieces(rows: Tensor) -> Iterator[tuple[int, int]]:
-    """Start and end of consecutive rows (elements of a flat tensor) that make up about one piece, at least one row."""
-    step = max(1, _piece(rows) // max(1, math.prod(rows.shape[1:])))
+def pieces(rows: Tensor, on_cpu: int | None = None) -> Iterator[tuple[int, int]]:
+    """Start and end of consecutive rows (elements of a flat tensor) that make up about one piece, at least one row.
+
+    Args:
+        on_cpu: elements in a piece on a CPU, in place of `CPU_PIECE`.
+    """
+    step = max(1, _piece(rows, on_cpu) // max(1, math.prod(rows.shape[1:])))
     for start in range(0, rows.size(0), step):
         yield start, min(start + step, rows.size(0))
 
 
-def is_one_piece(tensor: Tensor) -> bool:
+def is_one_piece(tensor: Tensor, on_cpu: int | None = None) -> bool:
     """Whether a tensor makes up no more than one piece."""
-    return tensor.numel() <= _piece(tensor)
+    return tensor.numel() <= _piece(tensor, on_cpu)
 
 
-def _piece(tensor: Tensor) -> int:
-    return CPU_PIECE if tensor.device.type == "cpu" else DEVICE_PIECE
+def _piece(tensor: Tensor, on_cpu: int | None) -> int:
+    return (on_cpu or CPU_PIECE) if tensor.device.type == "cpu" else DEVICE_PIECE
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -80,9 +84,13 @@ class Buffers:
             buffer = self._buffers[name] = torch.empty(size, dtype=self.dtype, device=self.device)
         return buffer[:size]
 
+    def like(self, name: str, piece: Tensor) -> Tensor:
+        """The same of a contiguous piece's shape."""
+        return self.empty(name, piece.numel()).view(piece.shape)
+
     def widen(self, name: str, piece: Tensor) -> Tensor:
-        """A piece, shape (size,), converted to this dtype in the buffer; the piece itself if it is not narrower."""
-        return piece if piece.dtype.itemsize >= self.dtype.itemsize else self.empty(name, piece.numel()).copy_(piece)
+        """A contiguous piece, converted to this dtype in the buffer; the piece itself if it is not narrower."""
+        return piece if piece.dtype.itemsize >= self.dtype.itemsize else self.like(name, piece).copy_(piece)
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_invact.norms import LAYER_NORM, LLAMA, RMS_NORM, NormForm
-from hf_invact.ops import NormSaving, buffers, normalize
+from hf_invact.ops import NormSaving, normalize
+from hf_invact.ops.eager import norm as eager_norm
 from hf_invact.ops.operators import norm as operators
 from tests.helpers import (
     DTYPES,
@@ -67,7 +68,7 @@ def test_results(form: NormForm, saving: NormSaving, of_x: torch.dtype, of_weigh
 def test_layouts(
     form: NormForm, saving: NormSaving, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buffers, "CPU_PIECE", 7 * CHANNELS)
+    monkeypatch.setattr(eager_norm, "CPU_PIECE", 7 * CHANNELS)
     norm, x = norm_of(form, (CHANNELS,), dtype), input_of(layout, dtype)
     found, native = (run(norm, function, x) for function in (norm.ours(saving), norm.native))
     assert torch.equal(found[0], native[0])

@@ -1,11 +1,10 @@
-"""Norms in plain PyTorch, in cache-sized pieces of rows.
+"""Norms in plain PyTorch.
 
 `operators.norm.NormKernels` documents the functions that every backend has.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,13 +12,12 @@ from torch import Tensor
 
 from ...norms import NormForm
 from ...norms.record import Evaluated
-from ..buffers import Buffers, as_rows, compute_dtype, multiply, pieces
+from ..buffers import Buffers, compute_dtype, is_one_piece, multiply, pieces
 from ..channels import affine_of, kept_channels, without_zeros
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, factor and bias
+CPU_PIECE = 1 << 20  # elements; more than for activations, as each operation does less
 
-# Threads share a sum of this many numbers if it is the only one, so a single row might differ from one among others.
-LONG_ROW = 1 << 15
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of input, factor and bias
 
 
 def forward(
@@ -36,21 +34,9 @@ def forward(
 def exact_forward(
     x: Tensor, factor: Tensor | None, bias: Tensor | None, eps: float, dims: int, form: NormForm
 ) -> Evaluated:
-    whole = x.shape[x.dim() - dims :]
-    is_cut = x.is_contiguous() and not form.is_one_kernel and math.prod(whole) < LONG_ROW
-    bounds = list(pieces(as_rows(x, dims))) if is_cut else []
-    if len(bounds) <= 1:
-        factor, bias = (None if each is None else each.view(whole) for each in (factor, bias))
-        return _of_rows(form.evaluate(x, factor, bias, eps, dims), x)
-    rows = as_rows(x, dims)
-    y = torch.empty_like(x, dtype=form.evaluate(rows[:0], factor, bias, eps).y.dtype)
-    statistics = []
-    for start, stop in bounds:
-        part = _of_rows(form.evaluate(rows[start:stop], factor, bias, eps), x)
-        y.view(rows.shape)[start:stop] = part.y
-        statistics.append(part[1:])
-    means, reciprocals = zip(*statistics, strict=True)
-    return Evaluated(y, torch.cat(means) if form.centred else None, torch.cat(reciprocals))
+    shape = x.shape[x.dim() - dims :]
+    factor, bias = (None if each is None else each.view(shape) for each in (factor, bias))
+    return _of_rows(form.evaluate(x, factor, bias, eps, dims, reuse_memory=True), x)
 
 
 def _of_rows(evaluated: Evaluated, x: Tensor) -> Evaluated:
@@ -73,19 +59,18 @@ def backward(
     wanted: Sequence[bool],
 ) -> Gradients:
     affine = affine_of(without_zeros(factor, kept), bias, y.dtype)
-    buffers = Buffers(reciprocal.dtype, y.device)
 
-    def normalised(start: int, stop: int) -> Tensor:
-        output, result = y[start:stop], _rows_of(buffers, "normalised", y[start:stop])
+    def normalised(buffers: Buffers, y: Tensor, exact: Tensor) -> Tensor:
+        result = buffers.like("normalised", y)
         if affine.inverse is None:
-            result.copy_(output)
+            result.copy_(y)
         elif affine.shift is None:
-            torch.mul(output, affine.inverse, out=result)
+            torch.mul(y, affine.inverse, out=result)
         else:
-            torch.addcmul(affine.shift, _widen(buffers, "output", output), affine.inverse, out=result)
-        return result.index_copy_(1, kept, exact[start:stop]) if kept.numel() else result
+            torch.addcmul(affine.shift, buffers.widen("output", y), affine.inverse, out=result)
+        return result.index_copy_(1, kept, exact) if kept.numel() else result
 
-    return _gradients(dy, normalised, reciprocal, affine.factor, form.centred, dtype, wanted)
+    return _gradients(dy, (y, exact), normalised, reciprocal, affine.factor, form.centred, dtype, wanted)
 
 
 def exact_backward(
@@ -93,49 +78,66 @@ def exact_backward(
 ) -> Gradients:
     if mean is not None and x.dtype == dy.dtype == reciprocal.dtype:
         return _layer_norm_gradients(dy, x, mean, reciprocal, factor, wanted)
-    buffers = Buffers(reciprocal.dtype, x.device)
 
-    def normalised(start: int, stop: int) -> Tensor:
-        inputs, result = x[start:stop], _rows_of(buffers, "normalised", x[start:stop])
-        if mean is not None:
-            inputs = torch.sub(inputs, mean[start:stop, None], out=result)
-        return torch.mul(inputs, reciprocal[start:stop, None], out=result)
+    def normalised(buffers: Buffers, x: Tensor, reciprocal: Tensor, *mean: Tensor) -> Tensor:
+        result = buffers.like("normalised", x)
+        if mean:
+            x = torch.sub(x, mean[0].unsqueeze(1), out=result)
+        return torch.mul(x, reciprocal.unsqueeze(1), out=result)
 
-    return _gradients(dy, normalised, reciprocal, factor, mean is not None, x.dtype, wanted)
+    saved = (x, reciprocal) if mean is None else (x, reciprocal, mean)
+    return _gradients(dy, saved, normalised, reciprocal, factor, mean is not None, x.dtype, wanted)
 
 
 def _gradients(
     dy: Tensor,
-    normalised: Callable[[int, int], Tensor],
+    saved: Sequence[Tensor],
+    normalised: Callable[..., Tensor],
     reciprocal: Tensor,
     factor: Tensor | None,
     is_centred: bool,
     dtype: torch.dtype,
     wanted: Sequence[bool],
 ) -> Gradients:
-    """Gradients from the normalised input of pieces of rows.
+    """Gradients from the normalised input, in pieces of rows if there are many.
 
     With the gradient ``g = dy * factor`` of a row's normalised input ``n``, the input's is
     ``reciprocal * (g - n * mean(g * n))``, and for a centred norm ``reciprocal * mean(g)`` less.
+
+    Args:
+        normalised: makes ``n`` of some rows from buffers and these rows of `saved`.
     """
+    buffers, of_rows = Buffers(reciprocal.dtype, dy.device), _centred_gradients if is_centred else _plain_gradients
+
+    def of_piece(out: Tensor | None, dy: Tensor, reciprocal: Tensor, *saved: Tensor) -> Gradients:
+        gradient, of_input = buffers.widen("gradient", dy), normalised(buffers, *saved)
+        dx, dfactor, dbias = of_rows(gradient, of_input, factor, wanted, buffers)
+        if dx is None:
+            return None, dfactor, dbias
+        if out is None:
+            return dx.mul_(reciprocal.unsqueeze(1)).to(dtype), dfactor, dbias
+        multiply(reciprocal.unsqueeze(1), dx, out=out)
+        return out, dfactor, dbias
+
+    if is_one_piece(dy, CPU_PIECE):
+        return of_piece(None, dy, reciprocal, *saved)
     dx = torch.empty_like(dy, dtype=dtype) if wanted[0] else None
-    dfactor, dbias = (reciprocal.new_zeros(dy.size(1)) if each else None for each in wanted[1:])
-    buffers, of_piece = Buffers(reciprocal.dtype, dy.device), _centred_gradients if is_centred else _plain_gradients
-    for start, stop in pieces(dy):
-        gradient = _widen(buffers, "gradient", dy[start:stop])
-        piece = of_piece(gradient, normalised(start, stop), factor, wanted, buffers)
-        if dx is not None and piece[0] is not None:
-            multiply(reciprocal[start:stop, None], piece[0], out=dx[start:stop])
-        for total, part in zip((dfactor, dbias), piece[1:], strict=True):
-            if total is not None and part is not None:
-                total += part
-    return dx, dfactor, dbias
+    parts = [
+        of_piece(None if dx is None else dx[start:stop], *(each[start:stop] for each in (dy, reciprocal, *saved)))
+        for start, stop in pieces(dy, CPU_PIECE)
+    ]
+    return dx, _total([dfactor for _, dfactor, _ in parts]), _total([dbias for _, _, dbias in parts])
+
+
+def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
+    tensors = [each for each in parts if each is not None]
+    return torch.stack(tensors).sum(0) if tensors else None
 
 
 def _plain_gradients(
     gradient: Tensor, normalised: Tensor, factor: Tensor | None, wanted: Sequence[bool], buffers: Buffers
 ) -> Gradients:
-    products = torch.mul(gradient, normalised, out=_rows_of(buffers, "products", gradient))
+    products = torch.mul(gradient, normalised, out=buffers.like("products", gradient))
     dfactor = products.sum(0) if wanted[1] else None
     dbias = gradient.sum(0) if wanted[2] else None
     if not wanted[0]:
@@ -149,8 +151,8 @@ def _centred_gradients(
     gradient: Tensor, normalised: Tensor, factor: Tensor | None, wanted: Sequence[bool], buffers: Buffers
 ) -> Gradients:
     """By PyTorch's own kernel: the normalised input has mean 0 and deviation 1."""
-    mean = torch.zeros(gradient.size(0), dtype=gradient.dtype, device=gradient.device)
-    return _layer_norm_gradients(gradient, normalised, mean, torch.ones_like(mean), factor, wanted)
+    statistics = gradient.new_zeros(gradient.size(0)), gradient.new_ones(gradient.size(0))
+    return _layer_norm_gradients(gradient, normalised, *statistics, factor, wanted)
 
 
 def _layer_norm_gradients(
@@ -164,11 +166,3 @@ def _layer_norm_gradients(
     )
     dx, dfactor, dbias = (each if is_wanted else None for each, is_wanted in zip(results, wanted, strict=True))
     return dx, dfactor, dbias
-
-
-def _rows_of(buffers: Buffers, name: str, like: Tensor) -> Tensor:
-    return buffers.empty(name, like.numel()).view(like.shape)
-
-
-def _widen(buffers: Buffers, name: str, piece: Tensor) -> Tensor:
-    return buffers.widen(name, piece.view(-1)).view(piece.shape)

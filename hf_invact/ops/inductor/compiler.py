@@ -155,15 +155,23 @@ def _compiled(
         # result of more than four reads (its default) to memory first.
         options["realize_reads_threshold"] = 8
         return CpuKernels(of_tensors, lanes, options)
-    # torch.compile compiles at most 8 versions of a code object: hence one code object for each constant and dtypes.
-    code = of_tensors.__code__.replace(
-        co_name=f"{function.__name__}_of_{constant.name if isinstance(constant, Curve) else constant}"
-    )
-    copied = FunctionType(code, globals(), closure=of_tensors.__closure__)
-    # None: for any size from the second one on. (With True, the coefficients would be variables too.)
+    name = f"{function.__name__}_of_{constant.name if isinstance(constant, Curve) else constant}"
+    return partial(compiled_for_any_size(of_tensors, name, options), *lanes)
+
+
+def compiled_for_any_size(function: Callable[..., Any], name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """A function compiled by `torch.compile`, from its second size on for any size.
+
+    PyTorch compiles at most 8 versions of a code object: hence one code object, with a name, for each call.
+    """
+    assert isinstance(function, FunctionType)
+    code = function.__code__.replace(co_name=name)
+    copied = FunctionType(code, function.__globals__, closure=function.__closure__)
+    # None: for any size from the second one on. (With True, constants would be variables too.)
     for_any_size = torch.compile(copied, dynamic=None, fullgraph=True, options=options)
     # Without no_grad it would be compiled once with gradients enabled and once without.
-    return torch.no_grad()(partial(for_any_size, *lanes))
+    compiled: Callable[..., Any] = torch.no_grad()(for_any_size)
+    return compiled
 
 
 class CpuKernels:

@@ -17,10 +17,10 @@ from ...norms import NormForm
 from ..channels import affine_of, without_zeros
 from ..eager import norm as eager
 from ..eager.norm import Gradients
-from .compiler import CpuKernels
+from .compiler import compiled_for_any_size
 
-# Elements in the rows that a kernel is compiled for. A call costs about 50 microseconds.
-PIECE = 1 << 17
+# On a CPU its few operations take no longer than a compiled kernel, whose sum over the rows is slow.
+LEFT_TO_EAGER = ("cpu",)
 
 forward = eager.forward
 exact_forward = eager.exact_forward
@@ -56,10 +56,8 @@ def backward(
     dtype: torch.dtype,
     wanted: Sequence[bool],
 ) -> Gradients:
-    def of_rest(start: int) -> Gradients:
-        saved = y[start:], reciprocal[start:], exact[start:], kept
-        return eager.backward(dy[start:], *saved, factor, bias, form, dtype, wanted)
-
+    if dy.device.type in LEFT_TO_EAGER:
+        return eager.backward(dy, y, reciprocal, exact, kept, factor, bias, form, dtype, wanted)
     affine = affine_of(without_zeros(factor, kept), bias, y.dtype)
     ones = reciprocal.new_ones(y.size(1))
     shift = torch.zeros_like(ones) if affine.shift is None else affine.shift.index_fill(0, kept, 0.0)
@@ -67,67 +65,38 @@ def backward(
     is_kept = reciprocal.new_zeros(kept.numel(), y.size(1)).scatter_(1, kept.unsqueeze(1), 1.0)
     case = Case(True, form.centred, affine.shift is not None, kept.numel(), *wanted)
     factor_or_ones = ones if affine.factor is None else affine.factor
-    constants = factor_or_ones, inverse, shift, is_kept
-    return _run(case, dtype, [*constants], [dy, y, exact, reciprocal, reciprocal], of_rest)
+    return _run(case, dtype, [factor_or_ones, inverse, shift, is_kept], [dy, y, exact, reciprocal, reciprocal])
 
 
 def exact_backward(
     dy: Tensor, x: Tensor, mean: Tensor | None, reciprocal: Tensor, factor: Tensor | None, wanted: Sequence[bool]
 ) -> Gradients:
-    def of_rest(start: int) -> Gradients:
-        means = None if mean is None else mean[start:]
-        return eager.exact_backward(dy[start:], x[start:], means, reciprocal[start:], factor, wanted)
-
+    if dy.device.type in LEFT_TO_EAGER:
+        return eager.exact_backward(dy, x, mean, reciprocal, factor, wanted)
     ones = reciprocal.new_ones(x.size(1)) if factor is None else factor
     case = Case(False, mean is not None, False, 0, *wanted)
     rows = [dy, x, reciprocal, reciprocal if mean is None else mean, reciprocal]
-    return _run(case, x.dtype, [ones, ones, ones, ones], rows, of_rest)
+    return _run(case, x.dtype, [ones, ones, ones, ones], rows)
 
 
-def _run(
-    case: Case, dtype: torch.dtype, constants: list[Tensor], rows: list[Tensor], of_rest: Callable[[int], Gradients]
-) -> Gradients:
-    """Compile a function once, and call it with pieces of rows. The rest is left to the eager backend."""
+def _run(case: Case, dtype: torch.dtype, constants: list[Tensor], rows: list[Tensor]) -> Gradients:
     dy = rows[0]
-    channels = dy.size(1)
-    count = max(1, PIECE // channels)
-    whole = dy.size(0) // count * count if dy.device.type == "cpu" else dy.size(0)
-    if whole == 0:
-        return of_rest(0)
     dx = torch.empty_like(dy, dtype=dtype) if case.wants_x else None
-    totals = [constants[0].new_zeros(channels) if each else None for each in case[-2:]]
     sums = [torch.empty_like(constants[0]) for _ in range(2)]
-    step = count if dy.device.type == "cpu" else whole
-    compiled = _compiled(case, channels, dtype, dy.dtype, rows[1].dtype, constants[0].dtype, dy.device)
-    for start in range(0, whole, step):
-        pieces = [each[start : start + step] for each in rows]
-        piece_of_x = sums[0] if dx is None else dx[start : start + step]
-        compiled(piece_of_x, *sums, *constants, *pieces)
-        for total, each in zip(totals, sums, strict=True):
-            if total is not None:
-                total += each
-    if whole < dy.size(0):
-        of_x, *others = of_rest(whole)
-        if dx is not None and of_x is not None:
-            dx[whole:] = of_x
-        for total, other in zip(totals, others, strict=True):
-            if total is not None and other is not None:
-                total += other
-    return dx, totals[0], totals[1]
+    compiled = _compiled(case, dy.size(1), dy.device, (dtype, dy.dtype, rows[1].dtype, constants[0].dtype))
+    compiled(sums[0] if dx is None else dx, *sums, *constants, *rows)
+    dfactor, dbias = (each if is_wanted else None for each, is_wanted in zip(sums, case[-2:], strict=True))
+    return dx, dfactor, dbias
 
 
 @cache
-def _compiled(case: Case, channels: int, *dtypes_and_device: Any) -> Callable[..., Any]:
-    """The function for rows of so many channels, compiled for each number of rows and of threads on a CPU."""
+def _compiled(case: Case, channels: int, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Callable[..., Any]:
+    """The function for any number of rows on a device."""
 
     def of_tensors(*tensors: Tensor) -> None:
         _gradients(case, *tensors)
 
-    device = dtypes_and_device[-1]
-    if device.type == "cpu":
-        return CpuKernels(of_tensors, [], {"cpp.enable_floating_point_contract_flag": "fast"})
-    compiled: Callable[..., Any] = torch.no_grad()(torch.compile(of_tensors, dynamic=None, fullgraph=True))
-    return compiled
+    return compiled_for_any_size(of_tensors, f"norm_of_{channels}_channels", {})
 
 
 def _gradients(

@@ -42,6 +42,8 @@ JITFunction.run = compile_only
 for dtype in (torch.bfloat16, torch.float16, torch.float32):
     gate, up, dy = (torch.randn(1000).to(dtype) for _ in range(3))
     for curve in CURVES.values():
+        if architecture == "80" and curve.name not in ("gelu", "silu"):
+            continue  # the compiler is that of the newer one, for which all of them are compiled
         if isinstance(curve.inverse, Fit) and (dtype == torch.bfloat16 or curve.name == "clipped_gelu"):
             y, side = activation.forward(gate, curve)
             activation.backward(dy, y, side, curve)
