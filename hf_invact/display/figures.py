@@ -43,6 +43,8 @@ def png(figure: Figure) -> bytes:
 def saved_bytes_figure(parts: Mapping[str, Mapping[str, int]], unit: str = "MiB") -> Figure:
     """Bytes kept for the backward pass, as one stacked bar per variant.
 
+    Parts that are too thin to see in any bar are neither drawn nor named, but are in the totals.
+
     Args:
         parts: variant -> part of the model -> bytes.
         unit: one of `sizes.UNITS`.
@@ -52,6 +54,8 @@ def saved_bytes_figure(parts: Mapping[str, Mapping[str, int]], unit: str = "MiB"
     totals = [sum(of_part.values()) for of_part in parts.values()]
     ends = [0] * len(parts)
     for part in ordered_parts(parts.values()):
+        if max(of_part.get(part, 0) for of_part in parts.values()) < max(totals) / 1000:
+            continue
         colour = PART_COLOURS.get(part, UNKNOWN_PART_COLOUR)
         for row, of_part in enumerate(parts.values()):
             count = of_part.get(part, 0)

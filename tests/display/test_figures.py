@@ -31,6 +31,12 @@ def test_saved_bytes_are_stacked() -> None:
         figures.png(figure)
 
 
+def test_the_total_has_parts_that_are_too_thin_to_see() -> None:
+    figure = figures.saved_bytes_figure({"plain": {"mlp": 2000 * MIB, "norm": MIB}, "less": {"mlp": MIB, "norm": MIB}})
+    assert len(figure.axes[0].containers) == 2  # of the MLP alone
+    assert {text.get_text() for text in figure.axes[0].texts} == {"2,000.0", "2,001.0 MiB", "2 MiB"}
+
+
 def test_in_another_unit() -> None:
     figure = figures.saved_bytes_figure({"plain": {"mlp": 3 << 29}}, unit="GiB")
     (axes,) = figure.axes
