@@ -44,6 +44,11 @@ def alike(element: Tensor, shape: tuple[int, ...]) -> Tensor:
     return storage.as_strided(shape, [0] * len(shape))
 
 
+def _has_fake(args: tuple[Any, ...]) -> bool:
+    """Whether one of the arguments is a fake tensor: so are most, and to look into lists as well takes longer."""
+    return any(isinstance(each, FakeTensor) for each in args)
+
+
 def _are_alike(tensor: Tensor) -> bool:
     return tensor.numel() > REAL_TOKENS and not any(tensor.stride())
 
@@ -58,6 +63,8 @@ class RealIntegers(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if _has_fake(args):
+            return func(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not given or any(isinstance(tensor, FakeTensor) or tensor.is_floating_point() for tensor in given):
             return func(*args, **kwargs)
@@ -78,6 +85,8 @@ class RealSettings(RealIntegers):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if _has_fake(args):
+            return func(*args, **(kwargs or {}))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if given and all(not isinstance(tensor, FakeTensor) and _is_setting(tensor) for tensor in given):
             with unset_fake_temporarily():
