@@ -34,10 +34,10 @@ class InvActConfig:
         backend: what computes the operation: "auto" (by device) or a backend's name.
         autocast_dtype: under which training will run ("bfloat16" and "float16" are understood too); None takes the
             autocast that is active when `patch_model` is called, if any. The callback fills it in.
-        require: refuse a model in which no activation would be inverted, where `patch_model` would only report why. (A
-            plan that is demanded is always required at one site at least.)
+        require: refuse a model in which nothing would be patched, where `patch_model` would only report why. (A plan
+            that is demanded is always required at one site at least.)
         sites: the kinds of sites to patch: "adapter" (the inputs of PEFT's LoRA, exact), "activation" and "norm". The
-            paper's method alone is ``("activation",)``. Norms have to be named.
+            paper's method alone is ``("activation",)``.
 
     Raises:
         ValueError: an unknown plan, backend, dtype or kind of sites; plans of kinds that are left out alone;
@@ -53,7 +53,7 @@ class InvActConfig:
     backend: str = AUTO
     autocast_dtype: torch.dtype | None = None
     require: bool = False
-    sites: tuple[str, ...] = field(default_factory=lambda: tuple(kind.name for kind in sites.KINDS if kind.by_default))
+    sites: tuple[str, ...] = field(default_factory=lambda: tuple(kind.name for kind in sites.KINDS))
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):

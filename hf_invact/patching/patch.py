@@ -57,7 +57,7 @@ def patch(model: nn.Module, config: InvActConfig, memory: Memory) -> PatchReport
     require_weights(model)
     selection = select(model, config)
     decisions = decide(model, selection, config, memory)
-    report = PatchReport(tuple(_row(site, decision) for site, decision in decisions.items()))
+    report = PatchReport(tuple(_row(site, decision) for site, decision in decisions.items()), selection.missing)
     if not any(site.computes and selection.is_chosen(site) for site in decisions):
         reasons = "; ".join(dict.fromkeys(row.reason for row in report.sites))
         raise PatchingError(f"nothing to invert ({reasons}):\n{report}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..display.sizes import size
 from ..display.tables import table
@@ -53,9 +53,15 @@ class SiteReport:
 
 @dataclass(frozen=True)
 class PatchReport:
-    """The sites that were found, in model order. It prints as a table, in which equal sites share a row."""
+    """The sites that were found, in model order. It prints as a table, in which equal sites share a row.
+
+    Attributes:
+        sites: of all kinds.
+        missing: why there are no sites of a kind, where that needs to be said.
+    """
 
     sites: tuple[SiteReport, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def patched(self) -> int:
@@ -85,7 +91,7 @@ class PatchReport:
             text += f"; {len(unmeasured)} not measured ({_reasons(unmeasured)})"
         if left_alone := [site for site in self.sites if not site.is_patched]:
             text += f"; {len(left_alone)} left alone ({_reasons(left_alone)})"
-        return text
+        return text + "".join(f"; no {kind} was found" for kind in self.missing)
 
     @property
     def _count(self) -> str:
@@ -109,6 +115,7 @@ class PatchReport:
             rows = [row[:-1] for row in rows]
         lines = table(rows, aligned="<").splitlines()
         lines += [_explain(plan) for plan in all_plans().values() if any(site.plan == plan.name for site in self.sites)]
+        lines += [f"no {kind} was found: {why}" for kind, why in self.missing.items()]
         return "\n".join([head, *(f"  {line}" for line in lines)])
 
 

@@ -23,11 +23,13 @@ class Selection:
         sites: of all the kinds that the config names, also those that are not selected.
         chosen: qualified names of the sites that are selected, and of blocks that cannot be patched.
         others: sites of other kinds that are patched now.
+        missing: why there are no sites of a kind, where that needs to be said.
     """
 
     sites: tuple[Site, ...]
     chosen: frozenset[str]
     others: tuple[Site, ...]
+    missing: Mapping[str, str]
 
     def is_chosen(self, site: Site) -> bool:
         """Whether the patterns select it."""
@@ -53,11 +55,12 @@ def select(model: nn.Module, config: InvActConfig) -> Selection:
     conflicts = {
         name: why for name, module in model.named_modules() for kind in config.kinds for why in kind.conflicts(module)
     }
+    absent = [kind for kind in config.kinds if not any(site.kind is kind for site in sites)]
+    missing = {kind.name: reason for kind in absent if (reason := kind.nothing_found(model))}
     if not (sites or conflicts):
-        why = {kind.name: reason for kind in config.kinds if (reason := kind.nothing_found(model))}
-        names = why or [kind.name for kind in config.kinds]
+        names = missing or [kind.name for kind in config.kinds]
         raise PatchingError(
-            f"no {' and no '.join(names)} to invert in {type(model).__name__}. {' '.join(why.values())}"
+            f"no {' and no '.join(names)} to invert in {type(model).__name__}. {' '.join(missing.values())}"
         )
     blocks = {site.name: site.blocks for site in sites} | {name: (name,) for name in conflicts}
     chosen = _chosen(blocks, config)
@@ -69,7 +72,7 @@ def select(model: nn.Module, config: InvActConfig) -> Selection:
     except RuntimeError as error:
         raise PatchingError(str(error)) from None
     others = tuple(site for site in patched_sites(model) if site.kind not in config.kinds)
-    return Selection(sites, chosen, others)
+    return Selection(sites, chosen, others, missing)
 
 
 def _chosen(blocks: Mapping[str, Sequence[str]], config: InvActConfig) -> frozenset[str]:

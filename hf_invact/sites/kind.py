@@ -119,13 +119,11 @@ class SiteKind(Protocol[AnySite, AnyPlan]):
         plans: all that it has. Of two that keep as much, the first is installed.
         measured: in the module around each site; "together" where sites keep the same tensors, so that one by itself
             may save nothing; or "alone", where a site is a module, beside what the module around it keeps anyway.
-        by_default: whether its sites are patched where `InvActConfig.sites` is not given.
     """
 
     name: str
     plans: tuple[AnyPlan, ...]
     measured: Literal["around", "together", "alone"] = "around"
-    by_default: bool = True
 
     def find(self, model: nn.Module) -> Iterator[AnySite]:
         """The sites of a model, patched or not, in its order."""

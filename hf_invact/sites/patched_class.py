@@ -16,6 +16,8 @@ from .kind import SETTINGS
 
 Settings: TypeAlias = dict[str, Any]
 
+_NOTE = "_hf_invact_note"
+
 
 class PatchedClass(nn.Module):
     """Base of these classes. A subclass overrides methods, and is combined with the class in the unpatched model.
@@ -75,19 +77,27 @@ def suspended(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def observed(module: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-    """Inside, pass the input and the result of each call of an unpatched module to a function."""
-    original: Any = type(module)
-
-    def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        result: Tensor = original.forward(self, x, *args, **kwargs)
-        note(x, result)
-        return result
-
-    module.__class__ = type(original.__name__, (original,), {"forward": forward})
+    """Inside, pass the input and the result of each call of a module, as it is now, to a function."""
+    cls: Any = type(module)
+    module.__class__ = _observed_class(cls)
+    vars(module)[_NOTE] = note
     try:
         yield
     finally:
-        module.__class__ = original
+        module.__class__ = cls
+        del vars(module)[_NOTE]
+
+
+class _Observed(nn.Module):
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = super().forward(x, *args, **kwargs)
+        vars(self)[_NOTE](x, result)
+        return result
+
+
+@cache  # a new class for each call would be a cycle
+def _observed_class(cls: Any) -> Any:
+    return type(cls.__name__, (_Observed, cls), {})
 
 
 @cache

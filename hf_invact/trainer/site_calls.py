@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -46,8 +46,8 @@ class SiteCalls:
             self.uncalled.remove(name)
 
     def _note_tokens(self, name: str, output: Any) -> None:
-        while isinstance(output, (tuple, list)) and output:
-            output = output[0]
+        while isinstance(output, (tuple, list, Mapping)) and output:
+            output = next(iter(output.values() if isinstance(output, Mapping) else output))
         if isinstance(output, Tensor) and not output.requires_grad:
             return  # nothing is saved for the backward pass
         total, count = self.tokens[name], _tokens(output)

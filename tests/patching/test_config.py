@@ -99,10 +99,10 @@ def test_plans_and_kinds_of_sites_in_lists() -> None:
     assert (config.plan, config.sites) == (("output", "adapter-input", "gate-output"), ("activation",))
     assert [plan.name for plan in config.plans] == ["gate-output", "output"]
     assert [plan.name for plan in InvActConfig(plan=config.plan).plans] == ["adapter-input", "gate-output", "output"]
-    assert InvActConfig().sites == ("adapter", "activation")
+    assert InvActConfig().sites == ("adapter", "activation", "norm")
     assert InvActConfig().plans == ()
     with pytest.raises(ValueError, match="plan='norm-input' concerns no site, since sites="):
-        InvActConfig(plan="norm-input")
+        InvActConfig(plan="norm-input", sites=("adapter", "activation"))
 
 
 @pytest.mark.parametrize("plan", [[], ["output", "best"], [1]], ids=repr)

@@ -117,7 +117,7 @@ def test_no_plan_keeps_less_than_the_one_that_is_chosen(name: str, training: str
     mlp = MLP(name, TRAININGS[training])
     patch(mlp)
     chosen = mlp.kept()
-    for plan in (plan.name for kind in KINDS if kind.by_default for plan in kind.plans):
+    for plan in (plan.name for kind in KINDS for plan in kind.plans):
         with suppress(PatchingError):  # it applies to no site, and what was chosen stays
             patch(mlp, InvActConfig(plan=plan))
         assert chosen <= mlp.kept()

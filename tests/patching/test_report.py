@@ -74,7 +74,7 @@ def test_of_a_model_with_adapters() -> None:
 
 
 def test_of_a_model_that_is_left_alone() -> None:
-    report = patch_model(MLP("gpt2", Training(frozen=("down",))).model)
+    report = patch_model(MLP("gpt2", Training(frozen=("down",))).model, ACTIVATIONS)
     assert str(report).splitlines() == [
         "inverted activations: 0 of 1 sites patched",
         "  site                     block    original  plan  each keeps per token  why",

@@ -35,7 +35,9 @@ def test_patches_for_the_training_and_puts_the_objects_back(name: str, tmp_path:
     trainer = make_trainer(model, arguments(tmp_path, use_inverted_activations=True), callback, witness)
     assert is_patched(model)
     assert callback.report is not None
-    assert callback.report.patched == len(originals)
+    patched = [site.kind for site in callback.report.sites if site.is_patched]
+    assert patched.count("activation") == len(originals)
+    assert patched.count("norm") >= 4
     trainer.train()
     assert witness.patched == DURING
     assert [model.get_submodule(site) for site in activation_sites(model)] == originals
@@ -91,7 +93,7 @@ def test_config_of_the_callback_or_of_the_arguments(
     args = arguments(tmp_path, use_inverted_activations=True, inverted_activations_config=of_arguments)
     make_trainer(tiny_model("llama"), args, callback)
     assert callback.report is not None
-    assert [index for index, site in enumerate(callback.report.sites) if site.curve] == patched
+    assert [index for index, site in enumerate(callback.report.sites[:2]) if site.is_patched] == patched
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_resuming_gives_the_losses_of_an_uninterrupted_run(tmp_path: Path) -> No
 
 
 def test_a_model_that_cannot_be_patched_is_refused_at_once(tmp_path: Path) -> None:
-    args = arguments(tmp_path, use_inverted_activations=True)
+    args = arguments(tmp_path, use_inverted_activations=True, inverted_activations_config={"sites": ["activation"]})
     with pytest.raises(PatchingError, match="nothing to invert"):
         make_trainer(tiny_model("llama", activation="relu"), args, InvertedActivationsCallback())
 
@@ -210,7 +212,7 @@ def test_the_report_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
         for record in caplog.records
         if record.name == "hf_invact.trainer.callback" and record.levelno == logging.INFO
     ]
-    assert [message.partition(",")[0] for message in messages] == ["inverted activations: 2 of 2 sites patched"]
+    assert [message.partition(",")[0] for message in messages] == ["inverted activations: 7 of 7 sites patched"]
 
 
 @pytest.mark.parametrize("step", [0, 1], ids=["first step", "second step"])

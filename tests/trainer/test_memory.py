@@ -18,7 +18,7 @@ from hf_invact.memory import SavedActivations
 from hf_invact.trainer import memory
 from hf_invact.trainer.metering import hooks_are_active
 from tests.helpers import normal, record_saved
-from tests.models import each_model, tiny_model
+from tests.models import ACTIVATIONS, each_model, tiny_model
 from tests.trainer.helpers import SAVED, arguments, installed_hooks, losses, make_trainer, records, training_logs
 
 
@@ -41,7 +41,7 @@ def test_each_training_log_has_the_bytes_that_a_forward_pass_saves(name: str, fl
 def test_patching_lowers_the_logged_bytes(tmp_path: Path) -> None:
     def logged(flag: bool) -> int:
         args = arguments(tmp_path, use_inverted_activations=flag)
-        trainer = make_trainer(tiny_model("bert"), args, InvertedActivationsCallback())
+        trainer = make_trainer(tiny_model("bert"), args, InvertedActivationsCallback(ACTIVATIONS))
         trainer.train()
         return training_logs(trainer)[0][SAVED]
 

@@ -23,6 +23,9 @@ from tests.trainer.helpers import SAVED, arguments, make_trainer, training_logs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 FILE = "inverted_activations.json"
+SITES = {"sites": ["activation"]}
+ALONE = {"inverted_activations_config": SITES}
+INDEX = 8  # bytes: each inverted norm keeps the index of one channel, whatever the number of tokens
 
 
 def without_gain() -> PreTrainedModel:
@@ -51,11 +54,11 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 def test_one_line_says_what_is_done_and_one_what_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     begin, end = lines(tiny_model("llama"), tmp_path, caplog)
-    assert begin == ("inverted activations: 2 of 2 sites patched, 1.48 KiB per token less for the backward pass")
+    assert begin == ("inverted activations: 7 of 7 sites patched, 2.71 KiB per token less for the backward pass")
     kept, plain = (outcome(tmp_path)[f"saved_activation_bytes{kind}"] for kind in ("", "_plain"))
-    assert plain - kept == 2 * 756 * 32  # of 32 tokens
+    assert plain - kept == (2 * 756 + 5 * (260 - 8)) * 32  # gates and norms, 32 tokens
     assert end.startswith(
-        "inverted activations at the end: 2 of 2 sites; kept for the backward pass in the first step: "
+        "inverted activations at the end: 7 of 7 sites; kept for the backward pass in the first step: "
         f"{size(kept)} (without: {size(plain)}, computed); "
     )
     assert end.endswith(f"why, site by site: {tmp_path / FILE}")
@@ -73,38 +76,42 @@ def test_of_a_model_with_adapters(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         trainers.append(make_trainer(adapted, args, InvertedActivationsCallback()))
         trainers[-1].train()
     begin, end = [record.getMessage() for record in ours(caplog) if record.levelno >= logging.WARNING]
-    assert begin.startswith("inverted activations: 16 of 16 sites patched, ")
-    assert end.startswith("inverted activations at the end: 16 of 16 sites; ")
+    assert begin.startswith("inverted activations: 20 of 21 sites patched, ")
+    assert end.startswith("inverted activations at the end: 20 of 21 sites; ")
     plain, patched = (training_logs(trainer)[0][SAVED] for trainer in trainers)
     assert outcome(tmp_path)[SAVED] == patched < 0.5 * plain
     assert outcome(tmp_path)["saved_activation_bytes_plain"] == pytest.approx(plain, rel=1e-3)
     kinds = [site["kind"] for site in outcome(tmp_path)["sites"]]
-    assert (kinds.count("adapter"), kinds.count("activation")) == (14, 2)
+    assert [kinds.count(kind) for kind in ("adapter", "activation", "norm")] == [14, 2, 5]
 
 
 def test_a_training_in_which_nothing_keeps_less_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    begin, end = lines(without_gain(), tmp_path, caplog)
+    begin, end = lines(without_gain(), tmp_path, caplog, **ALONE)
     assert begin == ("inverted activations: 0 of 2 sites patched, so no memory is saved (nothing would keep less)")
     assert end.startswith("inverted activations at the end: 0 of 2 sites; ")
     assert outcome(tmp_path)["saved_activation_bytes_plain"] == outcome(tmp_path)["saved_activation_bytes"]
 
 
 def test_where_that_is_required_it_is_refused_before_training(tmp_path: Path) -> None:
-    options = {"use_inverted_activations": True, "inverted_activations_config": '{"require": true}'}
+    config = '{"require": true, "sites": ["activation"]}'
+    options = {"use_inverted_activations": True, "inverted_activations_config": config}
     with pytest.raises(PatchingError, match=r"require=True: .*nothing would keep less"):
         make_trainer(without_gain(), arguments(tmp_path, **options), InvertedActivationsCallback())
     make_trainer(tiny_model("llama"), arguments(tmp_path, **options), InvertedActivationsCallback())
 
 
 def test_a_plan_that_is_demanded_and_applies_nowhere_is_refused_before_training(tmp_path: Path) -> None:
-    args = arguments(tmp_path, use_inverted_activations=True, inverted_activations_config={"plan": "gate-output"})
+    args = arguments(
+        tmp_path, use_inverted_activations=True, inverted_activations_config={**SITES, "plan": "gate-output"}
+    )
     with pytest.raises(PatchingError, match=r"plan='gate-output' is demanded: .*is not multiplied"):
         make_trainer(tiny_model("gpt2"), args, InvertedActivationsCallback())
 
 
 @pytest.mark.parametrize("is_reentrant", [False, True], ids=["checkpointing", "reentrant"])
 @pytest.mark.parametrize(
-    ("name", "less", "between"), [("llama", "756 B", "does not change"), ("bert", "372 B", "is 124 B per token less")]
+    ("name", "less", "between"),
+    [("llama", "1.23 KiB", "is 252 B per token less"), ("bert", "628 B", "is 124 B per token less")],
 )
 def test_under_checkpointing_it_says_what_it_means_there(
     name: str, less: str, between: str, is_reentrant: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -113,10 +120,10 @@ def test_under_checkpointing_it_says_what_it_means_there(
     options["gradient_checkpointing_kwargs"] = {"use_reentrant": is_reentrant}
     begin, *_ = lines(tiny_model(name), tmp_path, caplog, **options)
     assert f"Gradient checkpointing is on: the layer that is being recomputed keeps {less} per token less" in begin
-    assert begin.endswith(f"what is kept between the forward and the backward pass {between}")
+    assert f"what is kept between the forward and the backward pass {between}" in begin
     kept, plain = (outcome(tmp_path)[key] for key in (SAVED, f"{SAVED}_plain"))
-    assert plain == measured(tiny_model(name), tmp_path, **options)
-    assert (kept == plain) == (between == "does not change")
+    assert abs(plain - measured(tiny_model(name), tmp_path, **options)) <= INDEX
+    assert kept < plain
 
 
 def measured(model: PreTrainedModel, folder: Path, **options: Any) -> int:
@@ -134,12 +141,13 @@ def test_the_bytes_that_are_computed_are_those_that_are_measured_without(
 ) -> None:
     lines(tiny_model(name), tmp_path, caplog, **options)
     found = outcome(tmp_path)
-    assert found["saved_activation_bytes_plain"] == measured(tiny_model(name), tmp_path, **options)
+    indices = INDEX * [site["plan"] for site in found["sites"]].count("norm-output")
+    assert found["saved_activation_bytes_plain"] == measured(tiny_model(name), tmp_path, **options) + indices
     assert found["saved_activation_bytes"] < 0.95 * found["saved_activation_bytes_plain"]
 
 
 def test_the_file_says_why_site_by_site(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    lines(tiny_model("llama"), tmp_path, caplog, inverted_activations_config={"exclude": ["*.0.mlp"]})
+    lines(tiny_model("llama"), tmp_path, caplog, inverted_activations_config={**SITES, "exclude": ["*.0.mlp"]})
     found = outcome(tmp_path)
     assert (found["sites_patched"], found["sites_found"], found["saved_bytes_per_token"]) == (1, 2, 756)
     assert [(site["plan"], site["reason"], site["tokens_in_first_step"]) for site in found["sites"]] == [
@@ -185,7 +193,7 @@ def test_a_part_that_does_not_train_is_not_counted(tmp_path: Path, caplog: pytes
     plain.load_state_dict(model.state_dict())
     for weight, like in zip(plain.parameters(), model.parameters(), strict=True):
         weight.requires_grad_(like.requires_grad)
-    lines(model, tmp_path, caplog)
+    lines(model, tmp_path, caplog, **ALONE)
     found = outcome(tmp_path)
     assert found["sites"][0]["tokens_in_first_step"] == 0
     assert found["saved_activation_bytes_plain"] == measured(plain, tmp_path)

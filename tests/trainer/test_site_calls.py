@@ -18,6 +18,7 @@ from hf_invact import InvertedActivationsCallback
 from tests.models import MODEL_NAMES, tiny_model
 from tests.trainer.helpers import SAVED, arguments, installed_hooks, losses, make_trainer, training_logs
 
+SITES = ("mlp.act_fn", "input_layernorm", "post_attention_layernorm")
 START = "the first training forward pass did not call these patched sites: "
 
 
@@ -59,10 +60,13 @@ def and_a_head(model: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        (second_layer, "model.layers.1.mlp.act_fn"),
-        (both_layers, "model.layers.0-1.mlp.act_fn (2)"),
+        (second_layer, ", ".join(f"model.layers.1.{site}" for site in SITES)),
+        (both_layers, ", ".join(f"model.layers.0-1.{site} (2)" for site in SITES)),
         (another_modality, "vision.0-2.act_fn (3)"),
-        (and_a_head, "model.layers.1.mlp.act_fn, head.1"),
+        (
+            and_a_head,
+            ", ".join(["model.layers.1.mlp.act_fn, head.1", *(f"model.layers.1.{site}" for site in SITES[1:])]),
+        ),
     ],
 )
 def test_names_what_is_not_called_once(

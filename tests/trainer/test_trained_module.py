@@ -54,7 +54,9 @@ def test_what_an_object_holds_is_patched_and_measured(parts: dict[str, Any], tmp
     plain.train()
     assert losses(trainer) == pytest.approx(losses(plain), rel=1e-5)
     assert callback.report is not None
-    assert callback.report.patched == (3 if isinstance(parts["head"], nn.Module) else 2)
+    patched = [site.kind for site in callback.report.sites if site.is_patched]
+    assert patched.count("activation") == (3 if isinstance(parts["head"], nn.Module) else 2)
+    assert patched.count("norm") == 5
     assert all(entry[SAVED] > 0 for entry in training_logs(trainer))
     assert json.loads((tmp_path / "inverted_activations.json").read_text())["saved_activation_bytes"] > 0
 

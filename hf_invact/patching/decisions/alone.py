@@ -60,7 +60,7 @@ class _Alone:
 
     def measured(self, scope: Scope, sites: Sequence[Site]) -> list[Decision]:
         """The decisions for sites in one module."""
-        uses = uses_of(scope, sites, self.planner.config.autocast_dtype, self.planner.places.known.kinds)
+        uses = uses_of(scope, sites, self.planner.config.autocast_dtype, self.planner.places.runs.known.kinds)
         decisions: dict[Site, Decision] = {}
         for group in _with_one_input(uses, sites):
             options = [_without_changed(self._options_of(scope, site, uses[site]), uses[site]) for site in group]
@@ -76,6 +76,9 @@ class _Alone:
 
     def _measure(self, scope: Scope, site: Site) -> Iterator[Option]:
         """Nothing first, then the plans in their order."""
+        if not scope.few.arguments().tensors:  # of a weight: what it keeps does not grow with the tokens
+            yield Option(None)
+            return
         config = self.planner.config
         plain = measure(scope, config.autocast_dtype)
         demanded = config.demanded(site.kind)

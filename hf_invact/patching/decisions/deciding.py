@@ -13,6 +13,7 @@ from ...sites import Plan, Site
 from ..config import InvActConfig
 from ..errors import NoProbeError
 from ..probing.known import KnownCalls
+from ..probing.runs import Runs
 from ..selection import Selection
 from ..weights.fake_copy import without_memory
 from ..weights.sharding import ShardedError, is_sharded, require_whole
@@ -72,9 +73,11 @@ def _by_kind(
     modules = (each for site in sites for each in _watched(model, site))
     known = KnownCalls(model, modules, config.autocast_dtype)
     for kind in config.kinds:
-        planner = Planner(model, config, known, is_copy=is_copy)
         of_kind = [site for site in sites if site.kind is kind]
         left = [site for site in of_kind if site not in decisions]
+        together = left if kind.measured != "around" else ()
+        runs = Runs(model, known, config.autocast_dtype, together, in_part=kind.measured == "alone")
+        planner = Planner(model, config, runs, is_copy=is_copy)
         if kind.measured == "together":
             decisions |= decide_together(planner, left, fallbacks)
         elif kind.measured == "alone":

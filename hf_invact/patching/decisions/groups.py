@@ -23,7 +23,9 @@ def decide_by_group(
     Args:
         measured: returns the decisions for sites that are measured in one module, in their order.
     """
-    places = {site: planner.places.of(site) for site in sites}
+    # The innermost first: what is found for them need not be observed where more is run for others.
+    found = {site: planner.places.of(site) for site in sorted(sites, key=lambda site: -site.name.count("."))}
+    places = {site: found[site] for site in sites}
     decisions: dict[Site, Decision] = {}
     groups: dict[nn.Module, list[Site]] = {}
     for site, place in places.items():

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from ...sites import Site
 from ..errors import NoProbeError
-from ..probing.known import KnownCalls
 from ..probing.probe import Scope
+from ..probing.runs import Runs
 from ..probing.scopes import find_scope
-from ..probing.signature import Signature, signature
 from ..probing.surroundings import LEVELS, Surrounding, surroundings
 
 
@@ -46,24 +44,26 @@ class Places:
 
     Args:
         model: what is run, or whose modules are.
-        known: how the model calls the modules around its sites.
-        autocast_dtype: as for `measure`.
+        runs: of its modules.
     """
 
-    def __init__(self, model: nn.Module, known: KnownCalls, autocast_dtype: torch.dtype | None) -> None:
-        self.model, self.known, self.autocast_dtype = model, known, autocast_dtype
+    def __init__(self, model: nn.Module, runs: Runs) -> None:
+        self.model, self.runs = model, runs
         self._found: dict[Hashable, int | str] = {}  # how many modules out, or why there is none
         self._scopes: dict[nn.Module, Scope] = {}
-        self._signatures: dict[int, int] = {}
-        self._numbers: dict[Signature, int] = {}
 
     def of(self, site: Site) -> Place:
         """Where a site is measured."""
+        place = self._of(site)
+        self.runs.done(site)
+        return place
+
+    def _of(self, site: Site) -> Place:
         surrounding = around(self.model, site)
         key: tuple[object, ...] = (site.key,)
         keys: dict[nn.Module, Hashable] = {}
         for each in surrounding:
-            keys[each.module] = key = (*key, each.path, self._signature(each.module))
+            keys[each.module] = key = (*key, each.path, self.runs.kind_of(each.module))
             if (found := self._found.get(key)) is not None:
                 return Place(key, None, found) if isinstance(found, str) else Place(key, surrounding[found].module)
         try:
@@ -89,11 +89,4 @@ class Places:
         return self._scopes[place.module]
 
     def _find(self, site: Site, surrounding: Sequence[Surrounding]) -> tuple[Scope, nn.Module]:
-        makes_input = site.kind.measured != "alone"
-        return find_scope(self.model, site, surrounding, self.known, self.autocast_dtype, makes_input=makes_input)
-
-    def _signature(self, module: nn.Module) -> int:
-        if id(module) not in self._signatures:
-            found = () if module is self.model else signature(module)
-            self._signatures[id(module)] = self._numbers.setdefault(found, len(self._numbers))
-        return self._signatures[id(module)]
+        return find_scope(site, surrounding, self.runs, makes_input=site.kind.measured != "alone")

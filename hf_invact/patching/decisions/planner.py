@@ -12,8 +12,8 @@ from ...sites import NotApplicable, Plan, Site
 from ..config import InvActConfig
 from ..errors import NoProbeError
 from ..probing.compare import difference
-from ..probing.known import KnownCalls
 from ..probing.probe import Measurement, Scope, measure, measure_below, rounded_gradients
+from ..probing.runs import Runs
 from .places import Places
 
 COPIED = "measured on a copy without memory: its weights are sharded or missing"
@@ -43,13 +43,13 @@ class Planner:
 
     Args:
         model: what is run, or whose modules are.
-        known: how the model calls the modules around its sites.
+        runs: of its modules.
         is_copy: whether it is a copy without memory. Reasons then say so.
     """
 
-    def __init__(self, model: nn.Module, config: InvActConfig, known: KnownCalls, *, is_copy: bool = False) -> None:
+    def __init__(self, model: nn.Module, config: InvActConfig, runs: Runs, *, is_copy: bool = False) -> None:
         self.config, self.is_copy = config, is_copy
-        self.places = Places(model, known, config.autocast_dtype)
+        self.places = Places(model, runs)
         self._decisions: dict[Hashable, Decision] = {}
 
     def decide(self, site: Site, fallback: Plan | None) -> Decision:

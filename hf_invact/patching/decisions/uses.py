@@ -52,7 +52,8 @@ def uses_of(
     """How a scope uses some sites that are modules.
 
     Args:
-        kinds: of modules in the scope. Layers of a kind that hold none of the sites are not all run: see `Replays`.
+        kinds: of modules in the scope. Layers of a kind that hold none of the sites, and get none of their inputs and
+            results, are not all run: see `Replays`.
 
     Raises:
         NoProbeError: it does not call one of them.
@@ -92,7 +93,7 @@ class _Run:
 
     Attributes:
         calls: of the modules that are watched.
-        saved: outside of them, for the backward pass.
+        outside: what is saved outside of them, for the backward pass.
     """
 
     def __init__(
@@ -104,17 +105,16 @@ class _Run:
         kinds: Mapping[nn.Module, Hashable],
     ) -> None:
         self.calls: dict[nn.Module, list[_Called]] = {module: [] for module in watched}
-        self.saved: list[Tensor] = []
-        self._depth = 0
+        self.outside = _SavedOutside()
         arguments = call.arguments()
         with (
             undisturbed(scope.module, scope.device),
             autocast(scope, dtype),
-            saved_tensors_hooks(self._save, lambda tensor: tensor),
+            saved_tensors_hooks(self.outside.save, lambda tensor: tensor),
         ):
             for module in self.calls:  # of an isolated module; `undisturbed` puts the attribute back
                 vars(module)["_compiled_call_impl"] = partial(self._call, module, vars(module)["_compiled_call_impl"])
-            Replays(kinds, run=self.calls).watch(scope.module)
+            Replays(kinds, run=self.calls, unless=self._passes_between).watch(scope.module)
             scope.run(arguments)
 
     def use(self, module: nn.Module, more: _Run) -> Use:
@@ -129,7 +129,7 @@ class _Run:
         calls = self.calls[module]
         if not calls or not more.calls[module]:
             raise NoProbeError(f"a {type(module).__name__} is not called by what holds it")
-        first, kept = calls[0], storages(*self.saved).keys()
+        first, kept = calls[0], storages(*self.outside.tensors).keys()
         return Use(
             calls=(first.call.with_gradient(), more.calls[module][0].call.with_gradient()),
             times=len(calls),
@@ -142,18 +142,39 @@ class _Run:
             looks=(first.input.shape, first.input.stride(), first.input.dtype, first.call.needs_gradient),
         )
 
+    def _passes_between(self, arguments: Iterable[Any]) -> bool:
+        """Whether a layer that is called with these may keep what a watched module has got or returned."""
+        seen = (tensor for calls in self.calls.values() for each in calls for tensor in (each.input, each.result))
+        known = {key for tensor in seen for key in storages(tensor)}
+        tensors = (each for each in arguments if isinstance(each, Tensor))
+        return any(not known.isdisjoint(storages(tensor)) for tensor in tensors)
+
     def _call(self, module: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = Call.of(args, kwargs)
-        self._depth += 1
+        self.outside.depth += 1
         try:
             result = run(*args, **kwargs)
         finally:
-            self._depth -= 1
+            self.outside.depth -= 1
         input = next(each for each in leaves((args, kwargs)) if isinstance(each, Tensor))
         self.calls[module].append(_Called(call, input, result, (input._version, result._version)))
         return result
 
-    def _save(self, tensor: Tensor) -> Tensor:
-        if self._depth == 0:
-            self.saved.append(tensor.detach())
+
+class _SavedOutside:
+    """Collects what is saved outside of the watched modules. Apart from their results, whose graph refers to it, so
+    that they are freed.
+
+    Attributes:
+        tensors: what was saved.
+        depth: in how many watched modules the run is.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.depth = 0
+
+    def save(self, tensor: Tensor) -> Tensor:
+        if self.depth == 0:
+            self.tensors.append(tensor.detach())
         return tensor.detach()  # otherwise one that saves its own result would keep itself alive

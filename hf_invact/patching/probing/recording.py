@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -110,10 +110,16 @@ class Replays:
     Args:
         kinds: of modules. Those of a kind are alike.
         run: modules that have to run themselves, so that no layer that holds one is answered for.
+        unless: tells of arguments with which a layer has to run itself.
     """
 
-    def __init__(self, kinds: Mapping[nn.Module, Hashable], run: Collection[nn.Module] = ()) -> None:
-        self._kinds, counts = kinds, Counter(kinds.values())
+    def __init__(
+        self,
+        kinds: Mapping[nn.Module, Hashable],
+        run: Collection[nn.Module] = (),
+        unless: Callable[[Iterable[Any]], bool] = lambda arguments: False,
+    ) -> None:
+        self._kinds, self._unless, counts = kinds, unless, Counter(kinds.values())
         layers = set(_outermost({module for module, kind in kinds.items() if counts[kind] > 1}))
         self._layers = {layer for layer in layers if not run or set(run).isdisjoint(layer.modules())}
         self._results: dict[Hashable, list[tuple[object, _Result]]] = {}
@@ -129,7 +135,7 @@ class Replays:
             return run(*args, **kwargs)
         results = self._results.setdefault(self._kinds[module], [])
         for description, result in results:
-            if description == before:
+            if description == before and not self._unless(leaves((args, kwargs))):
                 return result.again()
         versions = _versions(args, kwargs)
         output = run(*args, **kwargs)

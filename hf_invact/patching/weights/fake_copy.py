@@ -16,9 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...sites.forwards import called_forward
+from ...sites.fsdp import is_in_fsdp
 from ..errors import NoProbeError
 from ..nested import mapped
-from .sharding import MARKS, class_without_fsdp, fsdp2_states, is_dtensor, is_in_fsdp, mixed_precision_of
+from .sharding import MARKS, class_without_fsdp, fsdp2_states, is_dtensor, mixed_precision_of
 
 _LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
 

@@ -9,20 +9,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...sites.fsdp import FSDP1, MARK, is_fsdp1, is_in_fsdp
 from ...sites.names import full_name
 from ..errors import NoProbeError
 
 # These gather, reduce or broadcast around the module that they wrap. By name, since importing them is slow.
-_FSDP1 = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
 _WRAPPERS = (
     "torch.nn.parallel.distributed.DistributedDataParallel",
     "torch.nn.parallel.data_parallel.DataParallel",
     "deepspeed.runtime.engine.DeepSpeedEngine",
 )
 _FSDP2 = ("torch.distributed.fsdp.FSDPModule", "torch.distributed.fsdp._fully_shard._fully_shard.FSDPModule")
-# PyTorch marks all modules of an FSDP unit, of both versions, for torch.compile. Transformers marks modules around
-# which it has put communication (before 5.17 it uses hooks, and the weights do not show it).
-_IN_FSDP, _IN_TENSOR_PARALLEL = MARKS = ("_is_fsdp_managed_module", "_is_hooked")
+# Transformers marks modules around which it has put communication (before 5.17 it uses hooks, and the weights do not
+# show it).
+_IN_TENSOR_PARALLEL = "_is_hooked"
+MARKS = (MARK, _IN_TENSOR_PARALLEL)
 _NAMES_OF_WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
 
@@ -44,7 +45,7 @@ def require_whole(model: nn.Module, module: nn.Module) -> None:
         ShardedError: a copy of it can be run instead.
         NoProbeError: it cannot be run, nor be copied.
     """
-    if _is_in_fsdp1(model, module):
+    if any(map(is_in_fsdp, module.modules())) and is_fsdp1(model):
         raise NoProbeError("its weights are sharded or missing (FSDP1)")
     for each in module.modules():
         if _has_base(each, *_WRAPPERS):
@@ -63,7 +64,7 @@ def is_sharded(model: nn.Module) -> bool:
     if any(_is_part(weight) or weight.numel() == 0 for weight in model.parameters()):
         return True
     return any(
-        is_in_fsdp(each) or _has_base(each, _FSDP1) or getattr(each, _IN_TENSOR_PARALLEL, False)
+        is_in_fsdp(each) or _has_base(each, FSDP1) or getattr(each, _IN_TENSOR_PARALLEL, False)
         for each in model.modules()
     )
 
@@ -71,11 +72,6 @@ def is_sharded(model: nn.Module) -> bool:
 def is_dtensor(weight: Tensor) -> bool:
     """Whether a tensor is a DTensor."""
     return hasattr(weight, "device_mesh") and hasattr(weight, "placements")
-
-
-def is_in_fsdp(module: nn.Module) -> bool:
-    """Whether a module is part of an FSDP unit, of either version."""
-    return getattr(module, _IN_FSDP, False)
 
 
 def fsdp2_states(model: nn.Module) -> list[Any]:
@@ -104,14 +100,6 @@ def plain_name(name: str) -> str:
     'layers.0.mlp'
     """
     return ".".join(part for part in name.split(".") if part not in _NAMES_OF_WRAPPED)
-
-
-def _is_in_fsdp1(model: nn.Module, module: nn.Module) -> bool:
-    if not any(map(is_in_fsdp, module.modules())):
-        return False
-    weights = list(model.parameters())
-    is_flat = any(getattr(weight, "_fsdp_flattened", False) for weight in weights)
-    return is_flat or any(_has_base(each, _FSDP1) for each in model.modules()) or not any(map(is_dtensor, weights))
 
 
 def _is_part(weight: Tensor) -> bool:

@@ -8,12 +8,14 @@ from collections.abc import Hashable, Iterator
 from torch import nn
 
 from ...norms import Recognized, UnsuitableNorm, recognize
+from ..fsdp import is_fsdp1, is_in_fsdp
 from ..patched_class import settings_of
 from ..replaced import replaced_by_copies
 from .patched import PatchedNorm
 from .register import registered
 
 _NAMES = re.compile("(layer|rms)_?norm", re.IGNORECASE)
+_SHARDED = "{} has sharded its weights, so it cannot be run"
 _SIMPLE = (bool, int, float, str, tuple, type(None))
 _found: dict[Hashable, Recognized | str] = {}
 
@@ -26,15 +28,21 @@ def find_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Recogniz
         nobody knows, where its class is named like a norm.
     """
     seen = replaced_by_copies(model)
+    in_fsdp = {module for module in model.modules() if is_in_fsdp(module)}
+    flat = in_fsdp if in_fsdp and is_fsdp1(model) else set()
     for holder_name, holder in model.named_modules():
         for name, module in holder.named_children():
-            if module not in seen and (found := norm_of(module)) is not None:
+            if module not in seen and (found := norm_of(module, module in flat)) is not None:
                 seen.add(module)
                 yield holder_name, holder, name, found
 
 
-def norm_of(module: nn.Module) -> Recognized | str | None:
-    """What a norm computes, or why it is not known; None for what is no norm."""
+def norm_of(module: nn.Module, is_flattened: bool = False) -> Recognized | str | None:
+    """What a norm computes, or why it is not known; None for what is no norm.
+
+    Args:
+        is_flattened: whether FSDP1 holds its weights, of which each process has another part.
+    """
     if (settings := settings_of(module, PatchedNorm)) is not None:
         norm: Recognized = settings["norm"]
         return norm
@@ -42,7 +50,9 @@ def norm_of(module: nn.Module) -> Recognized | str | None:
         return norm_or_reason
     is_named = _NAMES.search(type(module).__name__) is not None
     if is_named and any(hasattr(weight, "ds_id") for weight in module._parameters.values()):
-        return "ZeRO-3 has sharded its weights, so it cannot be run"
+        return _SHARDED.format("ZeRO-3")
+    if is_flattened:
+        return _SHARDED.format("FSDP1") if is_named else None
     if not (is_named or _looks_like_one(module)):
         return None
     key = _key(module)

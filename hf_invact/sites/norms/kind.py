@@ -48,7 +48,6 @@ class Norms(SiteKind[NormSite, NormPlan]):
     name = "norm"
     plans = PLANS
     measured = "alone"
-    by_default = False
 
     def find(self, model: nn.Module) -> Iterator[NormSite]:
         for holder_name, holder, attribute, found in find_norms(model):

@@ -88,3 +88,23 @@ def test_frozen_consumers_keep_nothing() -> None:
     model[2].weight.requires_grad_(False)
     (site,) = patch_model(model, NORMS).sites
     assert (site.plan, site.reason) == (None, "left alone: nothing would keep less")
+
+
+class OfAWeight(nn.Module):
+    """Normalises a table of relative positions, as DeBERTa does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.table, self.norm = nn.Linear(WIDTH, WIDTH), nn.Embedding(8, WIDTH), LlamaRMSNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.before(x) @ self.norm(self.table.weight).T
+        return y
+
+
+def test_a_norm_of_a_weight_is_left_alone_and_others_are_not() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), OfAWeight(), nn.Linear(8, WIDTH), LlamaRMSNorm(WIDTH))
+    model.append(nn.Linear(WIDTH, WIDTH))
+    report = patch_model(model, NORMS)
+    found = {site.name: (site.plan, site.reason) for site in report.sites}
+    assert found == {"1.norm": (None, "left alone: nothing would keep less"), "3": (OUTPUT, "")}

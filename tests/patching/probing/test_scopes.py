@@ -15,6 +15,7 @@ from hf_invact.patching import patch_model
 from hf_invact.patching.errors import NoProbeError
 from hf_invact.patching.probing.known import KnownCalls
 from hf_invact.patching.probing.probe import Scope
+from hf_invact.patching.probing.runs import Runs
 from hf_invact.patching.probing.scopes import find_scope
 from hf_invact.patching.probing.surroundings import surroundings
 from hf_invact.sites.activations import Activations
@@ -25,7 +26,7 @@ def find_scope_of(model: nn.Module, block: str, attribute: str) -> Scope:
     name = f"{block}.{attribute}"
     (site,) = (site for site in Activations().find(model) if site.name == name)
     around = surroundings(model, site.holder_name)
-    scope, _ = find_scope(model, site, around, KnownCalls(model, [each.module for each in around], None))
+    scope, _ = find_scope(site, around, Runs(model, KnownCalls(model, [each.module for each in around], None)))
     return scope
 
 

@@ -73,7 +73,7 @@ PLAIN = plans(nn.ModuleList([Outer(Middle(Inner()))]))
 
 def test_two_levels_around_a_block_are_tried_and_no_third() -> None:
     assert PLAIN[0][0] == "output"
-    (site,) = patch_model(nn.ModuleList([Outer(Middle(Middle(Inner())))])).sites
+    (site,) = patch_model(nn.ModuleList([Outer(Middle(Middle(Inner())))]), ACTIVATIONS).sites
     assert site.reason.startswith("left alone: not measured (what uses the result of ")
 
 

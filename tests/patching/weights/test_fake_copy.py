@@ -61,7 +61,7 @@ def test_fsdp2_counts_in_the_precision_that_it_computes_in(four_processes: None)
     model = tiny_model("llama")
     for layer in model.model.layers:
         fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
-    assert_measured_on_a_copy(patch_model(model, ACTIVATIONS), patch_model(tiny_model("llama").bfloat16()))
+    assert_measured_on_a_copy(patch_model(model, ACTIVATIONS), patch_model(tiny_model("llama").bfloat16(), ACTIVATIONS))
 
 
 def test_tensor_parallelism_counts_a_processs_share(four_processes: None) -> None:

@@ -102,7 +102,7 @@ def test_another_plan_can_still_be_demanded() -> None:
 
 
 def test_ddp_is_measured_as_what_it_wraps() -> None:
-    plain = patch_model(tiny_model("bert"), ACTIVATIONS).sites
+    plain = patch_model(tiny_model("bert")).sites
     sites = patch_model(DistributedDataParallel(tiny_model("bert"))).sites
     figures = [(site.plan, site.before, site.after, site.reason) for site in plain]
     assert [(site.plan, site.before, site.after, site.reason) for site in sites] == figures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import platform
 import subprocess
 import sys
 from functools import cache
@@ -194,14 +195,16 @@ def test_is_fitted_on_the_cpu_whatever_the_default_device() -> None:
 
 
 GROWTH = """
-import torch, hf_invact
+import ctypes, gc, torch, hf_invact
 from pathlib import Path
 
 def resident():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is freed between what is kept: how much that is changes from run to run
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 sizes, results = [], []
-for index in range(7):
+for index in range(5):
     telu = lambda x, steepness=1 + index / 99: x * torch.tanh(torch.exp(steepness * x))
     results.append(hf_invact.register_activation(f"telu{index}", telu))
     sizes.append(resident())
@@ -210,7 +213,7 @@ print(sizes[-1] - sizes[1])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="reads /proc, and has glibc free its memory")
 def test_registering_keeps_no_memory() -> None:
     printed = subprocess.run([sys.executable, "-c", GROWTH], check=True, capture_output=True, text=True).stdout
-    assert int(printed) < 10 * 2**20  # of five activations; measuring them allocates and frees ten times as much
+    assert int(printed) < 2**20  # of three activations; measuring them allocates and frees a hundred times as much

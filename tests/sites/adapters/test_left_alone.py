@@ -177,5 +177,5 @@ def test_a_replaced_forward() -> None:
 def test_nothing_is_imported_and_nothing_found_without_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "peft.tuners.tuners_utils")
     report = patch_model(tiny_model("llama"))
-    assert {site.kind for site in report.sites} == {"activation"}
+    assert {site.kind for site in report.sites} == {"activation", "norm"}
     assert "peft.tuners.tuners_utils" not in sys.modules

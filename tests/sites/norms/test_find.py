@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 
 from hf_invact import patch_model, register_norm, unpatch_model
-from hf_invact.norms import Recognized
+from hf_invact.norms import LLAMA, Recognized
 from hf_invact.sites.norms.find import find_norms, norm_of
 from tests.helpers import normal
 from tests.models import tiny_model
@@ -145,3 +145,18 @@ def test_one_that_is_registered_as_what_it_is_not_is_left_alone() -> None:
     report = patch_model(model, ALL)
     assert report.sites[1].plan is None
     assert "the block's result would change by" in report.sites[1].reason
+
+
+class Unit(LlamaRMSNorm):
+    """As FSDP2 makes of a module that is sharded by itself: whoever makes another gets one of the class it had."""
+
+    def __new__(cls, *args: object) -> LlamaRMSNorm:  # type: ignore[misc]
+        return LlamaRMSNorm(*args)
+
+
+def test_a_class_that_makes_instances_of_another() -> None:
+    norm = LlamaRMSNorm(8)
+    norm.__class__ = Unit
+    found = norm_of(norm)
+    assert isinstance(found, Recognized)
+    assert found.form == LLAMA

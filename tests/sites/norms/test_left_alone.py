@@ -204,3 +204,23 @@ def test_weights_that_zero_3_has_sharded() -> None:
     weight = model.model.norm.weight
     weight.ds_id, weight.data = 0, torch.empty(0)
     assert norm_of(model.model.norm) == "ZeRO-3 has sharded its weights, so it cannot be run"
+
+
+def test_weights_that_fsdp1_has_flattened() -> None:
+    """Each process holds another part of them, which may be of a size that could be run; PyTorch marks the modules."""
+    model = llama.model()
+    for module in model.model.layers.modules():
+        module._is_fsdp_managed_module = True
+    report = patch_model(model, InvActConfig(sites=("norm",)))
+    assert report.patched == 1
+    assert reasons(report) == {"FSDP1 has sharded its weights, so it cannot be run"}
+
+
+def test_that_there_are_no_activations_is_said_where_norms_are_patched() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    report = patch_model(model, InvActConfig(sites=("activation", "norm")))
+    assert report.summary().endswith("; no activation was found")
+    assert "no activation was found: ReLU is left alone: its gradient already uses the output. Supported: " in str(
+        report
+    )
+    assert "was found" not in str(patch_model(model, NORMS))
