@@ -77,18 +77,21 @@ METHOD = """# Benchmark
 number to `results/benchmark-<device>.json`. A file was measured with the code of its last commit (`git log` of the
 file), which may differ between devices.
 
-- **Operators** are called without autograd: the activation or gate itself, and its gradient from what was kept. All
-  implementations take turns, in another order each time, and the time is the median. On a GPU it is the time between
-  two events, with the L2 cache overwritten before each call; on a CPU it is wall-clock time. On a GPU, what has to be
-  compiled, and all backends but the first choice, are measured only at the README's size, in bf16 and fp32. Where
-  everything is measured, the file also has the times through autograd.
+- **Operators** are called without autograd: the activation, gate or norm itself, and its gradient from what was kept
+  (PyTorch's gradient of a norm: by autograd, from a graph that is kept). All implementations take turns, in another
+  order each time, and the time is the median. On a GPU it is the time between two events, with the L2 cache overwritten
+  before each call; on a CPU it is wall-clock time. On a GPU, what has to be compiled, and all backends but the first
+  choice, are measured only at the README's size, in bf16 and fp32. Where everything is measured, the file also has the
+  times through autograd.
 - **Share of copy**: the bytes per second of a kernel, if it moves as many bytes as an ideal kernel of its kind,
   relative to those of a plain copy. The copy moves as many bytes as an ideal inverted kernel, and is measured in the
-  same turns. In tensors of the operator's size, an activation moves 2 forward and 3 backward, a gate 3 and 5; an
-  inverted one moves an eighth of a byte per element more. PyTorch's own gate is unfused, and moves 5 and 9.
+  same turns. In tensors of the operator's size, an activation or a norm moves 2 forward and 3 backward, a gate 3 and
+  5; an inverted activation or gate moves an eighth of a byte per element more. PyTorch's own gate is unfused, and moves
+  5 and 9, and so is Llama's norm, which moves 4 and 8, and in float32 7 and 17.
 - **x PyTorch**: the time relative to that of PyTorch's kernels for the same formula; **x compiled**: relative to
-  `torch.compile` of the formula, forward and backward; **x Liger**: relative to Liger's fused gate, if it is installed.
-  These are of the implementation in the table's header. The times of the other backends follow, relative to PyTorch's.
+  `torch.compile` of the formula, forward and backward; **x Liger**: relative to Liger's fused gate or norm, if it is
+  installed. These are of the implementation in the table's header. The times of the other backends follow, relative to
+  PyTorch's.
 - **Training steps** are forward, backward and AdamW on one batch of random tokens. All variants take turns on the same
   model with the same random weights. The learning rate is 0, so every step begins with the same weights; the first
   losses are in the file. A ratio is the median over all turns. *Kept* counts the bytes that autograd saves for

@@ -19,22 +19,10 @@ from hf_invact.ops.operators.adapter import ADAPTER_INPUT, GRADIENTS
 
 from ..timing import Call
 from .implementations import Implementation
-from .traffic import Traffic
+from .traffic import MixedTraffic, Traffic
 
 RANK, DROPOUT = 16, 0.05
 WIDE = torch.float32
-
-
-@dataclass(frozen=True)
-class AdapterTraffic:
-    """Tensors of the input's dtype, and of float32. What has the size of the rank is left out, and PyTorch's masks."""
-
-    narrow: Traffic
-    wide: Traffic
-
-    def bytes(self, direction: str, elements: int, itemsize: int) -> int:
-        """What is moved in a direction: "forward", "backward", or "autograd" for both."""
-        return self.narrow.bytes(direction, elements, itemsize) + self.wide.bytes(direction, elements, WIDE.itemsize)
 
 
 @dataclass(frozen=True)
@@ -50,17 +38,17 @@ class AdapterInput:
     is_autocast: bool
 
     # x (and bits) -> a result of the rank's size; in the backward pass x -> A's gradient; dx
-    inverted_traffic = AdapterTraffic(Traffic(forward=1, backward=2, has_side=True), Traffic(forward=0, backward=0))
+    inverted_traffic = MixedTraffic(Traffic(forward=1, backward=2, has_side=True), Traffic(forward=0, backward=0))
 
     @property
-    def native_traffic(self) -> AdapterTraffic:
-        """What PyTorch's kernels move for an input in half precision."""
+    def native_traffic(self) -> MixedTraffic:
+        """What PyTorch's kernels move for an input in half precision, but for masks and what has the rank's size."""
         if self.is_autocast:
             # x -> cast -> dropped -> a copy of it -> the product; in the backward pass the product -> cast -> masked
             # -> dx; the copy -> A's gradient
-            return AdapterTraffic(Traffic(forward=3, backward=4), Traffic(forward=4, backward=4))
+            return MixedTraffic(Traffic(forward=3, backward=4), Traffic(forward=4, backward=4))
         # x -> cast -> dropped -> the product; in the backward pass the product -> masked -> dx; dropped -> A's gradient
-        return AdapterTraffic(Traffic(forward=1, backward=1), Traffic(forward=4, backward=5))
+        return MixedTraffic(Traffic(forward=1, backward=1), Traffic(forward=4, backward=5))
 
     def tensors(
         self, shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator

@@ -7,34 +7,28 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, ModuleType
+from typing import Any, TypeAlias
 
 import torch
 
 from ..settings import COLUMNS, DTYPES, Settings
 from ..timing import Call, Failure, alternate, failure_of, significant, warm_up
-from . import adapters
+from . import adapters, implementations, norms
 from .adapters import ADAPTER_INPUTS, AdapterInput
 from .catalogue import ACTIVATIONS, Operator
-from .implementations import (
-    COMPILED,
-    INVERTED,
-    LIGER,
-    LIGER_FUNCTIONS,
-    NATIVE,
-    Implementation,
-    Unavailable,
-    compiled,
-    inverted,
-    liger,
-    native,
-)
+from .implementations import COMPILED, INVERTED, LIGER, LIGER_FUNCTIONS, NATIVE, Implementation, Unavailable
+from .norms import NORMS, Norm
 
 COPY = "copy"
 Prepare = Callable[..., Implementation]
-OPERATORS: Mapping[str, Operator | AdapterInput] = MappingProxyType(
-    {**ACTIVATIONS, **{operator.name: operator for operator in ADAPTER_INPUTS}}
+Measured: TypeAlias = Operator | AdapterInput | Norm
+OPERATORS: Mapping[str, Measured] = MappingProxyType(
+    {**ACTIVATIONS, **{operator.name: operator for operator in (*ADAPTER_INPUTS, *NORMS)}}
+)
+# What prepares the implementations of each kind.
+_MODULES: Mapping[type[Measured], ModuleType] = MappingProxyType(
+    {Operator: implementations, AdapterInput: adapters, Norm: norms}
 )
 
 
@@ -87,31 +81,28 @@ def measure_operator(case: OperatorCase, settings: Settings, device: torch.devic
     }
 
 
-def _implementations(operator: Operator | AdapterInput, settings: Settings, is_compared: bool) -> dict[str, Prepare]:
-    prepare: tuple[Prepare, Prepare, Prepare] = native, compiled, inverted
-    if isinstance(operator, AdapterInput):
-        prepare = adapters.native, adapters.compiled, adapters.inverted
-    of_pytorch, of_a_compiler, of_ours = prepare
-    chosen: dict[str, Prepare] = {NATIVE: of_pytorch}
+def _implementations(operator: Measured, settings: Settings, is_compared: bool) -> dict[str, Prepare]:
+    module = _MODULES[type(operator)]
+    chosen: dict[str, Prepare] = {NATIVE: module.native}
     if is_compared and settings.compiles:
-        chosen[COMPILED] = of_a_compiler
-    if operator.name in LIGER_FUNCTIONS:
-        chosen[LIGER] = liger
+        chosen[COMPILED] = module.compiled
+    if operator.name in LIGER_FUNCTIONS or isinstance(operator, Norm):
+        chosen[LIGER] = module.liger
     for backend in settings.backends if is_compared else settings.backends[:1]:
-        chosen[INVERTED + backend] = partial(of_ours, backend_name=backend)
+        chosen[INVERTED + backend] = partial(module.inverted, backend_name=backend)
     return chosen
 
 
 def _measure(
     direction: str,
-    operator: Operator | AdapterInput,
-    implementations: dict[str, Implementation],
+    operator: Measured,
+    ready: dict[str, Implementation],
     failures: dict[str, Failure],
     size: tuple[int, int],
     settings: Settings,
     device: torch.device,
 ) -> dict[str, Any]:
-    calls = {name: implementation.calls[direction] for name, implementation in implementations.items()}
+    calls = {name: implementation.calls[direction] for name, implementation in ready.items()}
     moved = operator.inverted_traffic.bytes(direction, *size)
     calls = {COPY: _copy(moved, device), **calls}
     # In training, autograd functions make these calls, in which no gradients are recorded.
@@ -122,7 +113,7 @@ def _measure(
     medians = {name: statistics.median(of_call) for name, of_call in times.items()}
     found: dict[str, Any] = {
         name: _figures(medians[name], implementation.traffic.bytes(direction, *size), moved, medians)
-        for name, implementation in implementations.items()
+        for name, implementation in ready.items()
         if name in medians
     }
     for name, figures in found.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 SIDE_BITS_PER_BYTE = 8
+WIDE = 4  # bytes of a number in float32
 
 
 class Moves(Protocol):
@@ -29,7 +31,20 @@ class Traffic(NamedTuple):
         return tensors * elements * itemsize + (elements // SIDE_BITS_PER_BYTE if self.has_side else 0)
 
 
+@dataclass(frozen=True)
+class MixedTraffic:
+    """Tensors of the input's dtype, and of float32."""
+
+    narrow: Traffic
+    wide: Traffic
+
+    def bytes(self, direction: str, elements: int, itemsize: int) -> int:
+        """What is moved in a direction: "forward", "backward", or "autograd" for both."""
+        return self.narrow.bytes(direction, elements, itemsize) + self.wide.bytes(direction, elements, WIDE)
+
+
 # x -> y; dy, x (or y) -> dx
+NORM = Traffic(forward=2, backward=3)
 ACTIVATION = Traffic(forward=2, backward=3)
 INVERTED_ACTIVATION = ACTIVATION._replace(has_side=True)
 # gate, up -> product; dy, gate (or product), up -> dgate, dup

@@ -49,11 +49,20 @@ def _plain_adapter(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x * F.dropout(torch.ones_like(x, dtype=torch.float32), DROPOUT), weight)
 
 
+def _layer_norm(x: Tensor, weight: Tensor, backend: str) -> Tensor:
+    return functional.layer_norm(x, (COLUMNS,), 1 + weight[0] / 8, weight[1] / 8, backend=backend)
+
+
+def _plain_layer_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return F.layer_norm(x, (COLUMNS,), 1 + weight[0] / 8, weight[1] / 8)
+
+
 # A kind of site that comes gets a line here.
 CHECKS = (
     Check("gelu", functional.gelu, F.gelu, 1),
     Check("gate", partial(functional.gate, activation="silu"), lambda gate, up: F.silu(gate) * up, 2),
     Check("adapter input", _adapter, _plain_adapter, 2),
+    Check("layer norm", _layer_norm, _plain_layer_norm, 2),
 )
 # The largest root mean square error of the output and of each gradient, relative to that of what they should be.
 TOLERANCES = {"fp32": 1e-5, "bf16": 1e-2}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,8 +9,6 @@ from torch import Tensor
 from experiments.benchmark.operators import adapters
 from experiments.benchmark.operators.adapters import ADAPTER_INPUTS, AdapterInput
 from experiments.benchmark.operators.implementations import Implementation
-from experiments.benchmark.operators.measure import OperatorCase, measure_operator
-from experiments.benchmark.settings import settings_for
 
 BF16, FP32 = torch.bfloat16, torch.float32
 each_operator = pytest.mark.parametrize("operator", ADAPTER_INPUTS, ids=lambda operator: operator.name)
@@ -73,15 +69,3 @@ def test_bytes(operator: AdapterInput, kind: str, forward: float, backward: floa
     assert traffic.bytes("forward", elements, itemsize=2) == forward * elements
     assert traffic.bytes("backward", elements, itemsize=2) == backward * elements
     assert traffic.bytes("autograd", elements, itemsize=2) == (forward + backward) * elements
-
-
-@each_operator
-@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_an_entry(compiles: bool, operator: AdapterInput) -> None:
-    settings = replace(settings_for("cpu", None, 0, quick=True), compiles=compiles)
-    entry = measure_operator(OperatorCase(operator.name, "bf16", 1 << 14), settings, torch.device("cpu"))
-    for direction in ("forward", "backward", "autograd"):
-        found = entry[direction]["implementations"]
-        assert list(found) == ["native", *(["compiled"] if compiles else []), "inverted-eager"]
-        assert all(figures["ms"] > 0 for figures in found.values())
-        assert found["inverted-eager"]["ratio_to_native"] > 0

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.benchmark.operators import measure as operator_times
-from experiments.benchmark.operators import traffic
+from experiments.benchmark.operators import implementations, traffic
+from experiments.benchmark.operators.adapters import ADAPTER_INPUTS, AdapterInput
 from experiments.benchmark.operators.catalogue import ACTIVATIONS, Operator
 from experiments.benchmark.operators.implementations import Unavailable, import_liger, inverted, native
 from experiments.benchmark.operators.measure import OPERATORS, OperatorCase, measure_operator, operator_cases
+from experiments.benchmark.operators.norms import NORMS, Norm
 from experiments.benchmark.settings import Settings, settings_for
 
 CPU = torch.device("cpu")
@@ -118,10 +119,23 @@ def test_the_entry_of_an_operator() -> None:
         assert found["liger"] == {"unavailable": "Liger's kernels need a GPU"}
 
 
+@pytest.mark.parametrize("operator", [*ADAPTER_INPUTS, *NORMS], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_entry_of_an_adapter_or_a_norm(compiles: bool, operator: AdapterInput | Norm) -> None:
+    entry = measured(replace(QUICK, compiles=compiles), operator.name)
+    for direction in ("forward", "backward", "autograd"):
+        found = entry[direction]["implementations"]
+        liger = {"unavailable": "Liger's kernels need a GPU"} if isinstance(operator, Norm) else None
+        assert found.pop("liger", None) == liger
+        assert list(found) == ["native", *(["compiled"] if compiles else []), "inverted-eager"]
+        assert all(figures["ms"] > 0 for figures in found.values())
+        assert found["inverted-eager"]["ratio_to_native"] > 0
+
+
 def test_the_other_backends_are_measured_at_the_compared_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
     twice = replace(QUICK, backends=("eager", "other"))
     monkeypatch.setattr(
-        operator_times, "inverted", lambda operator, backend_name, dy, inputs: native(operator, dy, inputs)
+        implementations, "inverted", lambda operator, backend_name, dy, inputs: native(operator, dy, inputs)
     )
     at_both = [measured(twice, "gelu", elements)["forward"]["implementations"] for elements in (1 << 14, 1 << 12)]
     assert [list(found) for found in at_both] == [
@@ -151,7 +165,7 @@ def test_what_fails_is_recorded_and_the_others_are_measured(
     def fail(*args: Any, **options: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(operator_times, "inverted", fail)
+    monkeypatch.setattr(implementations, "inverted", fail)
     found = measured(QUICK)["backward"]["implementations"]
     assert found["inverted-eager"] == record
     assert found["native"]["ms"] > 0

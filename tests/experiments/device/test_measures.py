@@ -103,7 +103,8 @@ def test_the_steps_of_a_model(trained: steps.Trained, monkeypatch: pytest.Monkey
     assert all(facts["equal_loss"] and facts["step_ms"] > 0 for facts in found["variants"].values())
     plans = dict(found["patching"]["plans"])
     assert plans.pop("adapter-input", 0) == (2 * 7 if trained.lora else 0)  # of each layer's seven projections
-    assert sum(plans.values()) == 2
+    norms = {"norm-output": 4, "norm-input": 1} if trained.lora else {"norm-output": 5}  # a frozen head keeps no input
+    assert plans == {"gate-output": 2, **norms}
     assert (found["trained_parameters"] < found["parameters"]) == bool(trained.lora)
 
 
@@ -123,7 +124,7 @@ def test_what_the_reproduction_counts_is_measured_beside_it() -> None:
     found = case.measure(CONDITIONS)
     assert (found["measured_bytes"], found["measured_note"]) == (None, counted.NO_METER)
     assert found["counted"]["kept_bytes"] > 0
-    assert found["counted"]["plans"] == {"output": 4}
+    assert found["counted"]["plans"] == {"output": 4, "norm-output": 7, "left alone": 2}
 
 
 def test_a_count_that_fails_does_not_cost_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,11 @@ sys.exit(main(sys.argv[2:], [Stage("only", "one", sys.argv[1], 1.0)]))
 """
 
 
+def _listens_to_interrupts() -> None:
+    """A shell has the commands that it starts in the background ignore them, and so what these start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=str)
 def test_the_file_of_a_run_that_is_killed_holds_what_was_found(
     make: Make, tmp_path: Path, sent: signal.Signals
@@ -184,7 +189,12 @@ def test_the_file_of_a_run_that_is_killed_holds_what_was_found(
     module, path = make("only", "works", "hangs_long", "tells_process").module, tmp_path / "d.json"
     argv = [module, "--device", "cpu", "--output", str(path)]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, *argv], env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *argv],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=_listens_to_interrupts,
+    )
     deadline = time.monotonic() + 60
     while not path.exists() or "running" not in states(read(path))["only"][1].values():
         assert process.poll() is None
