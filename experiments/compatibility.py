@@ -24,11 +24,11 @@ otherwise, and checks that
   are the same, bit for bit, with dropout as well.
 
 A cell gives the change of what the whole model saves for backward, the plan of its MLPs (the
-[README](../README.md#how-it-works) explains the plans), and of how many of its layers with adapters these keep the
-layer's input once, e.g. 12/14. The others would not keep less by it, or are left alone for a reason (see
-[below](#what-is-patched-of-peft)). Where BERT's MLPs are left alone, its saving comes from the
-masked-language-modelling head. The changes depend on a model's sizes: `hf-invact plan` predicts those of yours. Cells
-are empty where one model stands for all of them.
+[README](../README.md#how-it-works) explains the plans), how many of its norms are patched, e.g. 5/5 norms, and in how
+many of its layers with adapters these keep the layer's input once, e.g. 12/14 adapters. The others would not keep less
+by it, or are left alone for a reason (see [below](#what-is-patched-of-peft)). Where BERT's MLPs are left alone, its
+saving comes from the masked-language-modelling head and from norms. The changes depend on a model's sizes: `hf-invact
+plan` predicts those of yours. Cells are empty where one model stands for all of them.
 """
 
 _PEFT = """## What is patched of PEFT
@@ -84,7 +84,8 @@ def _cell(cell: dict[str, Any] | None, notes: list[str], of_row: str) -> str:
     if cell["plain_bytes"] is None:
         return f"{cell['plan']}{mark}"
     change = f"{cell['patched_bytes'] / cell['plain_bytes'] - 1:+.1%}".replace("+0.0%", "±0%").replace("-0.0%", "±0%")
-    patched = ", ".join(filter(None, (cell["plan"], cell["adapters"])))
+    counts = [f"{cell[kind]} {kind}" for kind in ("norms", "adapters") if cell[kind]]
+    patched = ", ".join(filter(None, (cell["plan"], *counts)))
     return f"{change} {patched}{mark}"
 
 

@@ -48,6 +48,7 @@ class Matrix:
         patched_bytes: int | None = None,
         plan: str = "",
         adapters: str = "",
+        norms: str = "",
         note: str = "",
     ) -> None:
         """Enter a cell, or check that it is the one that is committed.
@@ -58,7 +59,8 @@ class Matrix:
             column: the model, one of `tests.models.MODEL_NAMES`.
             plain_bytes, patched_bytes: kept for the backward pass without and with the flag; None where it is refused.
             plan: of its MLPs (see `InvActConfig.plan`), or "left alone", or "refused".
-            adapters: how many of its layers with adapters are patched, as `patched_sites` has it.
+            adapters, norms: how many of its layers with adapters and of its norms are patched, as `patched_sites` has
+                it.
             note: what a reader has to know about the cell, in a sentence.
 
         Raises:
@@ -67,7 +69,7 @@ class Matrix:
         assert group in GROUPS, f"{group!r} is none of {GROUPS}"
         assert column in MODEL_NAMES, f"{column!r} is none of {MODEL_NAMES}"
         sizes = {"plain_bytes": plain_bytes, "patched_bytes": patched_bytes}
-        said = {"plan": plan, "adapters": adapters, "note": note}
+        said = {"plan": plan, "adapters": adapters, "norms": norms, "note": note}
         if self._is_written:
             self.groups.setdefault(group, {}).setdefault(row, {})[column] = {**sizes, **said}
             return
@@ -93,14 +95,21 @@ class Matrix:
 
 
 def patched_sites(report: PatchReport | None) -> dict[str, str]:
-    """What a cell says of what is patched: ``plan`` of the MLPs, and ``adapters``, e.g. ``"12/14"``."""
+    """What a cell says of what is patched: ``plan`` of the MLPs, ``adapters`` and ``norms``, e.g. ``"12/14"``."""
     assert report is not None
     # BERT's head has an activation of its own.
     plans = {site.plan for site in report.sites if site.kind == "activation" and ".predictions." not in site.name}
-    adapters = [site for site in report.sites if site.kind == "adapter"]
-    count = f"{sum(site.is_patched for site in adapters)}/{len(adapters)}" if adapters else ""
     (plan,) = plans or {""}
-    return {"plan": "left alone" if plan is None else plan, "adapters": count}
+    return {
+        "plan": "left alone" if plan is None else plan,
+        "adapters": _patched(report, "adapter"),
+        "norms": _patched(report, "norm"),
+    }
+
+
+def _patched(report: PatchReport, kind: str) -> str:
+    sites = [site for site in report.sites if site.kind == kind]
+    return f"{sum(site.is_patched for site in sites)}/{len(sites)}" if sites else ""
 
 
 def _in_order(cells: Cells) -> Cells:

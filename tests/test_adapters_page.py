@@ -22,11 +22,11 @@ def test_its_code_runs() -> None:
         exec(compile(code, PAGE.name, "exec"), names)
         return {site.kind.name for site in patched_sites(names["adapted"])}
 
-    assert kinds_after(first) == {"adapter", "activation"}
+    assert kinds_after(first) == {"adapter", "activation", "norm"}
     assert kinds_after(exact) == {"adapter"}
     without, by_name = off.splitlines()
-    assert kinds_after(without) == {"activation"}
-    assert kinds_after(by_name) == {"adapter", "activation"}
+    assert kinds_after(without) == {"activation"}  # nobody else keeps the outputs of norms
+    assert kinds_after(by_name) == {"adapter", "activation", "norm"}
     assert not any(site.name.endswith("q_proj") for site in patched_sites(names["adapted"]))
 
 

@@ -25,7 +25,7 @@ from hf_invact.memory import SavedActivations
 from hf_invact.ops import SAVINGS, invert
 from hf_invact.ops.bits import packed_size
 from tests.helpers import inverted_gate, native_gate, normal, output_and_gradients
-from tests.models import FusedGatedMLP, batch, each_model, loss_and_gradients, tiny_model
+from tests.models import ACTIVATIONS, FusedGatedMLP, batch, each_model, loss_and_gradients, tiny_model
 
 # Partitions the graph into forward and backward like the default compiler, and generates no code.
 PARTITIONING = "aot_eager_decomp_partition"
@@ -41,11 +41,12 @@ def nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+NORM = "hf_invact::norm"
 OPERATORS = {
-    "gpt2": ["hf_invact::activation"],
-    "bert": ["hf_invact::activation"] * 2,  # the second in the head
-    "mistral": ["hf_invact::gate"],
-    "llama": ["hf_invact::gate"],
+    "gpt2": [NORM, NORM, "hf_invact::activation", NORM],
+    "bert": [NORM, NORM, "hf_invact::activation", NORM, "hf_invact::activation"],  # the last two in the head
+    "mistral": [NORM, NORM, "hf_invact::gate", NORM],
+    "llama": [NORM, NORM, "hf_invact::gate", NORM],
 }
 
 
@@ -115,7 +116,7 @@ def test_a_compiled_model_keeps_an_intermediate_tensor_less(name: str) -> None:
 
     model = model_of(name)
     plain = kept(model)
-    patch_model(model)
+    patch_model(model, ACTIVATIONS)
     # In BERT's head compilers save one tensor anyway, so the bits are additional.
     bits = packed_size(TOKENS * 96) + (packed_size(TOKENS * 32) if name == "bert" else 0)
     assert plain - kept(model) == 4 * TOKENS * 96 - bits

@@ -151,7 +151,7 @@ def test_the_wheel_plans_a_local_config(environment: Path, tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps(config))
     options = ["config.json", "--batch-size", "2", "--seq-len", "16", "--json"]
     plan = json.loads(run([str(environment / "hf-invact"), "plan", *options], tmp_path))
-    assert [site["plan"] for site in plan["sites"]] == ["gate-output"]
+    assert [site["plan"] for site in plan["sites"]] == ["gate-output", *["norm-output"] * 3]
 
 
 def test_the_wheel_patches_the_model_of_a_script(environment: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_wheel_patches_the_model_of_a_script(environment: Path, tmp_path: Pa
     command = [str(environment / "hf-invact"), "run", "train.py", "out", "--use_inverted_activations"]
     run(command, tmp_path, HF_HUB_OFFLINE="1")
     outcome = json.loads((tmp_path / "out" / "inverted_activations.json").read_text())
-    assert [site["plan"] for site in outcome["sites"]] == ["output"], outcome
+    assert [site["plan"] for site in outcome["sites"]] == ["output", None, "norm-output", "norm-output"], outcome
 
 
 def test_nothing_of_the_repository_can_be_imported_there(environment: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hf_invact import patch_model
 from hf_invact.memory import SavedActivations
 from tests.models import batch, tiny_model
 
@@ -30,13 +31,13 @@ def test_in_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [{name: values[0] for name, values in batch(model).items()}] * 8
     names = run(TRAINER, model=model, dataset=records)
     (callback,) = (entry for entry in names["trainer"].callback_handler.callbacks if hasattr(entry, "report"))
-    assert callback.report.patched == 2
+    assert callback.report.patched == 7
 
 
 def test_without_a_trainer(capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model("bert")
     names = run(WITHOUT_A_TRAINER, model=model, batch=batch(model))
-    assert "3 of 3 sites patched" in capsys.readouterr().out
+    assert "7 of 9 sites patched" in capsys.readouterr().out
     with SavedActivations(model) as plain:
         model(**batch(model))
     assert names["saved"].total_bytes == plain.total_bytes
@@ -52,3 +53,8 @@ def test_the_files_that_it_names_exist() -> None:
     paths = {code or link for code, link in found}
     assert len(paths) > 10
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+def test_what_scripts_print_is_what_the_page_shows() -> None:
+    page = (ROOT / "docs" / "scripts.md").read_text(encoding="utf-8")
+    assert f"\n{patch_model(tiny_model('llama')).summary()}\n" in page

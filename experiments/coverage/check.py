@@ -28,6 +28,7 @@ from .shrink import small_configs
 SEED = 0
 SEQUENCES, TOKENS = 2, 16
 MOST_PARAMETERS = 200_000_000
+NORM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,13 @@ class Coverage:
     Attributes:
         model_type: of Transformers.
         model_class: the class of the model; empty if none could be built.
-        sites: how many activations were found.
-        patched: how many of them are inverted.
+        sites: how many activations and norms were found.
+        patched: how many of them are patched.
         plans: how often each plan was installed.
         plain_bytes, patched_bytes: what is saved for backward; None if the model could not be run.
         activation_ulps: the largest difference between an activation's plain and inverted output for the same input, in
             units in the last place of its largest output. 0 if all outputs are bit-identical.
+        norm_ulps: the same for norms, each in float32, bfloat16 and float16.
         output_ulps: the same for the model's outputs.
         gradient_error: the norm of the difference of all gradients, relative to that of the plain gradients.
         reason: why the model, or a part of it, is not patched, or could not be built.
@@ -57,6 +59,7 @@ class Coverage:
     plain_bytes: int | None = None
     patched_bytes: int | None = None
     activation_ulps: float | None = None
+    norm_ulps: float | None = None
     output_ulps: float | None = None
     gradient_error: float | None = None
     reason: str = ""
@@ -96,6 +99,7 @@ def check(model_type: str) -> Coverage:
     except PatchingError as error:
         return Coverage(model_type, name, plain_bytes=plain.saved_bytes, reason=brief(error))
     patched = _run(twin, inputs)
+    plain_twin = _build(type(model), config)
     return Coverage(
         model_type,
         name,
@@ -104,7 +108,8 @@ def check(model_type: str) -> Coverage:
         plans=_plans(report),
         plain_bytes=plain.saved_bytes,
         patched_bytes=patched.saved_bytes,
-        activation_ulps=max(_activation_ulps(_build(type(model), config), twin, report, inputs), default=0.0),
+        activation_ulps=max(_activation_ulps(plain_twin, twin, report, inputs), default=0.0),
+        norm_ulps=max(_norm_ulps(plain_twin, twin, report, inputs), default=0.0),
         output_ulps=max(map(_ulps, plain.outputs, patched.outputs), default=0.0),
         gradient_error=_relative(plain.gradients, patched.gradients),
         reason="; ".join(sorted({site.reason for site in report.sites if site.reason})),
@@ -202,30 +207,50 @@ def _run(model: PreTrainedModel, inputs: dict[str, Any]) -> _Run:
 
 def _activation_ulps(
     plain: PreTrainedModel, patched: PreTrainedModel, report: PatchReport, inputs: dict[str, Any]
-) -> list[float]:
-    """The difference in each call of an inverted module, for its input in the plain model."""
+) -> Iterator[float]:
+    """The difference in each call of an inverted activation, for its input in the plain model."""
+    names = [site.name for site in report.sites if site.kind == "activation" and site.curve]
+    for name, x, output in _calls(plain, names, inputs):
+        # Times 1, since a gate's activation is inverted as part of a product.
+        inverted = patched.get_submodule(name)(x.requires_grad_()) * torch.ones_like(x)
+        yield _ulps(output, inverted.detach())
+
+
+def _norm_ulps(
+    plain: PreTrainedModel, patched: PreTrainedModel, report: PatchReport, inputs: dict[str, Any]
+) -> Iterator[float]:
+    """The difference in each call of a patched norm, in each dtype."""
+    names = [site.name for site in report.sites if site.kind == "norm" and site.is_patched]
+    for name, x, _ in _calls(plain, names, inputs):
+        for dtype in NORM_DTYPES:
+            outputs = [
+                copy.deepcopy(model.get_submodule(name)).to(dtype)(x.to(dtype).requires_grad_()).detach().float()
+                for model in (plain, patched)
+            ]
+            yield _ulps(*outputs)
+
+
+def _calls(model: PreTrainedModel, names: list[str], inputs: dict[str, Any]) -> list[tuple[str, Tensor, Tensor]]:
+    """The name, the input and the output of each call of these modules."""
     calls: list[tuple[str, Tensor, Tensor]] = []
 
     def note(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append((name, _copy(args[0]), _copy(output)))  # a model may overwrite both
 
-    modules = dict(plain.named_modules())
-    names = [site.name for site in report.sites if site.curve and site.name in modules]
-    hooks = [modules[name].register_forward_hook(partial(note, name)) for name in names]
+    modules = dict(model.named_modules())
+    hooks = [modules[name].register_forward_hook(partial(note, name)) for name in names if name in modules]
     with torch.no_grad():
-        plain(**copy.deepcopy(inputs))
+        model(**copy.deepcopy(inputs))
     for hook in hooks:
         hook.remove()  # models may share a module, which is not inverted while it has a hook
-    found: list[float] = []
-    for name, x, output in calls:
-        # Times 1, since a gate's activation is inverted as part of a product.
-        inverted = patched.get_submodule(name)(x.requires_grad_()) * torch.ones_like(x)
-        found.append(_ulps(output, inverted.detach()))
-    return found
+    return calls
 
 
 def _copy(tensor: Tensor) -> Tensor:
     """A copy with the same strides: PyTorch's vectorized and scalar functions differ in the last place."""
+    repeats = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if repeats:
+        return tensor.detach().clone()
     return torch.empty_strided(tensor.shape, tensor.stride()).copy_(tensor.detach())
 
 

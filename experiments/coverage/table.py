@@ -18,8 +18,9 @@ forward and backward, in float32 on a CPU. `scripts/render_results.py` writes th
 {patched} of the {run} types that could be run are patched, and each of them keeps less. The outputs of {identical} are
 bit-identical. The others have an activation that Transformers computes unfused, in Python, and that is replaced by
 PyTorch's fused function; in each activation the two differ by at most {activation_ulps:.2g} units in the last place of
-the largest output (*ulps*). Gradients differ by at most {gradient_error:.1e} of their norm, and by {median_error:.1e}
-in the median.
+the largest output (*ulps*). Norms have the same outputs in every bit in float32, bfloat16 and float16, in
+{norms_identical} of the {patched} types. Gradients differ by at most {gradient_error:.1e} of their norm,
+and by {median_error:.1e} in the median.
 
 Small models have other proportions than real ones: `hf-invact plan` predicts what yours saves. A model that takes
 several kinds of input is run on the first kind that suffices, mostly text. Its other parts are patched, but not
@@ -44,6 +45,7 @@ def page(results: Mapping[str, Any]) -> str:
         run=len(run),
         identical=sum(row["output_ulps"] == 0 for row in patched),
         activation_ulps=max(row["activation_ulps"] for row in patched),
+        norms_identical=sum(row["norm_ulps"] == 0 for row in patched),
         gradient_error=max(row["gradient_error"] for row in patched),
         median_error=median(row["gradient_error"] for row in patched),
     )

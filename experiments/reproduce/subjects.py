@@ -14,6 +14,7 @@ ADAPTERS = "adapters"  # with LoRA: the inputs of adapters alone, which is exact
 SMALL_SEEDS = (0, 1, 2, 3, 4)
 PRETRAINED_SEEDS = (0, 1, 2)
 GRADIENT_CHECKS = 3
+WITHOUT_NORMS = ("adapter", "activation")
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,14 @@ class Subject:
 
     def runs(self, folder: Path) -> list[PlannedRun]:
         """All of its runs, each in its own folder inside of `folder`."""
-        checks = ("--gradient_checks", str(GRADIENT_CHECKS))
+        checks = ("--gradient_checks", str(GRADIENT_CHECKS), *_config(*WITHOUT_NORMS))
         runs = []
         for seed in self.seeds:
             is_first = seed == self.seeds[0]
             runs.append(self._run(folder, "plain", seed, *(checks if is_first else ())))
             if self.has_adapters:
-                alone = json.dumps({"sites": ["adapter"]})
-                runs.append(self._run(folder, ADAPTERS, seed, *_INVERTED, "--inverted_activations_config", alone))
-            runs.append(self._run(folder, "inverted", seed, *_INVERTED))
+                runs.append(self._run(folder, ADAPTERS, seed, *_inverted("adapter")))
+            runs.append(self._run(folder, "inverted", seed, *_inverted(*WITHOUT_NORMS)))
             runs.append(self._run(folder, CONTROL, seed, "--nudge_weight", "true"))
         runs += [self._run(folder, method, self.seeds[0], "--method", method) for method in self.methods]
         return runs
@@ -59,7 +59,14 @@ class Subject:
         return PlannedRun(experiment, variant, seed, own, argv)
 
 
-_INVERTED = ("--use_inverted_activations", "true")
+def _inverted(*sites: str) -> tuple[str, ...]:
+    return "--use_inverted_activations", "true", *_config(*sites)
+
+
+def _config(*sites: str) -> tuple[str, ...]:
+    return "--inverted_activations_config", json.dumps({"sites": sites})
+
+
 METHODS = ("few-bit-2", "few-bit-3", "few-bit-4", "mesa-8", "actnn-2", "nested-forward-ad", "published", "recompute")
 
 SUBJECTS = (

@@ -40,7 +40,7 @@ def test_adapters_may_be_added_before_patching_or_after(name: str, matrix: Matri
     after = loop(with_adapters(model, lora(name)), False)
     after.report = report
     assert is_patched(after.model)
-    assert after.losses == before.losses
+    assert after.losses == pytest.approx(before.losses, rel=1e-6)  # the last norm is patched only where all is trained
     check_losses_and_gradients(plain, after, name, torch.float32)
     record(matrix, "LoRA, added to a patched model (loop)", name, plain, after, AFTERWARDS)
 

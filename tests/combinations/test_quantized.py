@@ -74,7 +74,7 @@ def test_adapters_of_a_quantized_model_train_as_without_the_flag(
     plain, patched = compare(combination, name, tmp_path)
     kinds = {type(module).__name__ for module in patched.model.modules()}
     assert kinds & {"Linear4bit", "Linear8bitLt"}
-    check_saved_bytes(plain, patched, combination)
+    check_saved_bytes(plain, patched, combination, name)
     record(matrix, combination, name, plain, patched)
 
 

@@ -16,5 +16,5 @@ def test_trains_as_without_the_flag_and_keeps_less(
     combination: Combination, name: str, tmp_path: Path, matrix: Matrix
 ) -> None:
     plain, patched = compare(combination, name, tmp_path)
-    check_saved_bytes(plain, patched, combination)
+    check_saved_bytes(plain, patched, combination, name)
     record(matrix, combination, name, plain, patched)

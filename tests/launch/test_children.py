@@ -20,7 +20,7 @@ print(any(type(finder).__module__ == "hf_invact.launch.importing" for finder in 
 print({"torch", "transformers", "numpy"} & set(sys.modules))
 """
 APPLIED = "True\nset()\n"
-PATCHED = "inverted activations: 2 of 2 sites patched"
+PATCHED = "inverted activations: 7 of 7 sites patched"
 RUNS = "import os, subprocess, sys\n"
 CLEARED = f"env={{'PATH': os.environ['PATH'], 'PYTHONPATH': {str(Path(__file__).parents[2])!r}}}"
 STARTS = {
@@ -64,7 +64,7 @@ def test_a_process_trains_with_the_options_that_were_given(start: str) -> None:
     write(TRAINS, "child.py")
     ended = command(write(RUNS + STARTS[start]), USE, REQUIRE, CONFIG, '{"exclude": ["*.0.mlp"]}')
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("1 of 2 sites patched") == 1, ended.stderr
+    assert ended.stderr.count("6 of 7 sites patched") == 1, ended.stderr
     assert own_lines(ended.stderr) == []
 
 

@@ -39,7 +39,7 @@ def train(folder: Path, before: list[str], after: list[str]) -> list[dict[str, A
     folder.mkdir()
     ended = python(*before, TRAIN, *OPTIONS, str(folder), *after)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("2 of 2 sites patched") == (USE in after)
+    assert ended.stderr.count("7 of 7 sites patched") == (USE in after)
     return [json.loads(path.read_text()) for path in sorted(folder.glob("seen-*.json"))]
 
 
@@ -84,4 +84,4 @@ def check(plain: dict[str, Any], inverted: dict[str, Any], processes: int) -> No
 def test_data_may_come_from_other_processes(tmp_path: Path) -> None:
     ended = python(*RUN, WORKERS, str(tmp_path), USE)
     assert ended.returncode == 0, ended.stderr
-    assert "1 of 1 sites patched" in ended.stderr
+    assert "4 of 4 sites patched" in ended.stderr

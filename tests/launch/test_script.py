@@ -39,13 +39,13 @@ from tests.trainer.helpers import arguments, make_trainer
 make_trainer(tiny_model("llama"), arguments("out", TrainingArguments, max_steps=1)).train()
 """
 TRAINS_PLAIN = """
-from transformers import TrainingArguments
 from tests.models import tiny_model
 from tests.trainer.helpers import arguments, make_trainer
 model = tiny_model("gpt2", activation="gelu_pytorch_tanh")
 for layer in model.transformer.h:
     layer.mlp.c_proj.requires_grad_(False)
-make_trainer(model, arguments("out", TrainingArguments, max_steps=1)).train()
+config = {"sites": ["activation"]}
+make_trainer(model, arguments("out", max_steps=1, inverted_activations_config=config)).train()
 """
 
 

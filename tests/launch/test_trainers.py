@@ -142,7 +142,7 @@ def test_a_config_that_is_not_used_is_told(tmp_path: Path, capsys: pytest.Captur
     with flags_applied(Flags(True, {"exclude": ["*.1.mlp"]})):
         make_trainer(tiny_model("llama"), arguments(tmp_path, TrainingArguments), own)
     assert own.report is not None
-    assert [site.curve is not None for site in own.report.sites] == [False, True]
+    assert [site.name for site in own.report.sites if site.plan is None] == ["model.layers.0.mlp.act_fn"]
     assert f"own callback has a config, so {CONFIG} is not used" in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_the_config_reaches_the_model(arguments_class: type[TrainingArguments], 
     with flags_applied(Flags(True, {"exclude": ["*.0.mlp"], "backend": "eager"})):
         trainer = make_trainer(tiny_model("llama"), arguments(tmp_path, arguments_class))
     (callback,) = patchers(trainer)
-    assert [site.curve is not None for site in callback.report.sites] == [False, True]
+    assert [site.name for site in callback.report.sites if site.plan is None] == ["model.layers.0.mlp.act_fn"]
 
 
 def test_a_flag_that_is_off_turns_off_what_a_script_turned_on(tmp_path: Path) -> None:
@@ -203,11 +203,11 @@ def test_reporters_and_the_console_show_the_memory_figures(
     assert len(kept) == 3
     assert scalars(tmp_path / "events")[f"train/{SAVED}"] == [*kept, kept[-1]]
     assert capsys.readouterr().out.count(f"'{SAVED}'") == 4
-    assert "inverted activations: 2 of 2 sites patched" in caplog.text
+    assert "inverted activations: 7 of 7 sites patched" in caplog.text
 
 
 def test_what_the_callback_refuses_is_refused(tmp_path: Path) -> None:
-    with flags_applied(ON), pytest.raises(PatchingError, match="nothing to invert"):
+    with flags_applied(Flags(True, {"sites": ["activation"]})), pytest.raises(PatchingError, match="nothing to invert"):
         make_trainer(tiny_model("llama", activation="relu"), arguments(tmp_path, TrainingArguments))
 
 

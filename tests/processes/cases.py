@@ -126,7 +126,7 @@ class Record:
     shards: set[str]
     patched_at_the_end: bool
 
-    @property
-    def plans(self) -> list[tuple[str | None, str]]:
-        """Of each site, with the reason that the report gives."""
-        return [(site.plan, site.reason) for site in self.report.sites] if self.report else []
+    def plans_of(self, *kinds: str) -> list[tuple[str | None, str]]:
+        """Of each site of some kinds, with the reason that the report gives."""
+        sites = self.report.sites if self.report else ()
+        return [(site.plan, site.reason) for site in sites if site.kind in kinds]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from hf_invact.sites.adapters.kind import ADAPTER_INPUT
+from hf_invact.sites.norms.plans import OUTPUT
 from tests.compatibility import Matrix, patched_sites
 from tests.patching.weights.test_fake_copy import COPIED, RULES
 from tests.processes.cases import CASES, DEEPSPEED_CASES, ROWS, SHARDED_BY_FSDP2, SINCE, STEPS, WORLD, Case, Record
@@ -22,6 +24,9 @@ from tests.versions import since_transformers
 
 LEFT_ALONE = "left alone: ZeRO-3 gathers its weights by hooks that need the tensor that the adapter is given"
 WORKER = Path(__file__).with_name("worker.py")
+NORM_LEFT_ALONE = "left alone: ZeRO-3 has sharded its weights, so it cannot be run"
+# Of BERT's norms, two are left alone: the embeddings' one is followed by a dropout, and the head's output is not kept.
+NORMS = {"gpt2": 5, "bert": 4, "mistral": 5, "llama": 5}
 SHARDED_FIRST = "Weights are sharded before the model is patched, so plans are measured on a copy."
 
 # DeepSpeed looks for ninja there, which pip installs beside Python.
@@ -81,7 +86,7 @@ def test_the_processes_agree(case: Case, found: Records) -> None:
     assert len(first.losses) == STEPS
     assert second.losses == first.losses
     torch.testing.assert_close(second.gradients, first.gradients, rtol=0, atol=0)
-    assert second.plans == first.plans
+    assert second.report == first.report
 
 
 @each(PATCHED)
@@ -106,9 +111,12 @@ def test_losses_gradients_and_bytes(case: Case, found: Records) -> None:
 def test_plans_are_measured_on_whole_weights_and_on_a_copy_of_sharded_ones(case: Case, found: Records) -> None:
     measured = [plan or "output" for plan in RULES[case.model]]  # BERT's head, for which there is no rule, as well
     for records in found:
-        plans = records[str(case)].plans
+        plans = records[str(case)].plans_of("adapter", "activation")
         expected = [ADAPTER_INPUT.name] * len(plans) if case.lora else measured
         assert plans == [(plan, COPIED if is_copied(case) else "") for plan in expected]
+        of_norms = records[str(case)].plans_of("norm")
+        assert Counter(plan for plan, _ in of_norms)[OUTPUT.name] == (0 if case.lora else NORMS[case.model])
+        assert all((COPIED in why) == is_copied(case) for _, why in of_norms)
 
 
 @each([case for case in PATCHED if case.way in ROWS])
@@ -149,7 +157,9 @@ def test_deepspeed(case: Case, found_by_deepspeed: Records, matrix: Matrix) -> N
             continue
         assert patched.saved_bytes <= (1 if is_left_alone else 0.95) * plain.saved_bytes, rank
         why = LEFT_ALONE if is_left_alone else COPIED if is_sharded else ""
-        assert [each for _, each in patched.plans] == [why] * len(patched.plans)
+        assert {each for _, each in patched.plans_of("adapter", "activation")} == {why}
+        of_norms = {each for _, each in patched.plans_of("norm")}
+        assert of_norms <= ({NORM_LEFT_ALONE} if is_sharded else {"", "left alone: nothing would keep less"})
         assert not patched.patched_at_the_end
         record(case, found_by_deepspeed, matrix)
 

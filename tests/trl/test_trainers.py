@@ -99,7 +99,7 @@ def test_gradient_checkpointing_as_trl_turns_it_on(make: Callable[..., Trainer],
     plain = trained(make(tmp_path, MemoryCallback(), **options))
     inverted = trained(make(tmp_path, InvertedActivationsCallback(), **options))
     assert_learned_the_same(inverted, plain, 1e-4)
-    assert kept(inverted) == kept(plain), "what is recomputed is not kept by either"
+    assert 0.8 * kept(plain) < kept(inverted) < kept(plain), "the last norm alone is not recomputed"
 
 
 def test_the_reference_model_is_left_alone(tmp_path: Path) -> None:
@@ -128,7 +128,8 @@ def test_the_flag_mixed_into_its_config(flag: bool, tmp_path: Path) -> None:
     options = {"use_inverted_activations": flag, "inverted_activations_config": config}
     trained(sft(tmp_path, callback, witness, cls=Arguments, **options))
     assert witness.patched["step"] == [flag] * 3
-    assert (callback.report.patched if callback.report else 0) == int(flag)
+    left_alone = [site.name for site in callback.report.sites if not site.is_patched] if callback.report else []
+    assert left_alone == ["model.layers.0.mlp.act_fn"] * flag
 
 
 def test_the_flag_in_trls_own_parser(tmp_path: Path) -> None:

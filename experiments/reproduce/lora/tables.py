@@ -16,9 +16,9 @@ Results = Mapping[str, Any]
 
 _RUNS = """\
 LoRA with its dropout on all linear layers, in float32. *Adapters* is `InvActConfig(sites=("adapter",))`: the adapters
-of a layer keep its input once, and their dropout as bits, which is exact. *Inverted* has inverted gates too, as
-`patch_model` does without options. The control and the intervals are as above. The final training loss is the mean of
-the last {final_steps} steps."""
+of a layer keep its input once, and their dropout as bits, which is exact. *Inverted* has inverted gates too, not
+norms (`sites=("adapter", "activation")`). The control and the intervals are as above. The final training loss is the
+mean of the last {final_steps} steps."""
 _KEPT = "What the first step keeps for the backward pass:"
 _VARIANTS = {"plain": "plain", ADAPTERS: "adapters", "inverted": "inverted"}
 

@@ -16,7 +16,7 @@ class MemoryVariant:
     Attributes:
         name: in the results.
         plan: of `hf_invact.InvActConfig`; None leaves the model unpatched.
-        sites: the kinds of sites that are patched; all if empty.
+        sites: the kinds of sites that are patched.
         activation: replaces that of the model's config.
         checkpointed: whether layers are recomputed in the backward pass.
         compiled: whether the model is compiled by `torch.compile`.
@@ -24,7 +24,7 @@ class MemoryVariant:
 
     name: str
     plan: str | None = None
-    sites: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ("adapter", "activation", "norm")
     activation: str | None = None
     checkpointed: bool = False
     compiled: bool = False
@@ -35,7 +35,7 @@ PLAIN = MemoryVariant("plain")
 ACTIVATIONS = ("activation",)
 ACTIVATION = MemoryVariant("activation inverted", plan="output", sites=ACTIVATIONS)
 OURS = MemoryVariant("ours", plan="auto")
-OURS_NORMS = MemoryVariant("ours, norms too", plan="auto", sites=("adapter", "activation", "norm"))
+WITHOUT_NORMS = MemoryVariant("ours, without norms", plan="auto", sites=("adapter", "activation"))
 OURS_ACTIVATIONS = MemoryVariant("ours, activations alone", plan="auto", sites=ACTIVATIONS)
 EXACT_GATE = MemoryVariant("exact gate", plan="gate-inputs", sites=ACTIVATIONS)
 FUSED = MemoryVariant("fused activation", activation="gelu_pytorch_tanh")
@@ -49,13 +49,13 @@ GELU_IN_PLACE_OF_SILU = MemoryVariant(
 )
 
 _OTHERS = (CHECKPOINTED, CHECKPOINTED_OURS, COMPILED, COMPILED_OURS)
-_ENCODER = (PLAIN, ACTIVATION, OURS, OURS_NORMS, *_OTHERS)
-_UNFUSED = (PLAIN, FUSED, ACTIVATION, OURS, FUSED_OURS, OURS_NORMS, *_OTHERS)
-_GATED = (PLAIN, ACTIVATION, EXACT_GATE, OURS, OURS_NORMS, *_OTHERS)
-_ADAPTED = (PLAIN, ACTIVATION, EXACT_GATE, OURS_ACTIVATIONS, OURS, OURS_NORMS, *_OTHERS)
-_DROPPED = (PLAIN, OURS_ACTIVATIONS, OURS, OURS_NORMS, CHECKPOINTED, CHECKPOINTED_OURS)
+_ENCODER = (PLAIN, ACTIVATION, WITHOUT_NORMS, OURS, *_OTHERS)
+_UNFUSED = (PLAIN, FUSED, ACTIVATION, WITHOUT_NORMS, OURS, FUSED_OURS, *_OTHERS)
+_GATED = (PLAIN, ACTIVATION, EXACT_GATE, WITHOUT_NORMS, OURS, *_OTHERS)
+_ADAPTED = (PLAIN, ACTIVATION, EXACT_GATE, OURS_ACTIVATIONS, WITHOUT_NORMS, OURS, *_OTHERS)
+_DROPPED = (PLAIN, OURS_ACTIVATIONS, WITHOUT_NORMS, OURS, CHECKPOINTED, CHECKPOINTED_OURS)
 
-MEASURED_ON_GPU = (PLAIN, ACTIVATION, OURS_ACTIVATIONS, OURS, OURS_NORMS)
+MEASURED_ON_GPU = (PLAIN, ACTIVATION, OURS_ACTIVATIONS, WITHOUT_NORMS, OURS)
 """The variants that are also measured if there is a GPU."""
 
 
@@ -120,7 +120,8 @@ class MemoryCase:
         del own["variants"]
         own["config"] = dict(self.config)
         own["published"] = self.published and dataclasses.asdict(self.published)
-        return {**own, "variant": {**dataclasses.asdict(variant), "sites": list(variant.sites)}}
+        sites = [] if variant.plan is None else list(variant.sites)
+        return {**own, "variant": {**dataclasses.asdict(variant), "sites": sites}}
 
 
 _WINDOWLESS = {"sliding_window": None}

@@ -139,8 +139,8 @@ def patch(case: MemoryCase, variant: MemoryVariant, model: PreTrainedModel) -> d
     """Patch a model as a variant says. Returns the number of sites with each plan."""
     if variant.plan is None:
         return {}
-    config = InvActConfig(plan=variant.plan, autocast_dtype=autocast_dtype(case))
-    report = patch_model(model, replace(config, sites=variant.sites) if variant.sites else config)
+    config = InvActConfig(plan=variant.plan, autocast_dtype=autocast_dtype(case), sites=variant.sites)
+    report = patch_model(model, config)
     plans = [site.plan or "left alone" for site in report.sites]
     return {plan: plans.count(plan) for plan in dict.fromkeys(plans)}
 

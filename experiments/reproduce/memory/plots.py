@@ -19,16 +19,10 @@ def save_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
         entries = [entry for entry in results["entries"] if entry["case"] == key and entry["parts"]]
         if not entries:
             continue
-        most = max(entry["kept_bytes"] for entry in entries)
-        unit = common_unit(most)
-        bars = {entry["variant"]: _visible(entry["parts"], most) for entry in entries}
+        unit = common_unit(max(entry["kept_bytes"] for entry in entries))
+        bars = {entry["variant"]: entry["parts"] for entry in entries}
         figure = saved_bytes_figure(bars, unit)
         figure.suptitle(f"{entries[0]['model']}, {entries[0]['setting']}", x=0.01, ha="left", fontsize=11)
         paths.append(folder / f"memory-{key}.png")
         write_atomically(paths[-1], png(figure))
     return paths
-
-
-def _visible(parts: Mapping[str, int], most: int) -> dict[str, int]:
-    """Without parts that are too thin to see, which would only fill the legend."""
-    return {part: count for part, count in parts.items() if count > most / 1000}

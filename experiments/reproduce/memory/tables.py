@@ -20,9 +20,9 @@ counted on tensors that have shapes but no memory, and that are saved as by CUDA
 keep between their projections. The variants:
 
 - *activation inverted* is the paper's: the activation's output and one bit per element replace its input.
-- *ours* is `patch_model` with its defaults: each kind of block gets the plan that keeps the least, and adapters keep
-  the input of their layer once. *Ours, activations alone* leaves the adapters as they are, *ours, norms too* also has
-  norms keep their output, or their input without copies.
+- *ours* is `patch_model` with its defaults: each kind of block gets the plan that keeps the least, adapters keep the
+  input of their layer once, and norms their output, or their input without copies. *Ours, without norms* and *ours,
+  activations alone* leave the others as they are.
 - *exact gate* keeps both factors of the gate and recomputes its activation, as Liger's does.
 - *fused activation* is PyTorch's function for a formula that Transformers computes unfused. Inverted activations use it
   anyway, so *fused + ours* keeps as much as *ours*.

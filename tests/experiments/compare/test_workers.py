@@ -69,6 +69,7 @@ def test_a_config_error_passes(tmp_path):
 
 def test_nothing_to_invert_is_a_config_error(tmp_path):
     arguments = [*argv(tmp_path), "--use_inverted_activations", "--model_config", '{"activation_function": "relu"}']
+    arguments += ["--inverted_activations_config", '{"sites": ["activation"]}']
     with pytest.raises(ConfigError, match="nothing to invert"):
         run_in_process("finetune", arguments, tmp_path / "log", ignore)
 

@@ -61,7 +61,8 @@ def test_an_error_of_the_user_is_one_line_and_leaves_nothing(tmp_path, capsys, c
 
 
 def test_nothing_to_invert(tmp_path, capsys):
-    config = write_config(tmp_path, model_config={"activation_function": "relu"}, use_inverted_activations=True)
+    changes = {"model_config": {"activation_function": "relu"}, "use_inverted_activations": True}
+    config = write_config(tmp_path, **changes, inverted_activations_config={"sites": ["activation"]})
     assert main([str(config)]) == 2
     assert re.fullmatch("error: .*nothing to invert.*ReLU.*\n", capsys.readouterr().err)
     assert contents(tmp_path / "run") == {}  # the Trainer creates the folder itself

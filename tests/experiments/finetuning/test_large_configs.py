@@ -154,7 +154,7 @@ def test_it_trains_a_shrunken_model(path, pretrained, tmp_path):
     plain, inverted = (trained(tmp_path / str(flag), values, flag) for flag in (False, True))
     assert losses(inverted) == pytest.approx(losses(plain), rel=1e-3)
     assert inverted["saved_bytes"] < plain["saved_bytes"]
-    assert {site["kind"] for site in inverted["patched"] if site["curve"]} == {"adapter", "activation"}
+    assert {site["kind"] for site in inverted["patched"] if site["curve"]} == {"adapter", "activation", "norm"}
 
 
 def trained(folder: Path, values: dict[str, Any], is_inverted: bool) -> dict[str, Any]:

@@ -112,7 +112,9 @@ def test_the_text_is_named_and_hashed(runs, tmp_path):
 @each_model
 def test_the_patched_sites_are_listed(runs, name):
     assert runs[name]["plain"]["patched"] == []
-    sites = runs[name]["inverted"]["patched"]
+    every = runs[name]["inverted"]["patched"]
+    assert sum(site["plan"] == "norm-output" for site in every) == {"gpt2": 5, "bert": 4, "llama": 5}[name]
+    sites = [site for site in every if site["kind"] == "activation"]
     curve = {"gpt2": "gelu_tanh", "bert": "gelu", "llama": "silu"}[name]
     plan = {"gpt2": "output", "bert": "output", "llama": "gate-output"}[name]
     assert {(site["curve"], site["plan"]) for site in sites} == {(curve, plan)}
@@ -146,8 +148,10 @@ def test_the_inverted_run_learns_the_same(runs, name):
     ids=["bert", "llama"],
 )
 def test_only_gradients_before_the_last_activation_are_approximate(tmp_path, name, before, after):
+    config = {"sites": ["activation"]}
     for flag in (False, True):
-        train(tmp_path / str(flag), name, use_inverted_activations=flag, max_steps=1, save_strategy="steps")
+        changes = {"use_inverted_activations": flag, "inverted_activations_config": config if flag else None}
+        train(tmp_path / str(flag), name, **changes, max_steps=1, save_strategy="steps")
     plain, inverted = (load_file(tmp_path / f"{flag}/run/model.safetensors") for flag in (False, True))
     assert torch.equal(plain[after], inverted[after])
     assert not torch.equal(plain[before], inverted[before])
@@ -161,9 +165,20 @@ def test_what_an_activation_keeps(runs, name):
     # One bit of 32 is 0.03.
     assert units["plain"] == {"gpt2": 5.0, "bert": 2.0, "llama": 4.0}[name]
     assert units["inverted"] == {"gpt2": 1, "bert": 1, "llama": 2}[name] + 1 / 32
-    saved = {variant: runs[name][variant]["saved_bytes"] for variant in VARIANTS}
+    saved = {variant: runs[name][variant]["saved_parts"]["activation"] for variant in VARIANTS}
     outputs = SIZE * INTERMEDIATE[name] * 4
     assert saved["plain"] - saved["inverted"] == (units["plain"] - units["inverted"]) * outputs
+
+
+@each_model
+def test_what_norms_keep(runs, name):
+    """A LayerNorm no longer its input, an RMSNorm neither that nor the normalized values. Both keep one channel's
+    normalized values, and its index; a LayerNorm then no mean."""
+    saved = {variant: runs[name][variant]["saved_bytes"] for variant in VARIANTS}
+    less = {variant: saved[variant] - runs[name][variant]["saved_parts"]["activation"] for variant in VARIANTS}
+    states, channel, index = SIZE * 32 * 4, SIZE * 4, 8
+    norms, of_each = {"gpt2": (5, states), "bert": (4, states), "llama": (5, 2 * states - channel)}[name]
+    assert less["plain"] - less["inverted"] == norms * (of_each - index)
 
 
 @each_model
@@ -198,7 +213,7 @@ def test_instructions_with_adapters(tmp_path):
     assert all("lora_" in name for name in adapters)
     assert read(tmp_path / "run/adapter_config.json")["r"] == 2
     # The MLPs are frozen, and down_proj keeps nothing.
-    patched = [(site["curve"], site["plan"]) for site in result["patched"] if site["plan"]]
+    patched = [(site["curve"], site["plan"]) for site in result["patched"] if site["plan"] and site["kind"] != "norm"]
     assert patched == [("silu", "gate-inputs")] * 2
     assert result["intermediate_units"] == 2.0
     assert len(result["loss"]) == 6
@@ -222,10 +237,11 @@ def test_adapters_of_quantized_weights_learn_the_same(tmp_path):
         **{"model_type": None, "model_config": None, "model_name_or_path": str(tmp_path / "pretrained/run")},
         **{"lora": {"r": 2, "target_modules": "all-linear"}, "quantization": {"load_in_4bit": True}, "bf16": True},
     }
+    options["inverted_activations_config"] = {"sites": ["adapter", "activation"]}  # whose plans here are exact
     plain, inverted = (
         train(tmp_path / str(flag), "llama", use_inverted_activations=flag, **options) for flag in (False, True)
     )
-    assert losses(inverted) == losses(plain)  # its plan is exact
+    assert losses(inverted) == losses(plain)
     assert inverted["saved_bytes"] < plain["saved_bytes"]
 
 
@@ -292,9 +308,10 @@ def test_refused_by_the_trainer(tmp_path, changes, message):
 
 
 def test_a_flag_that_finds_nothing_to_invert(tmp_path):
-    model_config = {**MODELS["bert"], "hidden_act": "relu"}
+    changes = {"model_config": {**MODELS["bert"], "hidden_act": "relu"}}
+    changes["inverted_activations_config"] = {"sites": ["activation"]}
     with pytest.raises(ConfigError, match="nothing to invert") as caught:
-        train(tmp_path, "bert", model_config=model_config, use_inverted_activations=True)
+        train(tmp_path, "bert", **changes, use_inverted_activations=True)
     assert "\n" not in str(caught.value)
 
 

@@ -90,9 +90,9 @@ def planned_with(setup: Setup, layers: int) -> list[int]:
 @pytest.mark.parametrize(
     ("autocast", "dropout", "plain", "activations", "patched"),
     [
-        (False, 0.05, 41.265, 37.765, 16.874),
-        ("bf16", 0.05, 31.815, 28.315, 16.888),
-        ("bf16", 0.0, 27.112, 23.612, 16.294),
+        (False, 0.05, 41.265, 37.765, 12.909),
+        ("bf16", 0.05, 31.815, 28.315, 12.923),
+        ("bf16", 0.0, 27.112, 23.612, 12.329),
     ],
     ids=["as loaded", "as under the Trainer's bf16", "without dropout"],
 )
@@ -105,4 +105,4 @@ def test_mistral_7b(autocast: bool | str, dropout: float, plain: float, activati
         kept = [few + 30 * (more - few) for few, more in zip(two, three, strict=True)]
         assert [count / GIB for count in kept] == pytest.approx([plain, expected], abs=0.001)
         if each is setup and autocast and dropout:
-            assert planned_with(each, 32) == kept
+            assert planned_with(each, 5) == [few + 3 * (more - few) for few, more in zip(two, three, strict=True)]
