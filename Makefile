@@ -39,7 +39,7 @@ demo: env
 	@$(BIN)/python scripts/compare.py configs/demo.yaml
 
 # Some tests start processes that compete for the cores.
-test test-lowest test test-lowest test-torch: export OMP_NUM_THREADS = 1
+test test-lowest test-torch: export OMP_NUM_THREADS = 1
 
 test: env
 	@echo "== Running the tests"
