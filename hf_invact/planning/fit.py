@@ -114,7 +114,7 @@ def fit_memory(
     >>> small = LlamaConfig(vocab_size=256, **size)
     >>> fit = fit_memory(small, batch_size=1, seq_len=128, memory_bytes=64 << 20)
     >>> [(variant.name, variant.batch_size.size) for variant in fit.variants[:2]]
-    [('plain', 47), ('inverted', 58)]
+    [('plain', 47), ('inverted', 74)]
     """
     with dry_run(Setup(model, **options)) as run:
         return fit_from_run(run, batch_size, seq_len, memory_bytes, optimizer=optimizer)
