@@ -38,10 +38,15 @@ class InvActConfig:
             that is demanded is always required at one site at least.)
         sites: the kinds of sites to patch: "adapter" (the inputs of PEFT's LoRA, exact), "activation" and "norm". The
             paper's method alone is ``("activation",)``.
+        checkpoint_layers: checkpoint so many layers, the first ones, and no other, even where gradient checkpointing is
+            on. What they keep is freed, so they are not patched. None leaves checkpointing as it is.
+        patch_checkpointed: patch checkpointed layers, too. This lowers the peak only where the layer that is being
+            recomputed decides it.
 
     Raises:
         ValueError: an unknown plan, backend, dtype or kind of sites; plans of kinds that are left out alone;
-            patterns that are not strings; a `require` that is not a boolean.
+            patterns that are not strings; a `require` or `patch_checkpointed` that is not a boolean; a
+            `checkpoint_layers` that is no number of layers.
 
     >>> InvActConfig.from_dict({"include": ["*.mlp"], "backend": "eager"}).include
     ('*.mlp',)
@@ -54,6 +59,8 @@ class InvActConfig:
     autocast_dtype: torch.dtype | None = None
     require: bool = False
     sites: tuple[str, ...] = field(default_factory=lambda: tuple(kind.name for kind in sites.KINDS))
+    checkpoint_layers: int | None = None
+    patch_checkpointed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
@@ -72,8 +79,12 @@ class InvActConfig:
         if not isinstance(self.backend, str):
             raise ValueError(f"backend must be the name of a backend, got {self.backend!r}")
         check_backend(self.backend)
-        if not isinstance(self.require, bool):
-            raise ValueError(f"require must be true or false, got {self.require!r}")
+        for name in ("require", "patch_checkpointed"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        count = self.checkpoint_layers
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+            raise ValueError(f"checkpoint_layers must be a number of layers, at least 0, or null, got {count!r}")
 
     @property
     def kinds(self) -> tuple[SiteKind[Any, Any], ...]:

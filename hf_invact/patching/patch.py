@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -11,6 +11,7 @@ from .. import sites
 from ..sites import Site
 from ..sites.activations import Activations
 from ..sites.errors import PatchingError
+from .checkpoints import checkpointable_layers, first_layers, restore_checkpoints, set_checkpoints
 from .config import InvActConfig
 from .decisions.deciding import decide, install
 from .decisions.memory import Memory
@@ -20,6 +21,8 @@ from .report import PatchReport, SiteReport
 from .requirements import require_module, require_weights
 from .selection import select
 from .weights.sharding import plain_name
+
+_CHECKPOINTED = "left alone: its layer is checkpointed"
 
 
 def patch_model(model: nn.Module, config: InvActConfig | None = None) -> PatchReport:
@@ -55,9 +58,17 @@ def patch(model: nn.Module, config: InvActConfig, memory: Memory) -> PatchReport
     """
     require_module(model)
     require_weights(model)
+    checkpointed = first_layers(model, config.checkpoint_layers)
     selection = select(model, config)
     decisions = decide(model, selection, config, memory)
-    report = PatchReport(tuple(_row(site, decision) for site, decision in decisions.items()), selection.missing)
+    if not config.patch_checkpointed:
+        decisions = _outside_of(checkpointed, decisions)
+    report = PatchReport(
+        tuple(_row(site, decision) for site, decision in decisions.items()),
+        selection.missing,
+        tuple(map(plain_name, checkpointed)),
+        None if config.checkpoint_layers is None else len(checkpointable_layers(model)),
+    )
     if not any(site.computes and selection.is_chosen(site) for site in decisions):
         reasons = "; ".join(dict.fromkeys(row.reason for row in report.sites))
         raise PatchingError(f"nothing to invert ({reasons}):\n{report}")
@@ -67,6 +78,10 @@ def patch(model: nn.Module, config: InvActConfig, memory: Memory) -> PatchReport
     for site, decision in decisions.items():
         install(site, decision, config)
         remember(site, decision, config)
+    if config.checkpoint_layers is None:
+        restore_checkpoints(model)
+    else:
+        set_checkpoints(model, checkpointed)
     return report
 
 
@@ -79,6 +94,7 @@ def unpatch_model(model: nn.Module) -> None:
     require_module(model)
     for site in list(sites.patched_sites(model)):
         site.kind.restore(site)
+    restore_checkpoints(model)
 
 
 @contextmanager
@@ -103,6 +119,15 @@ def activation_sites(model: nn.Module) -> list[str]:
     """
     require_module(model)
     return [site.name for site in Activations().find(model)]
+
+
+def _outside_of(checkpointed: Sequence[str], decisions: dict[Site, Decision]) -> dict[Site, Decision]:
+    """Decisions that leave the sites of these layers alone. What the others keep does not depend on them."""
+    inside = tuple(f"{name}." for name in checkpointed)
+    return {
+        site: Decision(None, reason=_CHECKPOINTED) if decision.plan and site.name.startswith(inside) else decision
+        for site, decision in decisions.items()
+    }
 
 
 def _check_demands(report: PatchReport, config: InvActConfig) -> None:

@@ -58,10 +58,14 @@ class PatchReport:
     Attributes:
         sites: of all kinds.
         missing: why there are no sites of a kind, where that needs to be said.
+        checkpointed: names of the layers that `InvActConfig.checkpoint_layers` has checkpointed.
+        layers: how many could be; None if the config leaves checkpointing as it is.
     """
 
     sites: tuple[SiteReport, ...]
     missing: Mapping[str, str] = field(default_factory=dict)
+    checkpointed: tuple[str, ...] = ()
+    layers: int | None = None
 
     @property
     def patched(self) -> int:
@@ -85,8 +89,7 @@ class PatchReport:
         inverted = [site for site in self.sites if site.is_patched]
         if not inverted:
             return f"{self._count}, so no memory is saved ({_reasons(self.sites)})"
-        recomputed = [site for site in inverted if _module_around(site.name, checkpointed) is not None]
-        text = self._count + (_under_checkpointing(inverted, checkpointed) if recomputed else self._less)
+        text = self._count + self._effect((*checkpointed, *self.checkpointed))
         if unmeasured := [site for site in inverted if site.saved is None]:
             text += f"; {len(unmeasured)} not measured ({_reasons(unmeasured)})"
         if left_alone := [site for site in self.sites if not site.is_patched]:
@@ -95,17 +98,20 @@ class PatchReport:
 
     @property
     def _count(self) -> str:
-        return f"inverted activations: {self.patched} of {len(self.sites)} sites patched"
+        text = f"inverted activations: {self.patched} of {len(self.sites)} sites patched"
+        return text if self.layers is None else f"{text}, {len(self.checkpointed)} of {self.layers} layers checkpointed"
 
-    @property
-    def _less(self) -> str:
+    def _effect(self, checkpointed: Sequence[str]) -> str:
+        inverted = [site for site in self.sites if site.is_patched]
+        if any(_module_around(site.name, checkpointed) is not None for site in inverted):
+            return _under_checkpointing(inverted, checkpointed)
         if self.saved_bytes_per_token:
             return f", {_changed(self.saved_bytes_per_token)} for the backward pass"
-        is_measured = any(site.saved is not None for site in self.sites if site.is_patched)
+        is_measured = any(site.saved is not None for site in inverted)
         return ", which keep as much for the backward pass as without" if is_measured else ""
 
     def __str__(self) -> str:
-        head = self._count + self._less
+        head = self._count + self._effect(self.checkpointed)
         rows: list[tuple[str, ...]] = [("site", "block", "original", "plan", "each keeps per token", "why")]
         alike: dict[tuple[object, ...], list[SiteReport]] = {}
         for site in self.sites:
@@ -116,6 +122,8 @@ class PatchReport:
         lines = table(rows, aligned="<").splitlines()
         lines += [_explain(plan) for plan in all_plans().values() if any(site.plan == plan.name for site in self.sites)]
         lines += [f"no {kind} was found: {why}" for kind, why in self.missing.items()]
+        if self.checkpointed:
+            lines.append(f"checkpointed: {join_names(self.checkpointed)}")
         return "\n".join([head, *(f"  {line}" for line in lines)])
 
 

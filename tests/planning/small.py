@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, PretrainedConfig
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from hf_invact import Lora
+from hf_invact.planning.model.source import find_source
 from tests.versions import since_transformers
 
 _COMMON: dict[str, Any] = {
@@ -63,3 +66,22 @@ def each_type_that_runs(*, but: tuple[str, ...] = ()) -> pytest.MarkDecorator:
 def small_config(model_type: str, **changes: Any) -> PretrainedConfig:
     """A config of one of `MODEL_TYPES`, of two layers (in an encoder and in a decoder)."""
     return AutoConfig.for_model(model_type, **{**_CONFIGS[model_type], **changes})
+
+
+def small_model(
+    model_type: str, dtype: str = "float32", attention: str = "sdpa", lora: Lora | None = None
+) -> PreTrainedModel:
+    """A model with real weights, in training mode, without a cache; with adapters if `lora` is given."""
+    source = find_source(small_config(model_type))
+    source.config.get_text_config().use_cache = source.config.use_cache = False
+    model: PreTrainedModel = source.model_class._from_config(
+        source.config, dtype=getattr(torch, dtype), attn_implementation=attention
+    ).train()
+    if lora is None:
+        return model
+    peft = pytest.importorskip("peft")
+    options = peft.LoraConfig(
+        r=lora.r, lora_dropout=lora.dropout, target_modules="all-linear", fan_in_fan_out=model_type == "gpt2"
+    )
+    adapted: PreTrainedModel = peft.get_peft_model(model, options).get_base_model()
+    return adapted

@@ -13,27 +13,11 @@ from transformers import PreTrainedModel
 from hf_invact import InvActConfig, Lora, patch_model, plan_memory
 from hf_invact.memory import SavedActivations, by_part
 from hf_invact.planning.batch import make_batch
-from hf_invact.planning.model.source import find_source
 from tests.models import MODEL_NAMES
-from tests.planning.small import each_type_that_runs, small_config
+from tests.planning.small import each_type_that_runs, small_config, small_model
 
 SEQUENCES, TOKENS = 2, 16
 FULL, LORA, DROPOUT = None, Lora(r=4), Lora(r=4, dropout=0.1)
-
-
-def real_model(model_type: str, dtype: str, attention: str, lora: Lora | None) -> PreTrainedModel:
-    source = find_source(small_config(model_type))
-    source.config.get_text_config().use_cache = source.config.use_cache = False
-    model = source.model_class._from_config(
-        source.config, dtype=getattr(torch, dtype), attn_implementation=attention
-    ).train()
-    if lora is None:
-        return model
-    peft = pytest.importorskip("peft")
-    options = peft.LoraConfig(
-        r=lora.r, lora_dropout=lora.dropout, target_modules="all-linear", fan_in_fan_out=model_type == "gpt2"
-    )
-    return peft.get_peft_model(model, options).get_base_model()
 
 
 def parts_of(model: PreTrainedModel, *, autocast: bool) -> dict[str, int]:
@@ -57,7 +41,7 @@ def check(
         device="cpu",
         config=InvActConfig(sites=sites),
     )
-    model = real_model(model_type, dtype, plan.attention, lora)
+    model = small_model(model_type, dtype, plan.attention, lora)
     assert plan.plain == parts_of(model, autocast=autocast)
     dtype_of_autocast = torch.bfloat16 if autocast else None
     report = patch_model(model, InvActConfig(sites=sites, autocast_dtype=dtype_of_autocast))
