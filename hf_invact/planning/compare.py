@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from ..patching import PatchReport
 from .dry_run import DryRun, dry_run, patch_report, reasons_left_alone
 from .errors import PlanningError
-from .model.lora import adapters_need_casts
+from .model.lora import adapters_need_casts, has_adapters
 from .model.setup import Options, Setup
 from .peak import Peak
 from .variants import (
@@ -128,7 +128,7 @@ def comparison_from_run(
     """As `compare_memory`, for a model that is already built."""
     seq_len = run.length(seq_len)
     plain_bytes = sum(run.saved(PLAIN, batch_size, seq_len).values())
-    compared = [variant for variant in COMPARED if run.setup.lora is not None or not variant.needs_adapters]
+    compared = [variant for variant in COMPARED if not variant.needs_adapters or has_adapters(run.model)]
     applying, notes = applying_variants(run, compared)
     variants: list[VariantMemory] = []
     for variant in applying:

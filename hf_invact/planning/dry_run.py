@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import optim
+from torch import nn, optim
 from transformers import PreTrainedModel
 
 from ..memory import SavedActivations, by_part
@@ -19,12 +19,13 @@ from ..patching.patch import patch
 from .batch import batch_in_words, length_of, make_batch
 from .errors import PlanningError
 from .fake.tensors import fake_tensors
-from .model.build import build_model, set_checkpointing
-from .model.lora import casting_disabled, freeze_first_matrices
+from .model.build import build_model, is_checkpointed, set_checkpointing
+from .model.lora import casting_disabled, trained_first_matrices
+from .model.real import copy_without_memory, has_input_grads
 from .model.setup import Setup
 from .model.source import Source, find_source
 from .peak import Peak, make_optimizer, predict_peak
-from .variants import PLAIN, TrainingVariant
+from .variants import TrainingVariant
 
 Progress = Callable[[str], None]
 """Is called with a few words about the next run."""
@@ -39,14 +40,22 @@ class DryRun:
         setup: what is trained, and how.
         source: its config and class.
         progress: is called before each run.
+
+    Attributes:
+        model: on fake tensors.
+        was_checkpointed: whether gradient checkpointing is on in the model that was given.
     """
 
     def __init__(self, setup: Setup, source: Source, progress: Progress) -> None:
         self.setup, self.source = setup, source
-        self.model: PreTrainedModel = build_model(source, dtype=setup.dtype, attention=setup.attention, lora=setup.lora)
+        self.model = _model_of(setup, source)
+        unpatch_model(self.model)  # a model may come patched, and with checkpoints
+        self._first_matrices = trained_first_matrices(self.model)
+        self._has_input_grads = isinstance(setup.model, nn.Module) and has_input_grads(setup.model)
+        self.was_checkpointed = is_checkpointed(self.model)
         self._progress = progress
-        self._current: TrainingVariant | None = PLAIN
-        self._reports = {PLAIN: PatchReport(())}
+        self._current: TrainingVariant | None = None
+        self._reports: dict[TrainingVariant, PatchReport] = {}
         self._saved: dict[tuple[TrainingVariant, int, int | None], Mapping[str, int]] = {}
         self._peaks: dict[tuple[TrainingVariant, int, int | None, str], Peak] = {}
         self._optimizers: dict[tuple[str, int], optim.Optimizer] = {}
@@ -115,8 +124,9 @@ class DryRun:
             return
         self._current = None  # until the switch is complete
         unpatch_model(self.model)
-        set_checkpointing(self.model, variant.checkpointed)
-        freeze_first_matrices(self.model, variant.frozen_a)
+        set_checkpointing(self.model, variant.checkpointed, input_grads=self._has_input_grads)
+        for weight in self._first_matrices:
+            weight.requires_grad_(not variant.frozen_a)
         self._reports[variant] = self._patch(variant.plan) if variant.patched else PatchReport(())
         self._current = variant
 
@@ -134,6 +144,12 @@ class DryRun:
         if key not in self._optimizers:
             self._optimizers[key] = make_optimizer(name, trained)
         return self._optimizers[key]
+
+
+def _model_of(setup: Setup, source: Source) -> PreTrainedModel:
+    if isinstance(setup.model, nn.Module):
+        return copy_without_memory(setup.model, setup.facts.device)
+    return build_model(source, setup)
 
 
 def no_progress(doing: str) -> None:
@@ -171,7 +187,7 @@ def dry_run(setup: Setup, progress: Progress = no_progress) -> Iterator[DryRun]:
         PlanningError: the model is not found, or cannot be built without weights.
     """
     source = find_source(setup.model)
-    with fake_tensors(setup.device):
+    with fake_tensors(setup.facts.device):
         yield DryRun(setup, source, progress)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..inputs.sizes import takes_text
@@ -15,6 +15,7 @@ from ..patching import InvActConfig, PatchReport
 from .dry_run import DryRun, dry_run, patch_report
 from .fake.flash_attention import attention_of
 from .model.lora import Lora
+from .model.quantized import quantization_of
 from .model.setup import Setup
 from .peak import Peak
 from .variants import BOTH, CHECKPOINTED, INVERTED, PLAIN, TrainingVariant
@@ -30,6 +31,7 @@ class MemoryPlan:
         batch_size, seq_len, dtype, autocast, lora, gradient_checkpointing, device: as given (but seq_len is None for
             models of images alone).
         autocast_dtype: "bfloat16" or "float16"; None for no autocast.
+        quantization: "4bit" or "8bit" where linear layers are; else empty.
         attention: the implementation that was planned.
         parameter_bytes: all weights and buffers.
         trainable_bytes: the trained weights.
@@ -61,6 +63,7 @@ class MemoryPlan:
     patched_peak: Peak | None = None
     notes: tuple[str, ...] = ()
     autocast_dtype: str | None = None
+    quantization: str = ""
 
     def __str__(self) -> str:
         from .text import render  # which imports this module
@@ -84,17 +87,18 @@ class MemoryPlan:
 
 
 def plan_memory(
-    model: str | Path | PretrainedConfig,
+    model: str | Path | PretrainedConfig | nn.Module,
     batch_size: int,
     seq_len: int | None = None,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     autocast: bool | str = False,
     lora: Lora | None = None,
-    attention: str = "sdpa",
+    attention: str | None = None,
     gradient_checkpointing: bool = False,
     config: InvActConfig | None = None,
-    device: str = "cuda",
+    device: str | None = None,
     optimizer: str | None = None,
+    quantize: str | None = None,
 ) -> MemoryPlan:
     """Predict what a model saves for its backward pass, plain and patched, without its weights and without a GPU.
 
@@ -102,24 +106,28 @@ def plan_memory(
     config.
 
     Args:
-        model: a name on the hub, a local folder, a ``config.json``, or a config of Transformers.
+        model: a name on the hub, a local folder, a ``config.json``, a config of Transformers, or a model, which is
+            planned as it is, with its dtype, adapters and attention. It is copied without its weights, and left as it
+            is; whether it is patched does not matter.
         batch_size: sequences or images.
         seq_len: tokens in each sequence; ignored for models of images alone.
-        dtype: of the weights: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16").
+        dtype: of the weights: "float32", "bfloat16" (the default) or "float16" (or "fp32", "bf16", "fp16").
         autocast: whether to run under autocast: "bfloat16" as with the Trainer's ``bf16=True``, "float16" as with
             ``fp16=True``; True for bfloat16, or float16 if that is the dtype of the weights. The weights keep `dtype`.
         lora: adapters; None trains all weights.
-        attention: "sdpa", "eager" or "flash_attention_2" (which need not be installed; its memory follows its source
-            code, and was not compared with a measurement).
-        gradient_checkpointing: whether layers are recomputed in the backward pass.
+        attention: "sdpa" (the default), "eager" or "flash_attention_2" (which need not be installed; its memory follows
+            its source code, and was not compared with a measurement).
+        gradient_checkpointing: whether layers are recomputed in the backward pass, also where it is on in a model.
         config: what to patch, and how.
-        device: "cuda", or "cpu" to predict a run on a CPU.
+        device: "cuda" (the default for configs), or "cpu" to predict a run on a CPU. Default: a model's own.
         optimizer: also predict the peak memory of a training step with this optimizer (see `OPTIMIZERS`).
+        quantize: "4bit" or "8bit": linear layers but the head as bitsandbytes holds them; in 4 bits as in QLoRA (nf4,
+            scales quantized too). The other weights keep `dtype`.
 
     Raises:
         PlanningError: the model is not found, cannot be built, or does not take such a batch.
         PatchingError: a pattern of `config` matches nothing.
-        ValueError: an unknown option.
+        ValueError: an unknown option, or one that a model has itself.
 
     >>> import hf_invact
     >>> from transformers import LlamaConfig
@@ -130,7 +138,7 @@ def plan_memory(
     >>> plan.report.sites[0].plan
     'gate-output'
     """
-    setup = Setup(model, dtype, autocast, lora, attention, config or InvActConfig(), device)
+    setup = Setup(model, dtype, autocast, lora, attention, config or InvActConfig(), device, quantize)
     with dry_run(setup) as run:
         return plan_from_run(
             run, batch_size, seq_len, gradient_checkpointing=gradient_checkpointing, optimizer=optimizer
@@ -147,6 +155,7 @@ def plan_from_run(
 ) -> MemoryPlan:
     """As `plan_memory`, for a model that is already built."""
     length = run.length(seq_len)
+    gradient_checkpointing = gradient_checkpointing or run.was_checkpointed
     plain, patched = (CHECKPOINTED, BOTH) if gradient_checkpointing else (PLAIN, INVERTED)
     saved, peak = _predict(run, plain, batch_size, length, optimizer)
     report, notes = patch_report(run, patched)
@@ -158,13 +167,13 @@ def plan_from_run(
         model_class=type(run.model).__name__,
         batch_size=batch_size,
         seq_len=length,
-        dtype=run.setup.dtype,
+        dtype=run.setup.facts.dtype,
         autocast=run.setup.autocast_dtype is not None,
         autocast_dtype=None if run.setup.autocast_dtype is None else str(run.setup.autocast_dtype).partition(".")[2],
         lora=run.setup.lora,
         attention=attention_of(run.model),
         gradient_checkpointing=gradient_checkpointing,
-        device=run.setup.device,
+        device=run.setup.facts.device,
         parameter_bytes=_bytes([*weights, *run.model.buffers()]),
         trainable_bytes=_bytes(weight for weight in weights if weight.requires_grad),
         plain=saved,
@@ -173,6 +182,7 @@ def plan_from_run(
         optimizer=optimizer,
         plain_peak=peak,
         patched_peak=patched_peak,
+        quantization=quantization_of(run.model),
         notes=(*_notes(run.model, seq_len, run.setup), *notes),
     )
 
@@ -194,8 +204,8 @@ def _notes(model: PreTrainedModel, seq_len: int | None, setup: Setup) -> Iterato
     if seq_len is not None and not takes_text(model):
         yield f"{type(model).__name__} takes images alone, so the sequence length is ignored."
     implementation = attention_of(model)
-    if implementation != setup.attention:
-        yield f"{type(model).__name__} has no {setup.attention} attention, so {implementation} is planned."
+    if implementation != setup.facts.attention:
+        yield f"{type(model).__name__} has no {setup.facts.attention} attention, so {implementation} is planned."
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)

@@ -75,6 +75,8 @@ def _head(plan: MemoryPlan) -> str:
         plan.dtype + (f" under autocast to {plan.autocast_dtype}" if plan.autocast else ""),
         f"{plan.attention} attention",
     ]
+    if plan.quantization:
+        facts.append(f"linear layers in {plan.quantization.replace('bit', ' bits')}")
     if plan.lora is not None:
         facts.append(f"LoRA r={plan.lora.r}, dropout {plan.lora.dropout:g}, on {plan.lora.targets}")
     if plan.gradient_checkpointing:

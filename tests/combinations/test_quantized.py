@@ -37,12 +37,12 @@ FOUR_BITS = {
 
 def quantized(name: str, dropout: float = 0.0, **options: Any) -> nn.Module:
     """A model with quantized linear layers and LoRA on all of them, as PEFT's guide for QLoRA makes it."""
-    model = prepare_model_for_kbit_training(copy.deepcopy(_loaded(name, **options)), use_gradient_checkpointing=False)
+    model = prepare_model_for_kbit_training(copy.deepcopy(loaded(name, **options)), use_gradient_checkpointing=False)
     return with_adapters(model, lora(name, dropout=dropout)).train()
 
 
 @cache
-def _loaded(name: str, **options: Any) -> nn.Module:
+def loaded(name: str, **options: Any) -> nn.Module:
     auto_class = AutoModelForMaskedLM if name == "bert" else AutoModelForCausalLM
     with tempfile.TemporaryDirectory() as folder:
         tiny_model(name).save_pretrained(folder)

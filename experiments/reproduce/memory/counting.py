@@ -20,6 +20,7 @@ from hf_invact.planning.dry_run import optional_autocast
 from hf_invact.planning.fake.flash_attention import use_flash_attention
 from hf_invact.planning.fake.tensors import fake_tensors
 from hf_invact.planning.model.build import build_model, set_checkpointing
+from hf_invact.planning.model.setup import Setup
 from hf_invact.planning.model.source import Source
 
 from .cases import MemoryCase, MemoryVariant
@@ -106,7 +107,8 @@ def built(case: MemoryCase, variant: MemoryVariant, device: str) -> Iterator[tup
     """A context with a variant's model on fake tensors, and the number of its sites with each plan."""
     with fake_tensors(device):
         lora = None if case.adapters is None else Lora(r=LORA_RANK, dropout=case.dropout)
-        model = build_model(source_of(case, variant), dtype=case.dtype, lora=lora)
+        source = source_of(case, variant)
+        model = build_model(source, Setup(source.config, case.dtype, lora=lora, device=device))
         prepare(case, model)
         set_checkpointing(model, variant.checkpointed)
         yield model, patch(case, variant, model)

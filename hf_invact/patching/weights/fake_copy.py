@@ -41,9 +41,18 @@ def without_memory(model: nn.Module) -> Iterator[nn.Module]:
     _LOGGER.addFilter(_suppress)
     try:
         with fake_tensors, _GroupedProducts(), autocast:
-            yield _Copies(model).of(model)
+            yield fake_copy(model)
     finally:
         _LOGGER.removeFilter(_suppress)
+
+
+def fake_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model with weights of the active fake tensors, which it has to itself, without hooks.
+
+    Raises:
+        NoProbeError: it is unknown with what weights a forward pass computes.
+    """
+    return _Copies(model).of(model)
 
 
 def _suppress(record: logging.LogRecord) -> bool:

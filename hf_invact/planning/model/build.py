@@ -7,42 +7,35 @@ import copy
 import torch
 from transformers import PreTrainedModel
 
-from ...patching.config import AUTOCAST_DTYPES
 from ..errors import PlanningError
 from ..fake.flash_attention import FLASH_ATTENTION, use_flash_attention
 from ..fake.tensors import make_fake, recompute_contexts
-from .lora import Lora, add_adapters
+from .lora import add_adapters
+from .quantized import quantize, use_fake_kernels
+from .setup import DTYPES, Setup
 from .source import Source
 
-DTYPES = {"float32": torch.float32, **AUTOCAST_DTYPES}
-ATTENTION = ("sdpa", "eager", FLASH_ATTENTION)
 
-
-def build_model(
-    source: Source,
-    *,
-    dtype: str = "bfloat16",
-    attention: str = "sdpa",
-    lora: Lora | None = None,
-) -> PreTrainedModel:
+def build_model(source: Source, setup: Setup) -> PreTrainedModel:
     """Build the model on the active fake tensors (see `fake_tensors`), in training mode, without a cache.
 
     It is first built on the meta device, where every initialization runs and PEFT can add adapters.
 
     Args:
         source: its config and class.
-        dtype: of its weights, one of `DTYPES` (adapters are float32, as with PEFT).
-        attention: implementation, one of `ATTENTION`. A model without sdpa falls back to eager; one without flash
-            attention is refused.
-        lora: adapters; None trains all weights.
+        setup: how it is trained. Adapters are float32, as with PEFT. A model without sdpa attention falls back to
+            eager; one without flash attention is refused.
 
     Raises:
         PlanningError: it cannot be built without weights, or not with these options.
     """
-    model = _on_meta(source, DTYPES[dtype], attention)
-    if lora is not None:
-        add_adapters(model, lora)
+    model = _on_meta(source, DTYPES[setup.facts.dtype], setup.facts.attention)
+    if setup.quantize is not None:
+        quantize(model, setup.quantize)
+    if setup.lora is not None:
+        add_adapters(model, setup.lora)
     make_fake(model)
+    use_fake_kernels(model, setup.facts.device)
     return model.train()
 
 
@@ -66,22 +59,36 @@ def _on_meta(source: Source, dtype: torch.dtype, attention: str) -> PreTrainedMo
     return model
 
 
-def set_checkpointing(model: PreTrainedModel, enabled: bool) -> None:
-    """Switch gradient checkpointing of a model from `build_model` on or off.
+def is_checkpointed(model: PreTrainedModel) -> bool:
+    """Whether gradient checkpointing is on somewhere in a model."""
+    return bool(getattr(model, f"is_{_word(model)}_checkpointing"))
+
+
+def set_checkpointing(model: PreTrainedModel, enabled: bool, *, input_grads: bool = False) -> None:
+    """Switch gradient checkpointing on in all layers of a model on fake tensors, or off.
+
+    Args:
+        input_grads: also without checkpointing let the outputs of embeddings require gradients, as Transformers has
+            them do once checkpointing is enabled.
 
     Raises:
         PlanningError: the model has no gradient checkpointing.
     """
-    # Transformers before 5.23 has the second name.
-    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    if enabled == getattr(model, f"is_{word}_checkpointing"):
-        return
-    if not enabled:
+    word = _word(model)
+    if is_checkpointed(model):
         getattr(model, f"{word}_checkpointing_disable")()
-        if hasattr(model, "_require_grads_hook"):  # added when enabling it, for adapters
-            model.disable_input_require_grads()
+    if hasattr(model, "_require_grads_hook"):
+        model.disable_input_require_grads()
+    if not enabled:
+        if input_grads:
+            model.enable_input_require_grads()
         return
     try:
         getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False, "context_fn": recompute_contexts})
     except ValueError as error:
         raise PlanningError(f"{error} Plan without gradient checkpointing") from error
+
+
+def _word(model: PreTrainedModel) -> str:
+    """What Transformers calls it; before 5.23 it has the second name."""
+    return "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"

@@ -107,11 +107,14 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
         raise PlanningError(f"LoRA cannot be added to {type(model).__name__}: {error}") from error
 
 
-def freeze_first_matrices(model: PreTrainedModel, frozen: bool) -> None:
-    """Freeze the matrices A of a model's adapters, as LoRA-FA does, or train them again."""
-    for name, weight in model.named_parameters():
-        if ".lora_A." in name:
-            weight.requires_grad_(not frozen)
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether there are LoRA adapters in a model."""
+    return any(".lora_A." in name for name, _ in model.named_parameters())
+
+
+def trained_first_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
+    """The matrices A of a model's adapters that are trained; LoRA-FA freezes them."""
+    return [weight for name, weight in model.named_parameters() if ".lora_A." in name and weight.requires_grad]
 
 
 def casting_disabled(model: PreTrainedModel, disabled: bool) -> AbstractContextManager[None]:

@@ -8,25 +8,31 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig
 
 from ...patching import InvActConfig
 from ...patching.config import AUTOCAST_DTYPES, SHORT_NAMES
 from ..fake.flash_attention import FLASH_ATTENTION, check_flash_attention
 from ..fake.tensors import DEVICES
-from .build import ATTENTION, DTYPES
 from .lora import Lora
+from .quantized import QUANTIZATIONS
+from .real import Facts, facts_of
+
+DTYPES = {"float32": torch.float32, **AUTOCAST_DTYPES}
+ATTENTION = ("sdpa", "eager", FLASH_ATTENTION)
 
 
 class Options(TypedDict, total=False):
     """The fields of a `Setup` except the model, as keyword arguments."""
 
-    dtype: str
+    dtype: str | None
     autocast: bool | str
     lora: Lora | None
-    attention: str
+    quantize: str | None
+    attention: str | None
     config: InvActConfig
-    device: str
+    device: str | None
 
 
 @dataclass(frozen=True)
@@ -34,36 +40,54 @@ class Setup:
     """A model and how it is trained, except for the batches and for checkpointing.
 
     Attributes:
-        model: a name on the hub, a local folder, a ``config.json``, or a config of Transformers.
-        dtype: of the weights: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16").
+        model: a name on the hub, a local folder, a ``config.json``, a config of Transformers, or a model.
+        dtype: of the weights: "float32", "bfloat16" (the default) or "float16" (or "fp32", "bf16", "fp16").
         autocast: whether it runs under autocast, as for `hf_invact.plan_memory`.
         lora: adapters; None trains all weights.
+        quantize: "4bit" or "8bit": linear layers but the head as bitsandbytes holds them.
         attention: implementation, as for `hf_invact.plan_memory`.
         config: what to patch, and how, if the model is patched.
-        device: "cuda", or "cpu" to predict a run on a CPU.
+        device: "cuda" (the default), or "cpu" to predict a run on a CPU.
+        facts: the dtype, the attention and the device that are planned.
+
+    A model has its own dtype, adapters, quantization, attention and device. Only another device can be given.
 
     Raises:
-        ValueError: an unknown option.
-        PlanningError: flash attention has no kernel for this dtype or device.
+        ValueError: an unknown option, or one that a model has itself.
+        PlanningError: flash attention has no kernel for this dtype or device; of a model, that it cannot be planned.
     """
 
-    model: str | Path | PretrainedConfig
-    dtype: str = "bfloat16"
+    model: str | Path | PretrainedConfig | nn.Module
+    dtype: str | None = None
     autocast: bool | str = False
     lora: Lora | None = None
-    attention: str = "sdpa"
+    attention: str | None = None
     config: InvActConfig = field(default_factory=InvActConfig)
-    device: str = "cuda"
+    device: str | None = None
+    quantize: str | None = None
+    facts: Facts = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", SHORT_NAMES.get(self.dtype, self.dtype))
-        check_choice("dtype", self.dtype, DTYPES)
+        if isinstance(self.model, nn.Module):
+            for name in ("dtype", "attention", "lora", "quantize"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(f"{name}={value!r} is for configs; a model is planned with the {name} that it has")
+            facts = facts_of(self.model)
+        else:
+            facts = Facts(
+                SHORT_NAMES.get(self.dtype or "", self.dtype) or Facts().dtype, self.attention or Facts().attention
+            )
+            check_choice("dtype", facts.dtype, DTYPES)
+            check_choice("attention", facts.attention, ATTENTION)
+        facts = facts._replace(device=self.device or facts.device)
+        check_choice("device", facts.device, DEVICES)
         if isinstance(self.autocast, str):
             check_choice("autocast", SHORT_NAMES.get(self.autocast, self.autocast), AUTOCAST_DTYPES)
-        check_choice("attention", self.attention, ATTENTION)
-        check_choice("device", self.device, DEVICES)
-        if self.attention == FLASH_ATTENTION:
-            check_flash_attention(self.dtype, bool(self.autocast), self.device)
+        if self.quantize is not None:
+            check_choice("quantize", self.quantize, QUANTIZATIONS)
+        if facts.attention == FLASH_ATTENTION:
+            check_flash_attention(facts.dtype, bool(self.autocast), facts.device)
+        object.__setattr__(self, "facts", facts)
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -71,7 +95,7 @@ class Setup:
         if not self.autocast:
             return None
         if self.autocast is True:
-            return torch.float16 if self.dtype == "float16" else torch.bfloat16
+            return torch.float16 if self.facts.dtype == "float16" else torch.bfloat16
         return AUTOCAST_DTYPES[SHORT_NAMES.get(self.autocast, self.autocast)]
 
 

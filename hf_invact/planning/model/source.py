@@ -13,10 +13,12 @@ from typing import Any
 import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..errors import PlanningError
+from .real import transformers_model
 
 HUB_TIMEOUT = 5.0  # seconds
 LOSS_ARGUMENTS = ("labels", "return_loss", "start_positions")  # with one of them a model returns a loss
@@ -50,15 +52,18 @@ class Source:
     model_class: type[PreTrainedModel]
 
 
-def find_source(model: str | Path | PretrainedConfig) -> Source:
+def find_source(model: str | Path | PretrainedConfig | nn.Module) -> Source:
     """Find the config and the class of a model.
 
     Args:
-        model: a name on the hub, a local folder, a ``config.json``, or a config itself.
+        model: a name on the hub, a local folder, a ``config.json``, a config itself, or a model.
 
     Raises:
         PlanningError: it is not found, cannot be read, or has no class in Transformers that can be trained.
     """
+    if isinstance(model, nn.Module):
+        inner = transformers_model(model)
+        return Source(inner.config._name_or_path or type(inner).__name__, inner.config, type(inner))
     config = model if isinstance(model, PretrainedConfig) else _read_config(str(model))
     name = config.model_type if isinstance(model, PretrainedConfig) else str(model)
     return Source(name, config, _model_class(name, config))

@@ -11,6 +11,7 @@ from hf_invact.planning.batch import make_batch
 from hf_invact.planning.dry_run import optional_autocast
 from hf_invact.planning.fake.tensors import fake_tensors
 from hf_invact.planning.model.build import build_model, set_checkpointing
+from hf_invact.planning.model.setup import Setup
 from hf_invact.planning.model.source import find_source
 from tests.planning.small import MODEL_TYPES, small_config
 
@@ -20,7 +21,7 @@ def test_has_the_weights_of_the_real_model(model_type: str) -> None:
     source = find_source(small_config(model_type))
     real = source.model_class._from_config(source.config, dtype=torch.bfloat16)
     with fake_tensors("cpu"):
-        fake = build_model(source)
+        fake = build_model(source, Setup(source.config))
         assert {(name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in fake.named_parameters()} == {
             (name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in real.named_parameters()
         }  # tied weights have one name
@@ -35,7 +36,7 @@ def test_has_the_weights_of_the_real_model(model_type: str) -> None:
 @pytest.mark.parametrize("lora", [None, Lora(dropout=0.1)], ids=["full", "lora"])
 def test_checkpointed_layers_are_recomputed_as_before(lora: Lora | None, autocast_dtype: torch.dtype | None) -> None:
     with fake_tensors("cuda"):
-        model = build_model(find_source(small_config("llama")), dtype="float32", lora=lora)
+        model = build_model(find_source(small_config("llama")), Setup("llama", "float32", lora=lora))
         set_checkpointing(model, True)
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trained)
@@ -55,7 +56,7 @@ def test_checkpointing_keeps_what_a_real_run_keeps() -> None:
     with SavedActivations(real) as expected:
         real(**make_batch(real, 2, 16))
     with fake_tensors("cpu"):
-        fake = build_model(source, dtype="float32")
+        fake = build_model(source, Setup(source.config, "float32"))
         set_checkpointing(fake, True)
         with SavedActivations(fake) as saved:
             fake(**make_batch(fake, 2, 16))
@@ -66,6 +67,6 @@ def test_a_model_that_cannot_checkpoint() -> None:
     source = find_source(small_config("bert"))
     lacking = type("Lacking", (source.model_class,), {"supports_gradient_checkpointing": False})
     with fake_tensors("cpu"):
-        model = build_model(type(source)(source.name, source.config, lacking))
+        model = build_model(type(source)(source.name, source.config, lacking), Setup(source.config))
         with pytest.raises(PlanningError, match="Plan without gradient checkpointing"):
             set_checkpointing(model, True)
