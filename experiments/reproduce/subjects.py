@@ -14,7 +14,6 @@ ADAPTERS = "adapters"  # with LoRA: the inputs of adapters alone, which is exact
 SMALL_SEEDS = (0, 1, 2, 3, 4)
 PRETRAINED_SEEDS = (0, 1, 2)
 GRADIENT_CHECKS = 3
-WITHOUT_NORMS = ("adapter", "activation")
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,14 @@ class Subject:
 
     def runs(self, folder: Path) -> list[PlannedRun]:
         """All of its runs, each in its own folder inside of `folder`."""
-        checks = ("--gradient_checks", str(GRADIENT_CHECKS), *_config(*WITHOUT_NORMS))
+        checks = ("--gradient_checks", str(GRADIENT_CHECKS))
         runs = []
         for seed in self.seeds:
             is_first = seed == self.seeds[0]
             runs.append(self._run(folder, "plain", seed, *(checks if is_first else ())))
             if self.has_adapters:
                 runs.append(self._run(folder, ADAPTERS, seed, *_inverted("adapter")))
-            runs.append(self._run(folder, "inverted", seed, *_inverted(*WITHOUT_NORMS)))
+            runs.append(self._run(folder, "inverted", seed, *_inverted()))
             runs.append(self._run(folder, CONTROL, seed, "--nudge_weight", "true"))
         runs += [self._run(folder, method, self.seeds[0], "--method", method) for method in self.methods]
         return runs
@@ -60,11 +59,9 @@ class Subject:
 
 
 def _inverted(*sites: str) -> tuple[str, ...]:
-    return "--use_inverted_activations", "true", *_config(*sites)
-
-
-def _config(*sites: str) -> tuple[str, ...]:
-    return "--inverted_activations_config", json.dumps({"sites": sites})
+    """With these kinds of sites; all of them by default."""
+    config = ("--inverted_activations_config", json.dumps({"sites": sites})) if sites else ()
+    return "--use_inverted_activations", "true", *config
 
 
 METHODS = ("few-bit-2", "few-bit-3", "few-bit-4", "mesa-8", "actnn-2", "nested-forward-ad", "published", "recompute")

@@ -23,7 +23,7 @@ _TRAINING = (
 _RUNS = """\
 Each model is trained with several seeds: plain, inverted, and as a control (plain, but with one weight moved by one
 unit in the last place). Training is chaotic, so two almost identical trainings drift apart; the control shows how far.
-Inverted are activations and gates, not norms (`sites=("adapter", "activation")`).
+Inverted are activations, gates and norms, as by default.
 Differences are between runs of the same seed, and their 95% intervals are those of the paired t test: where 0 is
 inside, the difference is not distinguishable from none. The final training loss is the mean of the last {final_steps}
 steps."""

@@ -16,9 +16,9 @@ Results = Mapping[str, Any]
 
 _RUNS = """\
 LoRA with its dropout on all linear layers, in float32. *Adapters* is `InvActConfig(sites=("adapter",))`: the adapters
-of a layer keep its input once, and their dropout as bits, which is exact. *Inverted* has inverted gates too, not
-norms (`sites=("adapter", "activation")`). The control and the intervals are as above. The final training loss is the
-mean of the last {final_steps} steps."""
+of a layer keep its input once, and their dropout as bits, which is exact. *Inverted* has inverted gates and norms too,
+as by default. The control and the intervals are as above. The final training loss is the mean of the last {final_steps}
+steps."""
 _KEPT = "What the first step keeps for the backward pass:"
 _VARIANTS = {"plain": "plain", ADAPTERS: "adapters", "inverted": "inverted"}
 
@@ -43,7 +43,7 @@ def _sentence(model: Results) -> str:
     return (
         f"With LoRA on all linear layers and its dropout, {model['title']} keeps {kept['plain']} for the backward pass "
         f"of a step; {kept[ADAPTERS]} where adapters keep their input once ({_largest(model, ADAPTERS)}); "
-        f"{kept['inverted']} with inverted gates too (final loss, inverted - plain: "
+        f"{kept['inverted']} with inverted gates and norms too (final loss, inverted - plain: "
         f"{difference(_of_final_loss(model, 'inverted'))})."
     )
 

@@ -44,10 +44,10 @@ def test_the_runs_of_a_subject_differ_in_what_is_compared_alone(subject):
             key for part in of_run for key in of_run[part] if of_run[part][key] != base[part][key] and key != "seed"
         }
         is_checked = variant == "plain" and seed == subject.seeds[0]
-        inverts = {"use_inverted_activations", "inverted_activations_config"}
-        expected = {"inverted": inverts, "adapters": inverts, "control": {"nudge_weight"}, "plain": set()}
-        checks = {"gradient_checks", "inverted_activations_config"}
-        assert different == (checks if is_checked else expected.get(variant, {"method"}))
+        inverts = {"use_inverted_activations"}
+        adapters = {*inverts, "inverted_activations_config"}
+        expected = {"inverted": inverts, "adapters": adapters, "control": {"nudge_weight"}, "plain": set()}
+        assert different == ({"gradient_checks"} if is_checked else expected.get(variant, {"method"}))
         assert of_run["training"]["seed"] == seed
 
 
@@ -112,7 +112,7 @@ def test_it_leaves_results_and_plots(written):
         ("control", 1),
         ("few-bit-2", 0),
     ]
-    assert model["patched"] == 2
+    assert model["patched"] == 2 + 5  # gates and norms
     assert len(model["gradients"]) == 2 * 3
     assert results["left_out"] == [{"title": "Away", "why": results["left_out"][0]["why"]}]
     assert "package:no-such-weights" in results["left_out"][0]["why"]
