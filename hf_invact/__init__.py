@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         register_norm,
         unpatch_model,
     )
-    from .planning import Lora, MemoryPlan, PlanningError, plan_memory
+    from .planning import BudgetPlan, Lora, MemoryPlan, PlanningError, plan_budget, plan_memory
     from .trainer import (
         InvActArgumentsMixin,
         InvActTrainerMixin,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetPlan",
     "InvActArgumentsMixin",
     "InvActConfig",
     "InvActTrainerMixin",
@@ -52,6 +53,7 @@ __all__ = [
     "memory",
     "nn",
     "patch_model",
+    "plan_budget",
     "plan_memory",
     "register_activation",
     "register_block",
@@ -60,7 +62,7 @@ __all__ = [
 ]
 
 _PARTS = ("curves", "functional", "memory", "nn", "ops", "patching", "planning", "trainer")
-_WITH_PUBLIC_NAMES = ("patching", "trainer", "planning")
+_WITH_PUBLIC_NAMES = ("patching", "planning", "trainer")
 
 
 def __getattr__(name: str) -> Any:

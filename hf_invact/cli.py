@@ -12,7 +12,8 @@ from pathlib import Path
 from . import __version__, launch
 
 WRONG_INPUT, INTERRUPTED, NO_READER = 2, 130, 141  # the last two as shells report SIGINT and SIGPIPE
-OPTIMIZERS = ("adafactor", "adamw", "adamw_fused", "sgd")  # of planning, whose import is slow
+OPTIMIZERS = ("adafactor", "adamw", "adamw_fused", "sgd")  # of planning, whose import is slow; so the next
+QUANTIZATIONS = ("4bit", "8bit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,6 +89,11 @@ def _add_training(plan: argparse.ArgumentParser) -> None:
         metavar="r=16,dropout=0,targets=all",
         help="train only adapters; targets are all, attention, mlp, or names of layers: q_proj+v_proj",
     )
+    plan.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        help="linear layers but the head as bitsandbytes holds them (4bit: as in QLoRA)",
+    )
     plan.add_argument("--attn", default="sdpa", metavar="sdpa|eager|flash_attention_2", help="attention implementation")
     plan.add_argument(
         "--optimizer",
@@ -106,9 +112,15 @@ def _add_comparisons(plan: argparse.ArgumentParser) -> None:
         "has: no casts, and LoRA-FA",
     )
     plan.add_argument(
+        "--budget",
+        metavar="SIZE",
+        help="the fewest layers to checkpoint with which this batch fits into SIZE (24GiB, 24GB, 24g), as the flag's "
+        "memory_budget checkpoints them",
+    )
+    plan.add_argument(
         "--fit",
         metavar="SIZE",
-        help="largest batch and longest sequence that fit into SIZE (80GiB, 80GB, 24g), also with checkpointing",
+        help="largest batch and longest sequence that fit into SIZE, also with checkpointing",
     )
     plan.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="draw the saved bytes of all compared variants (needs matplotlib)"

@@ -27,7 +27,8 @@ ORDER = (
     ("nn",),
     ("sites",),
     ("patching",),
-    ("trainer", "planning", "environment"),
+    ("planning", "environment"),
+    ("trainer",),
     ("launch",),
     ("cli",),
     ("__main__",),
@@ -107,7 +108,7 @@ def test_exports_what_it_says() -> None:
     assert all(hasattr(hf_invact, name) for name in hf_invact.__all__)
     promised = {
         *("patch_model", "unpatch_model", "inverted_activations", "InvActConfig", "PatchReport", "PatchingError"),
-        *("functional", "nn", "memory", "register_activation", "register_block", "plan_memory"),
+        *("functional", "nn", "memory", "register_activation", "register_block", "plan_memory", "plan_budget"),
         *("InvertedActivationsCallback", "InvActTrainingArguments", "InvActArgumentsMixin", "InvActTrainerMixin"),
     }
     assert promised <= set(hf_invact.__all__)

@@ -13,6 +13,7 @@ import torch
 from .. import sites
 from ..ops import AUTO, check_backend
 from ..sites import Plan, SiteKind
+from .budget import parse_budget
 
 AUTO_PLAN = "auto"
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,15 +39,20 @@ class InvActConfig:
             that is demanded is always required at one site at least.)
         sites: the kinds of sites to patch: "adapter" (the inputs of PEFT's LoRA, exact), "activation" and "norm". The
             paper's method alone is ``("activation",)``.
-        checkpoint_layers: checkpoint so many layers, the first ones, and no other, even where gradient checkpointing is
-            on. What they keep is freed, so they are not patched. None leaves checkpointing as it is.
+        memory_budget: what training may take of a device: "24GiB", "24GB", "90%", bytes, or "auto", all that is free.
+            As few layers are checkpointed as are needed for that. A Trainer knows the batch that this depends on;
+            without one, `hf_invact.plan_budget` tells which layers. None leaves checkpointing as it is.
+        seq_len: the tokens of the longest sequence, for `memory_budget`; None asks the Trainer.
+        checkpoint_layers: that number by hand: checkpoint so many layers, the first ones, and no other, even where
+            gradient checkpointing is on. What they keep is freed, so they are not patched. None leaves checkpointing as
+            it is.
         patch_checkpointed: patch checkpointed layers, too. This lowers the peak only where the layer that is being
             recomputed decides it.
 
     Raises:
         ValueError: an unknown plan, backend, dtype or kind of sites; plans of kinds that are left out alone;
             patterns that are not strings; a `require` or `patch_checkpointed` that is not a boolean; a
-            `checkpoint_layers` that is no number of layers.
+            `checkpoint_layers` that is no number of layers, or given beside a `memory_budget`; nonsense in that.
 
     >>> InvActConfig.from_dict({"include": ["*.mlp"], "backend": "eager"}).include
     ('*.mlp',)
@@ -59,6 +65,8 @@ class InvActConfig:
     autocast_dtype: torch.dtype | None = None
     require: bool = False
     sites: tuple[str, ...] = field(default_factory=lambda: tuple(kind.name for kind in sites.KINDS))
+    memory_budget: str | int | None = None
+    seq_len: int | None = None
     checkpoint_layers: int | None = None
     patch_checkpointed: bool = False
 
@@ -82,9 +90,21 @@ class InvActConfig:
         for name in ("require", "patch_checkpointed"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        self._check_checkpoints()
+
+    def _check_checkpoints(self) -> None:
         count = self.checkpoint_layers
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
-            raise ValueError(f"checkpoint_layers must be a number of layers, at least 0, or null, got {count!r}")
+        for name, what, least in (("checkpoint_layers", "layers", 0), ("seq_len", "tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be a number of {what}, at least {least}, or null, got {value!r}")
+        if self.memory_budget is not None:
+            parse_budget(self.memory_budget)
+            if count is not None:
+                raise ValueError(
+                    f"memory_budget={self.memory_budget!r} decides how many layers are checkpointed, and so does "
+                    f"checkpoint_layers={count}: give one of the two"
+                )
 
     @property
     def kinds(self) -> tuple[SiteKind[Any, Any], ...]:

@@ -58,6 +58,11 @@ def patch(model: nn.Module, config: InvActConfig, memory: Memory) -> PatchReport
     """
     require_module(model)
     require_weights(model)
+    if config.memory_budget is not None:
+        raise PatchingError(
+            f"memory_budget={config.memory_budget!r} depends on the batch, which a Trainer knows. Without one, ask "
+            "hf_invact.plan_budget(model, batch_size, seq_len, memory_budget), and patch with the config of its answer"
+        )
     checkpointed = first_layers(model, config.checkpoint_layers)
     selection = select(model, config)
     decisions = decide(model, selection, config, memory)

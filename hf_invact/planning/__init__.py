@@ -1,6 +1,8 @@
 """Predicts the memory of training, without weights and without a GPU."""
 
 from ..display.sizes import parse_size
+from .budget.choose import BudgetPlan, budget_from_run, plan_budget
+from .budget.text import render_budget
 from .compare import Comparison, VariantMemory, compare_memory, comparison_from_run
 from .dry_run import DryRun, dry_run
 from .errors import PlanningError
@@ -16,6 +18,7 @@ __all__ = [
     "CATEGORIES",
     "MOMENTS",
     "OPTIMIZERS",
+    "BudgetPlan",
     "Comparison",
     "DryRun",
     "Largest",
@@ -28,6 +31,7 @@ __all__ = [
     "VariantFit",
     "VariantMemory",
     "as_json",
+    "budget_from_run",
     "check_plot",
     "compare_memory",
     "comparison_from_run",
@@ -36,10 +40,12 @@ __all__ = [
     "fit_memory",
     "make_optimizer",
     "parse_size",
+    "plan_budget",
     "plan_from_run",
     "plan_memory",
     "predict_peak",
     "render",
+    "render_budget",
     "render_comparison",
     "render_fit",
     "save_plot",

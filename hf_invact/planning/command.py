@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..display.sizes import parse_size
+from .budget.choose import budget_from_run
 from .compare import comparison_from_run
 from .dry_run import DryRun, dry_run, no_progress
 from .fit import fit_from_run
@@ -32,12 +33,22 @@ def run(options: argparse.Namespace) -> int:
     if options.plot is not None:
         check_plot(options.plot)
     lora = None if options.lora is None else _read("--lora", parse_lora, options.lora)
-    memory_bytes = None if options.fit is None else _read("--fit", parse_size, options.fit)
-    setup = Setup(options.model, dtype=options.dtype, autocast=options.autocast, lora=lora, attention=options.attn)
+    budget, fit = (
+        None if text is None else _read(option, parse_size, text)
+        for option, text in (("--budget", options.budget), ("--fit", options.fit))
+    )
+    setup = Setup(
+        options.model,
+        dtype=options.dtype,
+        autocast=options.autocast,
+        lora=lora,
+        attention=options.attn,
+        quantize=options.quantize,
+    )
     printed: dict[str, Any] = {}
     progress = _show_progress if sys.stderr.isatty() else no_progress
     with dry_run(setup, progress) as model:
-        for name, answer, text in _answers(model, options, memory_bytes):
+        for name, answer, text in _answers(model, options, budget, fit):
             progress("")
             if not options.json:
                 print(f"\n{text}" if printed else text, flush=True)
@@ -54,7 +65,9 @@ def _read(option: str, parse: Callable[[str], Any], text: str) -> Any:
         raise ValueError(f"argument {option}: {error}") from None
 
 
-def _answers(model: DryRun, options: argparse.Namespace, memory_bytes: int | None) -> Iterator[tuple[str, Any, str]]:
+def _answers(
+    model: DryRun, options: argparse.Namespace, budget_bytes: int | None, fit_bytes: int | None
+) -> Iterator[tuple[str, Any, str]]:
     """For each answer its name in JSON (empty for the plan, whose fields are at the top), its record and its text."""
     size = options.batch_size, options.seq_len
     plan = plan_from_run(
@@ -68,8 +81,11 @@ def _answers(model: DryRun, options: argparse.Namespace, memory_bytes: int | Non
             save_plot(comparison, options.plot)
             text += f"\n\nThe figure is in {options.plot}."
         yield "comparison", comparison, text
-    if memory_bytes is not None:
-        fit = fit_from_run(model, *size, memory_bytes, optimizer=options.optimizer)
+    if budget_bytes is not None:
+        budget = budget_from_run(model, *size, budget_bytes, optimizer=options.optimizer)
+        yield "budget", budget, str(budget)
+    if fit_bytes is not None:
+        fit = fit_from_run(model, *size, fit_bytes, optimizer=options.optimizer)
         yield "fit", fit, str(fit)
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn, optim
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ..memory import SavedActivations, by_part
 from ..patching import InvActConfig, PatchingError, PatchReport, unpatch_model
+from ..patching.checkpoints import checkpointable_layers, set_checkpoints
 from ..patching.decisions.memory import Memory
 from ..patching.patch import patch
 from .batch import batch_in_words, length_of, make_batch
+from .budget.flops import forward_shares
 from .errors import PlanningError
-from .fake.tensors import fake_tensors
+from .fake.tensors import fake_tensors, recompute_contexts
 from .model.build import build_model, is_checkpointed, set_checkpointing
 from .model.lora import casting_disabled, trained_first_matrices
 from .model.real import copy_without_memory, has_input_grads
@@ -26,6 +30,8 @@ from .model.setup import Setup
 from .model.source import Source, find_source
 from .peak import Peak, make_optimizer, predict_peak
 from .variants import TrainingVariant
+
+RECOMPUTED = partial(checkpoint, use_reentrant=False, context_fn=recompute_contexts)
 
 Progress = Callable[[str], None]
 """Is called with a few words about the next run."""
@@ -57,7 +63,7 @@ class DryRun:
         self._current: TrainingVariant | None = None
         self._reports: dict[TrainingVariant, PatchReport] = {}
         self._saved: dict[tuple[TrainingVariant, int, int | None], Mapping[str, int]] = {}
-        self._peaks: dict[tuple[TrainingVariant, int, int | None, str], Peak] = {}
+        self._peaks: dict[tuple[TrainingVariant, int, int | None, str, bool], Peak] = {}
         self._optimizers: dict[tuple[str, int], optim.Optimizer] = {}
         self._memory = Memory()
 
@@ -94,25 +100,44 @@ class DryRun:
                 self._saved[key] = MappingProxyType(saved_by_part(self.model, batch, self.setup.autocast_dtype))
         return self._saved[key]
 
-    def peak(self, variant: TrainingVariant, batch_size: int, seq_len: int | None, optimizer: str) -> Peak:
+    def peak(
+        self,
+        variant: TrainingVariant,
+        batch_size: int,
+        seq_len: int | None,
+        optimizer: str,
+        *,
+        accumulates: bool = False,
+    ) -> Peak:
         """The peak memory of a training step.
 
         Args:
             optimizer: a name in `OPTIMIZERS`.
+            accumulates: whether a step adds up the gradients of several batches.
 
         Raises:
             ValueError: an unknown optimizer.
             PlanningError, PatchingError: as `saved`.
         """
-        key = variant, batch_size, seq_len, optimizer
+        key = variant, batch_size, seq_len, optimizer, accumulates
         if key not in self._peaks:
             batch = self._batch(variant, batch_size, seq_len)
             chosen = self._optimizer(optimizer)
             with planning_errors(self.model), casting_disabled(self.model, variant.uncast):
                 self._peaks[key] = predict_peak(
-                    self.model, batch, chosen, forward_context=lambda: optional_autocast(self.setup.autocast_dtype)
+                    self.model,
+                    batch,
+                    chosen,
+                    forward_context=lambda: optional_autocast(self.setup.autocast_dtype),
+                    accumulates=accumulates,
                 )
         return self._peaks[key]
+
+    def forward_shares(self, batch_size: int, seq_len: int | None) -> dict[str, float]:
+        """The share that each layer that can be checkpointed has in what a forward pass computes."""
+        batch = make_batch(self.model, batch_size, seq_len)
+        with planning_errors(self.model), optional_autocast(self.setup.autocast_dtype):
+            return forward_shares(lambda: self.model(**batch), checkpointable_layers(self.model))
 
     def _batch(self, variant: TrainingVariant, batch_size: int, seq_len: int | None) -> dict[str, Any]:
         self._switch_to(variant)
@@ -127,15 +152,24 @@ class DryRun:
         set_checkpointing(self.model, variant.checkpointed, input_grads=self._has_input_grads)
         for weight in self._first_matrices:
             weight.requires_grad_(not variant.frozen_a)
-        self._reports[variant] = self._patch(variant.plan) if variant.patched else PatchReport(())
+        self._reports[variant] = self._patch(variant) if variant.patched else PatchReport(())
         self._current = variant
 
-    def _patch(self, plan: str | None) -> PatchReport:
+    def _patch(self, variant: TrainingVariant) -> PatchReport:
         config = self.setup.config
-        config = dataclasses.replace(config, autocast_dtype=config.autocast_dtype or self.setup.autocast_dtype)
-        if plan is not None:
-            config = dataclasses.replace(config, plan=plan, sites=("activation",))
-        return patch(self.model, config, self._memory)
+        config = dataclasses.replace(
+            config,
+            autocast_dtype=config.autocast_dtype or self.setup.autocast_dtype,
+            memory_budget=None,
+            checkpoint_layers=variant.checkpoint_layers,
+            patch_checkpointed=variant.patch_checkpointed,
+        )
+        if variant.plan is not None:
+            config = dataclasses.replace(config, plan=variant.plan, sites=("activation",))
+        report = patch(self.model, config, self._memory)
+        if variant.checkpoint_layers is not None:
+            set_checkpoints(self.model, report.checkpointed, RECOMPUTED)
+        return report
 
     def _optimizer(self, name: str) -> optim.Optimizer:
         """One for all variants that train the same weights: once it has its state, a prediction needs a single step."""

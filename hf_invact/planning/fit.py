@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING
 from transformers import PretrainedConfig
 
 from ..inputs.sizes import longest_sequence, takes_text
+from ..patching.checkpoints import checkpointable_layers
+from .batch import batch_in_words
+from .budget.choose import choose
 from .compare import applying_variants
 from .dry_run import DryRun, dry_run
 from .model.setup import Options, Setup
@@ -146,7 +150,12 @@ def fit_from_run(
         optimizer=optimizer,
         static_bytes=static_bytes(plain_peak, "optimizer step"),
         variants=variants,
-        notes=(*notes, *_notes_of_less(variants), *_length_notes(run, variants)),
+        notes=(
+            *notes,
+            *_notes_of_less(variants),
+            *_length_notes(run, variants),
+            *_mix_notes(run, batch_size, seq_len, memory_bytes, optimizer),
+        ),
     )
 
 
@@ -190,6 +199,21 @@ def _notes_of_less(variants: tuple[VariantFit, ...]) -> list[str]:
         for plain, patched in PAIRS
         if batches.get(patched.name, math.inf) < batches.get(plain.name, 0)
     ]
+
+
+def _mix_notes(run: DryRun, batch_size: int, seq_len: int | None, memory_bytes: int, optimizer: str) -> Iterator[str]:
+    """How many layers have to be checkpointed for the batch that was asked for, if it fits."""
+
+    def peak_of(variant: TrainingVariant) -> Peak:
+        return run.peak(variant, batch_size, seq_len, optimizer)
+
+    layers = len(checkpointable_layers(run.model))
+    chosen = choose(peak_of, layers, memory_bytes)
+    if chosen.checkpoint_layers and peak_of(chosen).total_bytes <= memory_bytes:
+        yield (
+            f"For a batch of {batch_in_words(batch_size, seq_len)} it is enough to checkpoint "
+            f"{chosen.checkpoint_layers} of {layers} layers where the others are inverted (see --budget)."
+        )
 
 
 def _length_notes(run: DryRun, variants: tuple[VariantFit, ...]) -> list[str]:

@@ -12,7 +12,14 @@ POINTS = 3
 PATIENCE = 8
 
 
-def largest_that_fits(peak_at: Callable[[int], Peak], memory_bytes: int, *, start: int, last: int) -> int:
+def largest_that_fits(
+    peak_at: Callable[[int], Peak],
+    memory_bytes: int,
+    *,
+    last: int,
+    start: int | None = None,
+    known: Mapping[int, Peak] | None = None,
+) -> int:
     """The largest size from 1 to `last` whose peak fits; 0 if none fits.
 
     The peaks of the result and of the next size are both computed, not extrapolated. In between, sizes are guessed by
@@ -21,12 +28,15 @@ def largest_that_fits(peak_at: Callable[[int], Peak], memory_bytes: int, *, star
     Args:
         peak_at: computes the peak of a size. It must not fall with the size.
         memory_bytes: the limit for the peak.
-        start: the first guess.
         last: the end of the search.
+        start: the first guess; needed where no peak is known.
+        known: peaks of some sizes, which may include 0.
     """
-    peaks: dict[int, Peak] = {}
-    low, high = 0, last + 1  # low fits or is 0; high does not fit or is beyond the end
-    guess = min(max(start, 1), last)
+    peaks = dict(known or {})
+    fits = {size: peak.total_bytes <= memory_bytes for size, peak in peaks.items()}
+    low = max((size for size in fits if fits[size]), default=0)  # low fits or is 0
+    high = min((size for size in fits if not fits[size]), default=last + 1)  # high does not fit or is beyond the end
+    guess = _predicted(peaks, memory_bytes, low, high) if start is None else min(max(start, low + 1), high - 1)
     while high - low > 1:
         peaks[guess] = peak_at(guess)
         if peaks[guess].total_bytes <= memory_bytes:
@@ -55,10 +65,11 @@ def _predicted(peaks: Mapping[int, Peak], memory_bytes: int, low: int, high: int
 def _curve(peaks: Mapping[int, Peak], moment: str, memory_bytes: int) -> list[tuple[int, int]]:
     """The points (size, bytes) of a moment's peak that are closest to the limit.
 
-    The peak at size 0 is known without a prediction: what does not depend on the size.
+    The peak at size 0, if it was not computed, is what does not depend on the size.
     """
     points = {size: peak.bytes_in(moment) for size, peak in peaks.items()}
-    points[0] = static_bytes(next(iter(peaks.values())), moment)
+    if 0 not in points:
+        points[0] = static_bytes(next(iter(peaks.values())), moment)
     nearest = sorted(points.items(), key=lambda point: abs(point[1] - memory_bytes))[:POINTS]
     # A parabola that opens downwards would make any large size fit.
     return nearest if _is_convex(sorted(nearest)) else nearest[:2]

@@ -13,7 +13,9 @@ class TrainingVariant:
         name: in tables and JSON.
         patched: whether something is patched.
         plan: patches the activations alone, with this plan of `hf_invact.InvActConfig`; None for the user's config.
-        checkpointed: whether layers are recomputed in the backward pass.
+        checkpointed: whether all layers are recomputed in the backward pass.
+        checkpoint_layers: how many layers are, if not all or none.
+        patch_checkpointed: whether these are patched as well.
         uncast: whether PEFT leaves the input of adapters in its dtype.
         frozen_a: whether only the second matrix of each adapter is trained.
         note: what else it changes, a sentence.
@@ -23,6 +25,8 @@ class TrainingVariant:
     patched: bool = False
     plan: str | None = None
     checkpointed: bool = False
+    checkpoint_layers: int | None = None
+    patch_checkpointed: bool = False
     uncast: bool = False
     frozen_a: bool = False
     note: str = ""
@@ -55,6 +59,19 @@ FROZEN_A = TrainingVariant(
 )
 CHECKPOINTED = TrainingVariant("checkpointing", checkpointed=True)
 BOTH = TrainingVariant("checkpointing + inverted", patched=True, checkpointed=True)
+
+
+def mixed(layers: int, *, patch_checkpointed: bool = False) -> TrainingVariant:
+    """The first layers checkpointed, and the others inverted."""
+    also = " and inverted" if patch_checkpointed else ""
+    return TrainingVariant(
+        f"{layers} layers checkpointed{also}",
+        patched=True,
+        checkpoint_layers=layers,
+        patch_checkpointed=patch_checkpointed,
+    )
+
+
 PAIRS = ((PLAIN, INVERTED), (CHECKPOINTED, BOTH))
 
 

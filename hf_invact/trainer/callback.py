@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..patching.decisions.memory import Memory
 from ..patching.patch import patch
 from ..patching.report import join_names
 from ..sites.forwards import WITHOUT_LIGER_MLP
+from .budget import FIRST_STEPS, LargerBatches, TrainingPlan, compare_peaks, plan_training
 from .checkpointed import checkpointed_modules
 from .memory import MemoryCallback
 from .metering import StepMeter
@@ -55,6 +57,7 @@ class InvertedActivationsCallback(MemoryCallback):
 
     Attributes:
         report: what was patched; None before that, or if the flag is off.
+        planned: what was chosen for the config's `memory_budget` when training began; None without one.
         require: set it to True to refuse a model in which nothing would be inverted, whatever the config says.
 
     Raises:
@@ -67,7 +70,9 @@ class InvertedActivationsCallback(MemoryCallback):
         self.config = config
         self.report: PatchReport | None = None
         self.require = False
+        self.planned: TrainingPlan | None = None
         self._memory = Memory()
+        self._larger_batches = LargerBatches()
         self._checkpointed: tuple[str, ...] = ()
         self._site_calls = SiteCalls()
 
@@ -78,8 +83,12 @@ class InvertedActivationsCallback(MemoryCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         args = arguments_of(args, kwargs)
-        self._patch(args, state, kwargs["model"])
+        self._patch(args, state, kwargs["model"], kwargs)
         self._site_calls = SiteCalls()
+        if self.planned is not None:
+            self._larger_batches.watch(patchable_module(kwargs["model"]), self.planned.plan)
+            if state.is_local_process_zero:
+                logger.warning("%s", self.planned)
         if self.report is not None:
             self._checkpointed = checkpointed_modules(patchable_module(kwargs["model"]))
             if state.is_local_process_zero:
@@ -98,34 +107,53 @@ class InvertedActivationsCallback(MemoryCallback):
             if state.is_local_process_zero:
                 logger.warning(_NOT_CALLED, join_names(self._site_calls.uncalled))
             self._site_calls.uncalled = []
+        is_due = self.planned is not None and state.global_step == FIRST_STEPS and state.is_local_process_zero
+        measured = peak_bytes().get("peak_cuda_allocated_bytes") if is_due else None
+        if self.planned is not None and measured is not None:
+            logger.warning("%s", compare_peaks(self.planned, measured))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         super().on_train_end(args, state, control, **kwargs)
+        self._larger_batches.end()
         if self.report is not None:
             unpatch_model(patchable_module(kwargs["model"]))
             self._report_outcome(self.report, state, arguments_of(args, kwargs).output_dir)
 
-    def _patch(self, args: TrainingArguments, state: TrainerState, trained: Any) -> None:
+    def _patch(
+        self, args: TrainingArguments, state: TrainerState, trained: Any, begun: Mapping[str, Any] | None = None
+    ) -> None:
+        """Patch the model.
+
+        Args:
+            begun: the callback's other arguments when training begins; None before that, when batches are not known.
+        """
         if not getattr(args, "use_inverted_activations", True):
             return
         model = patchable_module(trained)
-        # The Trainer applies Liger when training begins (Transformers before 5.2: earlier). Refuse it now.
-        options = args.liger_kernel_config or {}
-        if args.use_liger_kernel and options.get("swiglu", True) and options.get("geglu", True):
-            raise ValueError(
-                "use_liger_kernel and use_inverted_activations both replace the MLP's activation, and Liger would "
-                f"bypass the inverted one. Turn one of the two off, or use Liger without its MLP: {WITHOUT_LIGER_MLP}"
-            )
+        self._refuse_liger(args)
         try:
-            report = patch(model, self._config(args), self._memory)
+            config = self._config(args)
+            if config.memory_budget is not None:
+                self.planned = None if begun is None else plan_training(model, config, args, begun)
+                config = replace(config, memory_budget=None) if self.planned is None else self.planned.plan.config
+            report = patch(model, config, self._memory)
         except PatchingError:
             unpatch_model(model)  # it may be patched since the Trainer was made
             raise
         if report != self.report and state.is_local_process_zero:
             logger.info("%s", report)
         self.report = report
+
+    def _refuse_liger(self, args: TrainingArguments) -> None:
+        """Refuse Liger's MLPs, which the Trainer applies when training begins (Transformers before 5.2: earlier)."""
+        options = args.liger_kernel_config or {}
+        if args.use_liger_kernel and options.get("swiglu", True) and options.get("geglu", True):
+            raise ValueError(
+                "use_liger_kernel and use_inverted_activations both replace the MLP's activation, and Liger would "
+                f"bypass the inverted one. Turn one of the two off, or use Liger without its MLP: {WITHOUT_LIGER_MLP}"
+            )
 
     def _measure_next_forward(self, model: nn.Module) -> StepMeter:
         meter = super()._measure_next_forward(measured_part(model) or model)

@@ -69,10 +69,10 @@ def small_config(model_type: str, **changes: Any) -> PretrainedConfig:
 
 
 def small_model(
-    model_type: str, dtype: str = "float32", attention: str = "sdpa", lora: Lora | None = None
+    model_type: str, dtype: str = "float32", attention: str = "sdpa", lora: Lora | None = None, **changes: Any
 ) -> PreTrainedModel:
     """A model with real weights, in training mode, without a cache; with adapters if `lora` is given."""
-    source = find_source(small_config(model_type))
+    source = find_source(small_config(model_type, **changes))
     source.config.get_text_config().use_cache = source.config.use_cache = False
     model: PreTrainedModel = source.model_class._from_config(
         source.config, dtype=getattr(torch, dtype), attn_implementation=attention

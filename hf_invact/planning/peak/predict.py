@@ -66,6 +66,8 @@ def predict_peak(
     batch: Mapping[str, Any],
     optimizer: optim.Optimizer,
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    *,
+    accumulates: bool = False,
 ) -> Peak:
     """Predict the peak memory of a training step, as CUDA's allocator would count it (``max_memory_allocated``).
 
@@ -81,6 +83,8 @@ def predict_peak(
         batch: its arguments by name, with labels. The model has to return the loss first, or as ``loss``.
         optimizer: of the trainable parameters; see `make_optimizer`.
         forward_context: makes the context of each forward pass, such as autocast.
+        accumulates: whether a step adds up the gradients of several batches. Then the peak is that of a later one, in
+            whose forward pass there are gradients already.
 
     Raises:
         ValueError: no parameter is trainable, or the model returns no loss.
@@ -107,7 +111,8 @@ def predict_peak(
         steps = 1 if optimizer.state else 2
         _mark_state(storages, optimizer)
         for _ in range(steps):
-            _run_passes(storages, model, batch, forward_context)
+            for _ in range(2 if accumulates else 1):
+                _run_passes(storages, model, batch, forward_context)
             _run_optimizer(storages, optimizer)
     return Peak({moment: _categories(storages.peak(moment)) for moment in MOMENTS})
 

@@ -1,0 +1,1 @@
+"""Chooses how many layers are checkpointed, for an amount of memory."""
