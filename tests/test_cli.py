@@ -49,6 +49,19 @@ def test_plan_in_words(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, printed.splitlines())) < 160
 
 
+def test_a_budget_says_which_layers_are_checkpointed(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--lora", "r=4", "--quantize", "8bit", "--budget", "2GiB"]
+    assert main(["plan", config, *SIZE, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "linear layers in 8 bits, LoRA r=4" in printed
+    assert "memory budget of 2.00 GiB, of which 563.20 MiB are reserved: 0 of 2 layers checkpointed" in printed
+    assert main(["plan", config, *SIZE, *options, "--json"]) == 0
+    budget = json.loads(capsys.readouterr().out)["budget"]
+    assert (budget["layers"], budget["checkpointed"], budget["config"]["checkpoint_layers"]) == (2, [], 0)
+    assert main(["plan", config, *SIZE, "--budget", "512MiB"]) == 2
+    assert "are reserved for what is not predicted" in capsys.readouterr().err
+
+
 def test_plan_as_json_has_what_python_gives(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--dtype", "float32", "--lora", "r=4,dropout=0.1,targets=mlp", "--optimizer", "sgd", "--json"]
     assert main(["plan", config, *SIZE, *options]) == 0
@@ -83,6 +96,7 @@ def test_plan_as_json_has_what_python_gives(config: str, capsys: pytest.CaptureF
             "no linear layer with the name 'kv'; LoRA can adapt q_proj",
         ),
         (["{config}", *SIZE, "--fit", "80"], "argument --fit: invalid amount of memory '80'"),
+        (["{config}", *SIZE, "--budget", "80%"], "argument --budget: invalid amount of memory '80%'"),
         (["{config}", *SIZE, "--fit", "many"], "80GiB"),
         (["{config}", *SIZE, "--fit", "0GiB"], "80GiB"),
         (["{config}", *SIZE, "--attn", "flash"], "attention must be one of sdpa, eager, flash_attention_2"),

@@ -25,7 +25,7 @@ from .errors import PlanningError
 from .fake.tensors import fake_tensors, recompute_contexts
 from .model.build import build_model, is_checkpointed, set_checkpointing
 from .model.lora import casting_disabled, trained_first_matrices
-from .model.real import copy_without_memory, has_input_grads
+from .model.real import copy_without_memory, has_input_grads, wrapped_forward
 from .model.setup import Setup
 from .model.source import Source, find_source
 from .peak import Peak, make_optimizer, predict_peak
@@ -50,6 +50,7 @@ class DryRun:
     Attributes:
         model: on fake tensors.
         was_checkpointed: whether gradient checkpointing is on in the model that was given.
+        notes: in what the model differs from the one that was given, each a sentence.
     """
 
     def __init__(self, setup: Setup, source: Source, progress: Progress) -> None:
@@ -61,6 +62,7 @@ class DryRun:
         self.was_checkpointed = is_checkpointed(self.model)
         self._progress = progress
         self._current: TrainingVariant | None = None
+        self.notes = _notes(setup)
         self._reports: dict[TrainingVariant, PatchReport] = {}
         self._saved: dict[tuple[TrainingVariant, int, int | None], Mapping[str, int]] = {}
         self._peaks: dict[tuple[TrainingVariant, int, int | None, str, bool], Peak] = {}
@@ -184,6 +186,13 @@ def _model_of(setup: Setup, source: Source) -> PreTrainedModel:
     if isinstance(setup.model, nn.Module):
         return copy_without_memory(setup.model, setup.facts.device)
     return build_model(source, setup)
+
+
+def _notes(setup: Setup) -> tuple[str, ...]:
+    wrapper = wrapped_forward(setup.model) if isinstance(setup.model, nn.Module) else ""
+    if not wrapper:
+        return ()
+    return (f"The model's forward is wrapped by {wrapper}; that of its class is planned, which may keep more.",)
 
 
 def no_progress(doing: str) -> None:

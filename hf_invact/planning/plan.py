@@ -183,7 +183,7 @@ def plan_from_run(
         plain_peak=peak,
         patched_peak=patched_peak,
         quantization=quantization_of(run.model),
-        notes=(*_notes(run.model, seq_len, run.setup), *notes),
+        notes=(*run.notes, *_notes(run.model, seq_len, run.setup), *notes),
     )
 
 

@@ -29,10 +29,19 @@ def longest_sequence(args: Any, others: Mapping[str, Any], given: int | None) ->
     return next(_lengths(args, others, given), None)
 
 
+def sequences_of_a_record(others: Mapping[str, Any]) -> int:
+    """How many sequences a model gets for each record of a batch: TRL's preferences are two, chosen and rejected."""
+    name = type(_collator(others)).__name__
+    return 2 if "Preference" in name and "Unpaired" not in name else 1
+
+
+def _collator(others: Mapping[str, Any]) -> Any:
+    collator = getattr(others.get("train_dataloader"), "collate_fn", None)
+    return getattr(collator, "data_collator", collator)  # the Trainer wraps it where it removes columns
+
+
 def _lengths(args: Any, others: Mapping[str, Any], given: int | None) -> Iterator[Length]:
-    loader = others.get("train_dataloader")
-    collator = getattr(loader, "collate_fn", None)
-    collator = getattr(collator, "data_collator", collator)  # the Trainer wraps it where it removes columns
+    collator = _collator(others)
     tokenizer = others.get("processing_class") or getattr(collator, "tokenizer", None)
     if given is not None:
         yield Length(given, "given as seq_len")
@@ -41,7 +50,7 @@ def _lengths(args: Any, others: Mapping[str, Any], given: int | None) -> Iterato
             yield Length(value, f"the training arguments' {name}")
     if _is_limit(value := getattr(collator, "max_length", None)):
         yield Length(value, "the collator's max_length")
-    if (value := _longest_of(getattr(loader, "dataset", None))) is not None:
+    if (value := _longest_of(getattr(others.get("train_dataloader"), "dataset", None))) is not None:
         step = getattr(collator, "pad_to_multiple_of", None) or 1
         yield Length(-(-value // step) * step, "the longest of the training data")
     if _is_limit(value := getattr(tokenizer, "model_max_length", None)):

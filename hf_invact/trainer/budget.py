@@ -21,7 +21,7 @@ from ..planning.budget.choose import budget_from_run
 from ..planning.dry_run import dry_run
 from ..planning.model.real import transformers_model
 from ..planning.model.setup import Setup
-from .batches import Length, longest_sequence, planned_optimizer
+from .batches import Length, longest_sequence, planned_optimizer, sequences_of_a_record
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _plan_training(model: nn.Module, config: InvActConfig, args: Any, others: Ma
     with dry_run(setup) as run:
         plan = budget_from_run(
             run,
-            args.per_device_train_batch_size,
+            args.per_device_train_batch_size * sequences_of_a_record(others),
             None if length is None else length.tokens,
             parse_budget(config.memory_budget).on(device),
             optimizer=optimizer,

@@ -43,16 +43,18 @@ class Case:
         patched: whether it is patched before or after the model is wrapped or sharded, or not at all.
         lora: whether it trains adapters with dropout on all linear layers. These alone are patched then, so that
             losses and gradients stay the same in every bit.
+        checkpoints: whether one layer is checkpointed, and the others are patched.
     """
 
     way: Way
     model: str
     patched: Patched = "no"
     lora: bool = False
+    checkpoints: bool = False
 
     @property
     def plain(self) -> Case:
-        return replace(self, patched="no")
+        return replace(self, patched="no", checkpoints=False)
 
     @property
     def row(self) -> str:
@@ -62,7 +64,8 @@ class Case:
         return ROWS[self.way] + when + (", LoRA with dropout" if self.lora else "")
 
     def __str__(self) -> str:
-        return f"{self.way}-{self.model}{'-lora' if self.lora else ''}-{self.patched}"
+        text = f"{self.way}-{self.model}{'-lora' if self.lora else ''}-{self.patched}"
+        return f"{text}-checkpoints" if self.checkpoints else text
 
 
 def _cases(models: Mapping[Way, Sequence[str]], *, lora: bool = False) -> list[Case]:
@@ -90,6 +93,13 @@ CASES = _cases(
         "own-fsdp2": MODEL_NAMES,
     }
 ) + _cases({"ddp": ("llama",), "ddp-accumulation": ("gpt2",), "own-fsdp2": ("llama", "bert")}, lora=True)
+CHECKPOINTED = [
+    Case("ddp", "llama", "before", checkpoints=True),
+    Case("own-ddp", "bert", "after", checkpoints=True),
+    Case("own-fsdp2", "llama", "before", checkpoints=True),
+    Case("own-fsdp2", "llama", "after", checkpoints=True),
+    Case("own-fsdp2", "llama", "after", lora=True, checkpoints=True),
+]
 # What the installed Transformers may lack, with the version that introduced it.
 SINCE: Mapping[Way, tuple[str, str]] = {
     "fsdp-flag": ("5.10", "--fsdp without a value"),
@@ -100,7 +110,7 @@ DEEPSPEED_CASES = [
     *(*_cases({"zero2": ("llama", "bert")}), *_cases({"zero2": ("llama",)}, lora=True)),
     *(*_cases({"zero3": ("llama", "bert")}), *_cases({"zero3": ("llama",)}, lora=True)),
 ]
-TABLES = {"torch": CASES, "deepspeed": DEEPSPEED_CASES}
+TABLES = {"torch": [*CASES, *CHECKPOINTED], "deepspeed": DEEPSPEED_CASES}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -18,7 +19,18 @@ from hf_invact.sites.adapters.kind import ADAPTER_INPUT
 from hf_invact.sites.norms.plans import OUTPUT
 from tests.compatibility import Matrix, patched_sites
 from tests.patching.weights.test_fake_copy import COPIED, RULES
-from tests.processes.cases import CASES, DEEPSPEED_CASES, ROWS, SHARDED_BY_FSDP2, SINCE, STEPS, WORLD, Case, Record
+from tests.processes.cases import (
+    CASES,
+    CHECKPOINTED,
+    DEEPSPEED_CASES,
+    ROWS,
+    SHARDED_BY_FSDP2,
+    SINCE,
+    STEPS,
+    WORLD,
+    Case,
+    Record,
+)
 from tests.processes.launch import launch
 from tests.versions import since_transformers
 
@@ -117,6 +129,18 @@ def test_plans_are_measured_on_whole_weights_and_on_a_copy_of_sharded_ones(case:
         of_norms = records[str(case)].plans_of("norm")
         assert Counter(plan for plan, _ in of_norms)[OUTPUT.name] == (0 if case.lora else NORMS[case.model])
         assert all((COPIED in why) == is_copied(case) for _, why in of_norms)
+
+
+@each(CHECKPOINTED)
+def test_a_layer_is_checkpointed_in_each_process(case: Case, found: Records) -> None:
+    without = str(dataclasses.replace(case, checkpoints=False))
+    for rank, (plain, patched) in pairs(case, found):
+        assert patched.report is not None
+        assert (len(patched.report.checkpointed), patched.report.layers) == (1, 2)
+        assert patched.saved_bytes < found[rank][without].saved_bytes, rank
+        assert patched.losses == (plain.losses if case.lora else pytest.approx(plain.losses, rel=1e-5)), rank
+        assert patched.losses == found[0][str(case)].losses
+        torch.testing.assert_close(patched.gradients, found[0][str(case)].gradients, rtol=0, atol=0)
 
 
 @each([case for case in PATCHED if case.way in ROWS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def model_of(case: Case) -> Any:
     return with_adapters(model, lora(case.model, dropout=0.1)) if case.lora else model
 
 
-def config_of(case: Case) -> InvActConfig | None:
-    return InvActConfig(sites=("adapter",)) if case.lora else None
+def config_of(case: Case) -> InvActConfig:
+    config = InvActConfig(checkpoint_layers=1 if case.checkpoints else None)
+    return replace(config, sites=("adapter",)) if case.lora else config
 
 
 def train(case: Case, argv: Sequence[str], folder: Path) -> Record:

@@ -102,6 +102,19 @@ def test_gradient_checkpointing_as_trl_turns_it_on(make: Callable[..., Trainer],
     assert 0.8 * kept(plain) < kept(inverted) < kept(plain), "the last norm alone is not recomputed"
 
 
+@pytest.mark.parametrize(("make", "sequences"), [(sft, 2), (dpo, 4)], ids=["SFT", "DPO"])
+def test_a_memory_budget_plans_for_the_longest_sequences(
+    make: Callable[..., Trainer], sequences: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = InvertedActivationsCallback(InvActConfig(memory_budget="1GiB"))
+    trained(make(tmp_path, callback, gradient_checkpointing=True))
+    assert callback.planned is not None
+    plan = callback.planned.plan
+    assert (plan.batch_size, plan.seq_len, plan.layers) == (sequences, 32, 2)
+    assert callback.planned.length == (32, "the training arguments' max_length")
+    assert "is larger than the planned one" not in caplog.text
+
+
 def test_the_reference_model_is_left_alone(tmp_path: Path) -> None:
     class LookAtReference(MemoryCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:

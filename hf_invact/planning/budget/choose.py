@@ -52,6 +52,7 @@ class BudgetPlan:
         extra_forward: the share of a forward pass's operations that is run again.
         report: what is patched.
         config: with which `hf_invact.patch_model` does this.
+        notes: what else the user should know, each a sentence.
     """
 
     model: str
@@ -70,6 +71,7 @@ class BudgetPlan:
     extra_forward: float
     report: PatchReport
     config: InvActConfig
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         from .text import render_budget  # which imports this module
@@ -170,6 +172,7 @@ def budget_from_run(
             checkpoint_layers=count,
             patch_checkpointed=variant.patch_checkpointed,
         ),
+        notes=run.notes,
     )
 
 

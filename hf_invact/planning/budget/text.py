@@ -28,7 +28,7 @@ def render_budget(plan: BudgetPlan) -> str:
         lines.append(f"  with one checkpointed layer less the peak would be {size(plan.one_less.total_bytes)}")
     if plan.patch_checkpointed and plan.checkpointed:
         lines.append("  checkpointed layers are patched too: the peak falls while one of them is recomputed")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  {note}" for note in plan.notes)])
 
 
 def recipe(plan: BudgetPlan) -> str:

@@ -75,6 +75,7 @@ def copy_without_memory(model: nn.Module, device: str) -> PreTrainedModel:
     except NoProbeError as error:
         raise PlanningError(f"{type(inner).__name__} cannot be copied without weights: {error}") from error
     assert isinstance(copied, PreTrainedModel)
+    _use_own_forwards(copied)
     configs: dict[int, Any] = {}
     for module in copied.modules():
         for name in _INPUT_GRADS:  # handles of the hooks of the model itself
@@ -87,3 +88,26 @@ def copy_without_memory(model: nn.Module, device: str) -> PreTrainedModel:
     if copied.config._attn_implementation == FLASH_ATTENTION:
         use_flash_attention(copied)
     return copied if copied.training else copied.train()
+
+
+def wrapped_forward(model: nn.Module) -> str:
+    """What wraps a model's forward, which a copy cannot have: the full name; empty if nothing does."""
+    inner = transformers_model(model)
+    if (forward := vars(inner).get("forward")) is None or not _reaches_modules(forward):
+        return ""
+    function = getattr(forward, "__func__", forward)
+    return f"{function.__globals__.get('__name__', '?')}.{function.__code__.co_name}"
+
+
+def _use_own_forwards(copied: nn.Module) -> None:
+    """Remove wrappers around a forward that would run the module itself, in place of its copy."""
+    for module in copied.modules():
+        if (forward := vars(module).get("forward")) is not None and _reaches_modules(forward):
+            del vars(module)["forward"]
+
+
+def _reaches_modules(forward: Any) -> bool:
+    """Whether a function holds a module, or a method of one."""
+    function = getattr(forward, "__func__", forward)
+    held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return any(isinstance(getattr(each, "__self__", each), nn.Module) for each in held)

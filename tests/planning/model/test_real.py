@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -120,6 +121,23 @@ def test_a_wrapper_is_planned_as_its_model() -> None:
     peft = pytest.importorskip("peft")
     wrapped = peft.PeftModel(small_model("llama"), peft.LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear"))
     assert not differences(planned(wrapped), planned(model))
+
+
+def test_a_forward_that_is_wrapped_is_not_run_on_the_model_itself() -> None:
+    model = small_model("llama")
+    expected, original = planned(model), model.forward
+
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    model.forward = types.MethodType(wrapper, model)
+    plan = planned(model)
+    assert differences(plan, expected) == {"notes"}
+    assert plan.notes == (
+        "The model's forward is wrapped by tests.planning.model.test_real.wrapper; that of its class is planned, which "
+        "may keep more.",
+    )
+    assert all(weight.grad is None for weight in model.parameters())
 
 
 def test_dtypes_and_devices() -> None:
