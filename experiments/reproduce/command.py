@@ -25,6 +25,7 @@ PARTS = {
     "finetune": "fine-tuning with several seeds, with and without",
     "lora": "the same with LoRA and its dropout",
     "lora_steps": "time of a training step with LoRA",
+    "pareto": "memory against step time, with more or fewer layers checkpointed",
 }
 ALL = "all"
 FOLDER = Path("results/reproduction")

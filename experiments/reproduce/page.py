@@ -13,6 +13,7 @@ from .finetune import tables as finetune_tables
 from .lora import tables as lora_tables
 from .memory import tables as memory_tables
 from .methods import tables as methods_tables
+from .pareto import tables as pareto_tables
 from .steps import tables as steps_tables
 
 Results = Mapping[str, Any]
@@ -24,6 +25,7 @@ SECTIONS = {
     "finetune": finetune_tables.section,
     "lora": lora_tables.section,
     "lora_steps": steps_tables.section_with_adapters,
+    "pareto": pareto_tables.section,
 }
 TITLES = {
     "memory": "Memory",
@@ -32,6 +34,7 @@ TITLES = {
     "finetune": "The same training",
     "lora": "The same training with LoRA",
     "lora_steps": "Step time with LoRA",
+    "pareto": "Memory against time",
 }
 _INTRODUCTION = """\
 # The published experiments, reproduced

@@ -12,7 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from hf_invact.patching import InvActConfig, inverted_activations
+from hf_invact.patching import InvActConfig, unpatch_model
+from hf_invact.patching.decisions.memory import Memory
+from hf_invact.patching.patch import patch
 
 from ..operators.implementations import INVERTED, Unavailable, import_liger
 
@@ -32,9 +34,23 @@ def variants_of(architecture: str, backends: Sequence[str]) -> dict[str, StepVar
     return chosen
 
 
-def inverted_by(backend: str, sites: tuple[str, ...] = ("activation",)) -> StepVariant:
-    """Inverted activations, computed by one backend, and other kinds of sites if they are named."""
-    return lambda model: inverted_activations(model, InvActConfig(backend=backend, sites=sites))
+def inverted_by(backend: str, sites: tuple[str, ...] = ("activation",), **options: Any) -> StepVariant:
+    """Inverted activations, computed by one backend, and other kinds of sites if they are named.
+
+    Args:
+        options: more of `InvActConfig`.
+    """
+    config, memory = InvActConfig(backend=backend, sites=sites, **options), Memory()
+
+    @contextmanager
+    def inverted(model: PreTrainedModel) -> Iterator[None]:
+        patch(model, config, memory)  # which measures the model the first time
+        try:
+            yield
+        finally:
+            unpatch_model(model)
+
+    return inverted
 
 
 @contextmanager

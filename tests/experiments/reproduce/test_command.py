@@ -16,6 +16,7 @@ from experiments.reproduce.lora import run as lora
 from experiments.reproduce.lora_steps import run as lora_steps
 from experiments.reproduce.memory import run as memory
 from experiments.reproduce.methods import run as methods
+from experiments.reproduce.pareto import run as pareto
 from experiments.reproduce.steps import run as steps
 
 MODULES: dict[str, ModuleType] = {
@@ -25,6 +26,7 @@ MODULES: dict[str, ModuleType] = {
     "finetune": finetune,
     "lora": lora,
     "lora_steps": lora_steps,
+    "pareto": pareto,
 }
 
 
