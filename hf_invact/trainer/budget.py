@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -84,8 +85,6 @@ def _plan_training(model: nn.Module, config: InvActConfig, args: Any, others: Ma
         )
     device = next(inner.parameters()).device
     optimizer, note = planned_optimizer(others.get("optimizer"))
-    buckets = args.world_size > 1 and hasattr(model, "module")
-    gradients = sum(weight.numel() * weight.element_size() for weight in inner.parameters() if weight.requires_grad)
     setup = Setup(model, autocast=_autocast(config), config=config)
     with dry_run(setup) as run:
         plan = budget_from_run(
@@ -95,9 +94,22 @@ def _plan_training(model: nn.Module, config: InvActConfig, args: Any, others: Ma
             parse_budget(config.memory_budget).on(device),
             optimizer=optimizer,
             accumulates=args.gradient_accumulation_steps > 1,
-            buckets_bytes=gradients if buckets else 0,
+            other_bytes=_held_by_others(run.model, device) + (_gradient_bytes(inner) if args.world_size > 1 else 0),
         )
     return TrainingPlan(plan, length, note, bool(args.gradient_checkpointing))
+
+
+def _held_by_others(planned: nn.Module, device: torch.device) -> int:
+    """Bytes on a GPU that are not the model's: of a reference model, for one."""
+    if device.type != "cuda":
+        return 0
+    own = sum(each.numel() * each.element_size() for each in (*planned.parameters(), *planned.buffers()))
+    return max(0, torch.cuda.memory_allocated(device) - own)
+
+
+def _gradient_bytes(model: nn.Module) -> int:
+    """What DistributedDataParallel's buckets take, which hold a copy of each gradient."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
 
 
 def _autocast(config: InvActConfig) -> str | bool:

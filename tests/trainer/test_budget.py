@@ -153,6 +153,27 @@ def test_layers_by_hand(tmp_path: Path) -> None:
     assert not checkpointed(trainer.model)
 
 
+@pytest.mark.slow
+def test_layers_by_hand_under_torch_compile(tmp_path: Path) -> None:
+    found = []
+    for count in (None, 1):
+        config = {} if count is None else {"checkpoint_layers": count}
+        args = arguments(
+            tmp_path,
+            torch_compile=True,
+            use_inverted_activations=count is not None,
+            inverted_activations_config=config,
+        )
+        callback = InvertedActivationsCallback()
+        trainer = make_trainer(tiny_model("llama"), args, callback)
+        trainer.train()
+        found.append(losses(trainer))
+        torch._dynamo.reset()
+    assert callback.report is not None
+    assert len(callback.report.checkpointed) == 1
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
 def test_what_accumulates_needs_more(tight: int, tmp_path: Path) -> None:
     _, once, _ = trained(tmp_path, tight)
     _, several, _ = trained(tmp_path, tight, gradient_accumulation_steps=2)
@@ -243,8 +264,15 @@ def test_sharded_weights_are_refused_since_whole_ones_would_be_planned() -> None
         budget.plan_training(model, InvActConfig(memory_budget="1GiB"), None, {})
 
 
-def test_the_gradients_that_ddp_copies_are_left_room_for() -> None:
+def test_what_else_is_held_is_left_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
     with dry_run(Setup(model)) as run:
-        plans = [budget_from_run(run, RECORDS, TOKENS, MIB * 8, buckets_bytes=each) for each in (0, MIB)]
+        plans = [budget_from_run(run, RECORDS, TOKENS, MIB * 8, other_bytes=each) for each in (0, MIB)]
+        # On a GPU: of all that is allocated, the model's own weights are planned.
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * MIB)
+        weights = sum(weight.numel() * 4 for weight in model.parameters())
+        buffers = sum(buffer.numel() * 4 for buffer in model.buffers())
+        others = budget._held_by_others(run.model, torch.device("cuda"))
+        assert others == 5 * MIB - weights - buffers
+        assert budget._held_by_others(run.model, torch.device("cpu")) == 0
     assert [plan.reserve_bytes for plan in plans] == [0, MIB]

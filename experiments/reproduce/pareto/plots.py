@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -38,24 +38,30 @@ def pareto_figure(results: Results) -> Figure:
 
 
 def _draw(axes: Axes, entry: Results) -> None:
-    _curve(axes, checkpointing(entry), COLOUR_OF_OTHERS, "checkpointing of every n-th layer", _step)
-    _curve(axes, ours(entry), COLOUR_OF_OURS, "hf_invact, k layers checkpointed", _count)
+    _curve(axes, checkpointing(entry), COLOUR_OF_OTHERS, "checkpointing of every n-th layer", _step, (4, 5))
+    _curve(axes, ours(entry), COLOUR_OF_OURS, "hf_invact, k layers checkpointed", _count, (-6, -12))
     if (compiled := points(entry).get(COMPILED)) is not None:
         axes.plot(compiled.kept / MIB, compiled.ratio, "s", color=COLOUR_OF_COMPILERS, label="torch.compile")
     size = " x ".join(map(str, entry["batch"]))
-    axes.set_title(f"{entry['title']}, {entry['dtype']}, {size} tokens", fontsize=9.5)
+    axes.set_title(f"{entry['title']}, {entry['dtype']}, {size} tokens", fontsize=9.5, pad=22)  # above the legend
     axes.set_xlabel("kept for the backward pass, MiB", fontsize=8.5)
     axes.set_ylabel("time of a step, plain = 1", fontsize=8.5)
     axes.set_xlim(left=0)
     axes.axhline(1.0, color=GREY, linewidth=0.8, zorder=1)
-    axes.legend(fontsize=8, frameon=False)
     finish(axes, grid="both")
 
 
-def _curve(axes: Axes, curve: Sequence[Point], colour: str, label: str, name: Any) -> None:
+def _curve(
+    axes: Axes,
+    curve: Sequence[Point],
+    colour: str,
+    label: str,
+    name: Callable[[Point], str],
+    offset: tuple[float, float],
+) -> None:
     axes.plot([point.kept / MIB for point in curve], [point.ratio for point in curve], "o-", color=colour, label=label)
     for point in curve:
-        axes.annotate(name(point), (point.kept / MIB, point.ratio), xytext=(4, 5), color=colour, **_SMALL)
+        axes.annotate(name(point), (point.kept / MIB, point.ratio), xytext=offset, color=colour, **_SMALL)
 
 
 def _step(point: Point) -> str:

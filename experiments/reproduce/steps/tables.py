@@ -40,7 +40,8 @@ The methods of other papers are written in plain PyTorch here, as ours are with 
 their authors are not measured. SmolLM2 is not compiled as a whole, which takes minutes on a CPU. In compiled models,
 ours use the backend `compile` on a CPU, and `triton` on a GPU."""
 WITH_ADAPTERS = """\
-Inverted are activations and norms, and adapters keep their input once, as `patch_model` does without options."""
+Inverted are the activations, and adapters keep their input once. Norms are plain
+(`sites=("adapter", "activation")`)."""
 
 
 def _tables(entries: Sequence[Results]) -> list[str]:

@@ -12,8 +12,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_invact import InvActConfig
-
 from ...benchmark.operators.implementations import INVERTED
 from ...benchmark.steps.variants import CHECKPOINTING, PLAIN, StepVariant, checkpointing, inverted_by, variants_of
 from ...benchmark.tables import label
@@ -38,10 +36,10 @@ def variants_for(model: PreTrainedModel, compiles: bool = True) -> dict[str, Ste
 
 
 def variants_with_adapters(model: PreTrainedModel) -> dict[str, StepVariant]:
-    """By name: plain, all that is inverted by default with each backend, checkpointing."""
+    """By name: plain, adapters that keep their input once and inverted activations by each backend, checkpointing."""
     chosen: dict[str, StepVariant] = {PLAIN: nullcontext}
     for backend in BACKENDS[model.device.type]:
-        chosen[INVERTED + backend] = inverted_by(backend, InvActConfig().sites)
+        chosen[INVERTED + backend] = inverted_by(backend, ("adapter", "activation"))
     return chosen | {CHECKPOINTING: checkpointing}
 
 

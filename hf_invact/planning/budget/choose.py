@@ -43,7 +43,7 @@ class BudgetPlan:
         batch_size, seq_len, optimizer, accumulates: as given (but seq_len is None for models of images alone).
         budget_bytes: all that training may take.
         reserve_bytes: of these, what is left for what is not predicted: CUDA's context, the memory that kernels need
-            for themselves, and what the allocator loses (0 on a CPU); and for DistributedDataParallel's gradients.
+            for themselves, and what the allocator loses (0 on a CPU); and what else the process holds.
         layers: how many could be checkpointed.
         checkpointed: the names of those that are.
         patch_checkpointed: whether these are patched as well.
@@ -128,17 +128,17 @@ def budget_from_run(
     *,
     optimizer: str = "adamw_fused",
     accumulates: bool = False,
-    buckets_bytes: int = 0,
+    other_bytes: int = 0,
 ) -> BudgetPlan:
     """As `plan_budget`, for a model that is already built.
 
     Args:
         budget_bytes: all that training may take.
-        buckets_bytes: of it, what DistributedDataParallel takes for its copies of gradients.
+        other_bytes: of it, what else the process holds: another model, DistributedDataParallel's copies of gradients.
     """
     seq_len = run.length(seq_len)
     layers = [*checkpointable_layers(run.model)]
-    reserve = reserve_bytes(budget_bytes, run.setup.facts.device) + buckets_bytes
+    reserve = reserve_bytes(budget_bytes, run.setup.facts.device) + other_bytes
 
     def peak_of(variant: TrainingVariant, batch_size: int = batch_size, seq_len: int | None = seq_len) -> Peak:
         return run.peak(variant, batch_size, seq_len, optimizer, accumulates=accumulates)
