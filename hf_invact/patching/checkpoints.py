@@ -6,7 +6,7 @@ have kept is freed, so that what a layer keeps while it is recomputed comes on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -56,12 +56,14 @@ def set_checkpoints(model: nn.Module, names: Iterable[str], function: Callable[.
     """
     restore_checkpoints(model)
     chosen = {model.get_submodule(name) for name in names}
-    for _, layer in _switched(model):
-        before = _switch_of(layer)
-        if layer in chosen:
-            vars(layer)[_FUNCTION] = function or _present_function(layer) or NON_REENTRANT
-        vars(layer)[_SWITCH] = layer in chosen
-        vars(layer)[_CHANGE] = before, _switch_of(layer)
+    layers = {layer for _, layer in _switched(model)}
+    for module in (*layers, *(_stacks(model, layers) if chosen else ())):
+        before = _switch_of(module)
+        is_on = module in chosen or module not in layers
+        if is_on:
+            vars(module)[_FUNCTION] = function or _present_function(module) or NON_REENTRANT
+        vars(module)[_SWITCH] = is_on
+        vars(module)[_CHANGE] = before, _switch_of(module)
 
 
 def restore_checkpoints(model: nn.Module) -> None:
@@ -83,6 +85,13 @@ def _present_function(layer: nn.Module) -> Callable[..., Any] | None:
     present = vars(layer).get(_FUNCTION)
     is_kept = isinstance(present, partial) and present.keywords.get("use_reentrant") is False
     return present if is_kept else None
+
+
+def _stacks(model: nn.Module, layers: Collection[nn.Module]) -> Iterator[nn.Module]:
+    """The models around layers, which use no cache where their own switch is on (in older Transformers)."""
+    for module in model.modules():
+        if hasattr(module, _SWITCH) and module not in layers and any(each in layers for each in module.modules()):
+            yield module
 
 
 def _switched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -121,7 +121,7 @@ def test_checkpointed_layers_can_be_patched_too() -> None:
 
 
 def test_layers_of_an_encoder_come_before_those_of_its_decoder() -> None:
-    model = small_model("t5")
+    model = small_model("t5", attention="eager")
     report = patch_model(model, InvActConfig(checkpoint_layers=3))
     assert report.layers == 4
     assert [name.partition(".")[0] for name in report.checkpointed] == ["encoder", "encoder", "decoder"]
