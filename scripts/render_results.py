@@ -25,11 +25,13 @@ with missing_packages_named():
     from experiments.device import page as device
     from experiments.norm_errors import table as norm_errors
     from experiments.reproduce import page as reproduction
+    from experiments.reproduce.budget import tables as budget
     from experiments.reproduce.lora import tables as lora
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 ADAPTERS_PAGE = ROOT / "docs" / "adapters.md"
+BUDGET_PAGE = ROOT / "docs" / "memory-budget.md"
 BENCHMARK_PAGE = ROOT / "docs" / "benchmark.md"
 COMPATIBILITY_PAGE = ROOT / "docs" / "compatibility.md"
 COVERAGE_PAGE = ROOT / "docs" / "coverage.md"
@@ -67,6 +69,12 @@ def _reproduction() -> str:
 def adapters_page() -> str:
     """The page about LoRA with its results replaced."""
     return _replaced(ADAPTERS_PAGE.read_text(encoding="utf-8"), "lora", lora.summary(_read(REPRODUCTION / "lora.json")))
+
+
+def budget_page() -> str:
+    """The page about memory budgets with its results replaced."""
+    summary = budget.summary(_read(REPRODUCTION / "budget.json"))
+    return _replaced(BUDGET_PAGE.read_text(encoding="utf-8"), "budget", summary)
 
 
 def norms_page() -> str:
@@ -129,6 +137,7 @@ def main() -> int:
     rendered = {
         README: render(),
         ADAPTERS_PAGE: adapters_page(),
+        BUDGET_PAGE: budget_page(),
         BENCHMARK_PAGE: tables.page(benchmarks(RESULTS)),
         COMPATIBILITY_PAGE: compatibility.page(_read(COMPATIBILITY)),
         COVERAGE_PAGE: coverage.page(_read(COVERAGE)),

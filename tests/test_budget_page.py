@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,7 @@ def test_the_reserve_is_what_it_says() -> None:
     amount = parse_budget("40GiB").amount
     assert amount is not None
     assert reserve_bytes(amount, "cuda") == 512 * 2**20 + amount // 40
+
+
+def test_its_figures_are_the_committed_ones() -> None:
+    assert runpy.run_path(str(PAGE.parents[1] / "scripts" / "render_results.py"))["budget_page"]() == TEXT

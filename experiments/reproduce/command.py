@@ -25,6 +25,7 @@ PARTS = {
     "finetune": "fine-tuning with several seeds, with and without",
     "lora": "the same with LoRA and its dropout",
     "lora_steps": "time of a training step with LoRA",
+    "budget": "memory budgets, and what real steps then take",
     "pareto": "memory against step time, with more or fewer layers checkpointed",
 }
 ALL = "all"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..common.files import read_json
 from ..common.markdown import source_line
+from .budget import tables as budget_tables
 from .command import MARKER, PARTS
 from .finetune import tables as finetune_tables
 from .lora import tables as lora_tables
@@ -25,6 +26,7 @@ SECTIONS = {
     "finetune": finetune_tables.section,
     "lora": lora_tables.section,
     "lora_steps": steps_tables.section_with_adapters,
+    "budget": budget_tables.section,
     "pareto": pareto_tables.section,
 }
 TITLES = {
@@ -34,6 +36,7 @@ TITLES = {
     "finetune": "The same training",
     "lora": "The same training with LoRA",
     "lora_steps": "Step time with LoRA",
+    "budget": "Memory budgets",
     "pareto": "Memory against time",
 }
 _INTRODUCTION = """\

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.common.errors import ConfigError, RunFailed
 from experiments.reproduce import command, page
+from experiments.reproduce.budget import run as budget
 from experiments.reproduce.finetune import run as finetune
 from experiments.reproduce.lora import run as lora
 from experiments.reproduce.lora_steps import run as lora_steps
@@ -26,6 +27,7 @@ MODULES: dict[str, ModuleType] = {
     "finetune": finetune,
     "lora": lora,
     "lora_steps": lora_steps,
+    "budget": budget,
     "pareto": pareto,
 }
 
