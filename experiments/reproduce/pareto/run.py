@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from ...benchmark.steps.measure import compare_variants
-from ...benchmark.timing import Failure, failure_of
 from ...common.environment import describe_environment
-from ...common.errors import ConfigError
-from ...common.files import read_mapping, write_atomically, write_json
+from ...common.files import write_atomically, write_json
 from ...compare.steptime import steps_of
 from ...finetuning.arguments import parse_run
+from ..steps.run import SETTINGS, entry_of, finished
 from ..subjects import LORA_SUBJECTS, QUICK_LORA_SUBJECTS, SUBJECTS
 from .plots import png_of
 from .variants import title, variants_for
 
 PART = "pareto"
-SETTINGS = {"learning_rate": 0.0, "seed": 0}
-MUST_MATCH = ("environment", "settings")  # in a file that a run continues
 
 
 @dataclass(frozen=True)
@@ -73,43 +68,17 @@ def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
         **{"command": command, "environment": describe_environment()},
         "settings": {**SETTINGS, "quick": quick},
     }
-    entries = _finished(path, content, models)
+    entries = finished(path, content, models)
     folder.mkdir(parents=True, exist_ok=True)
     for model in models:
         if model.name not in entries:
             began = time.monotonic()
-            entries[model.name] = _entry(model)
+            entries[model.name] = entry_of(model, _measured)
             console.print(f"{model.title}: {time.monotonic() - began:.0f} s", markup=False, highlight=False)
         content["entries"] = [entries[each.name] for each in models if each.name in entries]
         write_json(path, content)
     write_atomically(folder / f"{PART}-time.png", png_of(content))
     return path
-
-
-def _finished(path: Path, content: dict[str, Any], models: tuple[ParetoModel, ...]) -> dict[str, dict[str, Any]]:
-    """The entries that were measured with the same settings in the same environment, by model."""
-    before = read_mapping(path, {"settings": dict, "environment": dict, "entries": list})
-    if before is None or any(before.get(key) != content[key] for key in MUST_MATCH):
-        return {}
-    asked = {model.name: model.settings() for model in models}
-    return {
-        entry["model"]: entry
-        for entry in before["entries"]
-        if "variants" in entry and entry["settings"] == asked.get(entry["model"])
-    }
-
-
-def _entry(model: ParetoModel) -> dict[str, Any]:
-    about = {"model": model.name, "title": model.title, "settings": model.settings()}
-    try:
-        return about | _measured(model)
-    except ConfigError as error:  # for example, the package with the weights is not installed
-        return about | Failure(str(error), expected=True).record()
-    except Exception as error:  # of any kind: the other measurements go on
-        return about | failure_of(error).record()
-    finally:
-        torch._dynamo.reset()
-        gc.collect()
 
 
 def _measured(model: ParetoModel) -> dict[str, Any]:

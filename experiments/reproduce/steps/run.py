@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -26,6 +27,24 @@ from .variants import BASELINES, title
 PART = "steps"
 MUST_MATCH = ("environment", "settings")  # in a file that a run continues
 SETTINGS = {"learning_rate": 0.0, "seed": 0}
+
+
+class TimedModel(Protocol):
+    """A model whose steps are timed."""
+
+    @property
+    def name(self) -> str:
+        """In the results."""
+
+    @property
+    def title(self) -> str:
+        """In tables and figures."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, as JSON returns it."""
+
+
+AnyModel = TypeVar("AnyModel", bound=TimedModel)
 
 
 def run(folder: Path, quick: bool, console: Console, command: str) -> Path:
@@ -51,7 +70,7 @@ def time_models(
     path = folder / f"{part}.json"
     settings = {**SETTINGS, "quick": quick}
     content: dict[str, Any] = {"command": command, "environment": describe_environment(), "settings": settings}
-    entries = _finished(path, content, models)
+    entries = finished(path, content, models)
     folder.mkdir(parents=True, exist_ok=True)
     for number, model in enumerate(models, 1):
         heading = f"step time {number} of {len(models)}: {model.title}"
@@ -72,7 +91,7 @@ def time_models(
     return path
 
 
-def _finished(path: Path, content: dict[str, Any], models: tuple[StepModel, ...]) -> dict[str, dict[str, Any]]:
+def finished(path: Path, content: dict[str, Any], models: Sequence[TimedModel]) -> dict[str, dict[str, Any]]:
     """The entries that were measured with the same settings in the same environment, by model."""
     before = read_mapping(path, {"settings": dict, "environment": dict, "entries": list})
     if before is None or any(before.get(key) != content[key] for key in MUST_MATCH):
@@ -86,9 +105,14 @@ def _finished(path: Path, content: dict[str, Any], models: tuple[StepModel, ...]
 
 
 def _entry(model: StepModel) -> dict[str, Any]:
+    return entry_of(model, _measured)
+
+
+def entry_of(model: AnyModel, measure: Callable[[AnyModel], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured of a model, or why nothing was."""
     about = {"model": model.name, "title": model.title, "settings": model.settings()}
     try:
-        return about | _measured(model)
+        return about | measure(model)
     except ConfigError as error:  # for example, the package with the weights is not installed
         return about | Failure(str(error), expected=True).record()
     except Exception as error:  # of any kind: the other measurements go on
