@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from hf_invact.patching import InvActConfig, unpatch_model
+from hf_invact.patching import InvActConfig, PatchReport, unpatch_model
 from hf_invact.patching.decisions.memory import Memory
 from hf_invact.patching.patch import patch
 
@@ -43,10 +43,10 @@ def inverted_by(backend: str, sites: tuple[str, ...] = ("activation",), **option
     config, memory = InvActConfig(backend=backend, sites=sites, **options), Memory()
 
     @contextmanager
-    def inverted(model: PreTrainedModel) -> Iterator[None]:
-        patch(model, config, memory)  # which measures the model the first time
+    def inverted(model: PreTrainedModel) -> Iterator[PatchReport]:
+        report = patch(model, config, memory)  # which measures the model the first time
         try:
-            yield
+            yield report
         finally:
             unpatch_model(model)
 

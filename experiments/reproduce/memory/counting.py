@@ -20,6 +20,7 @@ from hf_invact.planning.dry_run import optional_autocast
 from hf_invact.planning.fake.flash_attention import use_flash_attention
 from hf_invact.planning.fake.tensors import fake_tensors
 from hf_invact.planning.model.build import build_model, set_checkpointing
+from hf_invact.planning.model.real import has_input_grads
 from hf_invact.planning.model.setup import Setup
 from hf_invact.planning.model.source import Source
 
@@ -110,7 +111,7 @@ def built(case: MemoryCase, variant: MemoryVariant, device: str) -> Iterator[tup
         source = source_of(case, variant)
         model = build_model(source, Setup(source.config, case.dtype, lora=lora, device=device))
         prepare(case, model)
-        set_checkpointing(model, variant.checkpointed)
+        set_checkpointing(model, variant.checkpointed, input_grads=has_input_grads(model))
         yield model, patch(case, variant, model)
 
 
