@@ -102,6 +102,9 @@ def _add_training(plan: argparse.ArgumentParser) -> None:
         help="adamw_fused (default) is the Trainer's; torch's default, adamw, needs temporaries of the weights' size",
     )
     plan.add_argument("--gradient-checkpointing", action="store_true")
+    plan.add_argument(
+        "--padded", action="store_true", help="sequences have different lengths, so attention keeps a mask for padding"
+    )
 
 
 def _add_comparisons(plan: argparse.ArgumentParser) -> None:

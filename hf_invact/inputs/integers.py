@@ -33,6 +33,16 @@ def mask_of_ones(*shape: int) -> Tensor:
         return alike(torch.ones(1, dtype=torch.long), shape) if math.prod(shape) > REAL_TOKENS else tokens(1, *shape)
 
 
+def padding_mask(*shape: int) -> Tensor:
+    """A mask that hides the last token of the last sequence (of many tokens: all of them), which is real."""
+    with unset_fake_temporarily():
+        if math.prod(shape) > REAL_TOKENS:
+            return alike(torch.zeros(1, dtype=torch.long), shape)
+        mask = tokens(1, *shape)
+        mask.view(-1)[-1] = 0
+        return mask
+
+
 def alike(element: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A tensor whose elements are all the same one.
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 # Elements in a piece, a multiple of 8. On a CPU a small piece keeps its buffers in the cache, but each operation has to
 # start the threads. On other devices each operation costs a launch, so pieces only bound the temporary memory.
@@ -106,6 +107,12 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 @contextmanager
 def ordinary_cpu_tensors() -> Iterator[None]:
-    """Leaves the caller's modes (inference, gradients, default device, autocast), for tensors that are cached."""
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
+    """Leaves the caller's modes (fake tensors, inference, gradients, device, autocast), for tensors that are cached."""
+    with (
+        unset_fake_temporarily(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.device("cpu"),
+        torch.autocast("cpu", enabled=False),
+    ):
         yield

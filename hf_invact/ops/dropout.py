@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .buffers import ordinary_cpu_tensors
+
 FUSED_DEVICES = ("cuda", "xpu")
 
 
@@ -30,7 +32,7 @@ def scales_of(p: float, dtype: torch.dtype, device: torch.device) -> Scales:
 
 @lru_cache(maxsize=64)
 def _scales(p: float, dtype: torch.dtype, is_fused: bool) -> Scales:
-    with torch.device("cpu"):
+    with ordinary_cpu_tensors():
         if not is_fused:  # zeros and ones of this dtype are divided by a number, for both passes
             both = torch.ones((), dtype=dtype).div_(1 - p).item()
             return Scales(both, both)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..inputs.integers import mask_of_ones, tokens
+from ..inputs.integers import mask_of_ones, padding_mask, tokens
 from ..inputs.sizes import image_shape, longest_sequence, positions_name, spectrum_shape, takes_text, token_id
 from .errors import PlanningError
 
@@ -19,16 +19,17 @@ MOST_TOKENS = 1 << 30
 """In a batch. What a model keeps of so many is beyond any device, and sizes in bytes stay within 64 bits."""
 
 
-def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int | None) -> dict[str, Any]:
+def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int | None, *, padded: bool = False) -> dict[str, Any]:
     """Keyword arguments with which the Trainer has a model compute its loss.
 
-    Sequences are full: no token is padding, so attention needs no mask beyond the model's own. Integers are real
-    tensors (of large batches: masks alone), numbers (pixels, spectra) are fake where tensors are, of the model's dtype.
+    Integers are real tensors (of large batches: masks alone), numbers (pixels, spectra) are fake where tensors are, of
+    the model's dtype.
 
     Args:
         model: a model of language, of images, of both (CLIP), or of speech.
         batch_size: sequences or images.
         seq_len: tokens in a sequence, of its labels in speech; None for models of images alone (see `length_of`).
+        padded: whether tokens are padding, so that attention keeps a mask. Else sequences are full.
 
     Raises:
         PlanningError: it takes other inputs, or not that many tokens or images.
@@ -38,16 +39,17 @@ def make_batch(model: PreTrainedModel, batch_size: int, seq_len: int | None) -> 
     seq_len = length_of(model, seq_len)
     _check_size(batch_size, seq_len)
     batch = _item_count(model, batch_size * (seq_len or 1))
+    mask = padding_mask if padded else mask_of_ones
     if seq_len is None:
         return {**batch, "pixel_values": _pixels(model, batch_size), "labels": tokens(0, batch_size)}
     if "decoder_attention_mask" in takes:
-        batch["decoder_attention_mask"] = mask_of_ones(batch_size, seq_len)
+        batch["decoder_attention_mask"] = mask(batch_size, seq_len)
     _check_length(model, seq_len)
     if "input_ids" not in takes:
         features = torch.zeros(batch_size, *spectrum_shape(config), dtype=model.dtype)
         return {**batch, "input_features": features, "labels": tokens(TOKEN, batch_size, seq_len)}
     batch["input_ids"] = tokens(token_id(config), batch_size, seq_len)
-    batch["attention_mask"] = mask_of_ones(batch_size, seq_len)
+    batch["attention_mask"] = mask(batch_size, seq_len)
     if "return_loss" in takes:
         return {**batch, "pixel_values": _pixels(model, batch_size), "return_loss": True}
     if "start_positions" in takes:

@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
         lora=lora,
         attention=options.attn,
         quantize=options.quantize,
+        padded=options.padded,
     )
     printed: dict[str, Any] = {}
     progress = _show_progress if sys.stderr.isatty() else no_progress

@@ -132,19 +132,20 @@ class DryRun:
                     chosen,
                     forward_context=lambda: optional_autocast(self.setup.autocast_dtype),
                     accumulates=accumulates,
+                    device=self.setup.facts.device,
                 )
         return self._peaks[key]
 
     def forward_shares(self, batch_size: int, seq_len: int | None) -> dict[str, float]:
         """The share that each layer that can be checkpointed has in what a forward pass computes."""
-        batch = make_batch(self.model, batch_size, seq_len)
+        batch = make_batch(self.model, batch_size, seq_len, padded=self.setup.padded)
         with planning_errors(self.model), optional_autocast(self.setup.autocast_dtype):
             return forward_shares(lambda: self.model(**batch), checkpointable_layers(self.model))
 
     def _batch(self, variant: TrainingVariant, batch_size: int, seq_len: int | None) -> dict[str, Any]:
         self._switch_to(variant)
         self._progress(f"{variant.name}, {batch_in_words(batch_size, seq_len)}")
-        return make_batch(self.model, batch_size, seq_len)
+        return make_batch(self.model, batch_size, seq_len, padded=self.setup.padded)
 
     def _switch_to(self, variant: TrainingVariant) -> None:
         if variant == self._current:
@@ -189,10 +190,10 @@ def _model_of(setup: Setup, source: Source) -> PreTrainedModel:
 
 
 def _notes(setup: Setup) -> tuple[str, ...]:
-    wrapper = wrapped_forward(setup.model) if isinstance(setup.model, nn.Module) else ""
-    if not wrapper:
-        return ()
-    return (f"The model's forward is wrapped by {wrapper}; that of its class is planned, which may keep more.",)
+    notes = ["Some tokens are padding, so attention keeps a mask."] if setup.padded else []
+    if isinstance(setup.model, nn.Module) and (wrapper := wrapped_forward(setup.model)):
+        notes.append(f"The model's forward is wrapped by {wrapper}; that of its class is planned, which may keep more.")
+    return tuple(notes)
 
 
 def no_progress(doing: str) -> None:

@@ -99,6 +99,7 @@ def plan_memory(
     device: str | None = None,
     optimizer: str | None = None,
     quantize: str | None = None,
+    padded: bool = False,
 ) -> MemoryPlan:
     """Predict what a model saves for its backward pass, plain and patched, without its weights and without a GPU.
 
@@ -123,6 +124,8 @@ def plan_memory(
         optimizer: also predict the peak memory of a training step with this optimizer (see `OPTIMIZERS`).
         quantize: "4bit" or "8bit": linear layers but the head as bitsandbytes holds them; in 4 bits as in QLoRA (nf4,
             scales quantized too). The other weights keep `dtype`.
+        padded: whether sequences are of different lengths, so that some tokens are padding. Then attention keeps a mask
+            in most layers, of the square of the length. Without, sequences are full.
 
     Raises:
         PlanningError: the model is not found, cannot be built, or does not take such a batch.
@@ -138,7 +141,7 @@ def plan_memory(
     >>> plan.report.sites[0].plan
     'gate-output'
     """
-    setup = Setup(model, dtype, autocast, lora, attention, config or InvActConfig(), device, quantize)
+    setup = Setup(model, dtype, autocast, lora, attention, config or InvActConfig(), device, quantize, padded)
     with dry_run(setup) as run:
         return plan_from_run(
             run, batch_size, seq_len, gradient_checkpointing=gradient_checkpointing, optimizer=optimizer

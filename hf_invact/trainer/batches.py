@@ -35,6 +35,11 @@ def sequences_of_a_record(others: Mapping[str, Any]) -> int:
     return 2 if "Preference" in name and "Unpaired" not in name else 1
 
 
+def is_packed(args: Any) -> bool:
+    """Whether sequences are put together to full ones, or one after another, as TRL's arguments say."""
+    return bool(getattr(args, "packing", False) or getattr(args, "padding_free", False))
+
+
 def _collator(others: Mapping[str, Any]) -> Any:
     collator = getattr(others.get("train_dataloader"), "collate_fn", None)
     return getattr(collator, "data_collator", collator)  # the Trainer wraps it where it removes columns

@@ -20,9 +20,10 @@ from ..planning import BudgetPlan, PlanningError
 from ..planning.batch import batch_in_words
 from ..planning.budget.choose import budget_from_run
 from ..planning.dry_run import dry_run
-from ..planning.model.real import transformers_model
+from ..planning.fake.flash_attention import FLASH_ATTENTION
+from ..planning.model.real import facts_of, transformers_model
 from ..planning.model.setup import Setup
-from .batches import Length, longest_sequence, planned_optimizer, sequences_of_a_record
+from .batches import Length, is_packed, longest_sequence, planned_optimizer, sequences_of_a_record
 
 logger = logging.getLogger(__name__)
 
@@ -85,11 +86,13 @@ def _plan_training(model: nn.Module, config: InvActConfig, args: Any, others: Ma
         )
     device = next(inner.parameters()).device
     optimizer, note = planned_optimizer(others.get("optimizer"))
-    setup = Setup(model, autocast=_autocast(config), config=config)
-    with dry_run(setup) as run:
+    sequences = args.per_device_train_batch_size * sequences_of_a_record(others)
+    has_mask = facts_of(model).attention != FLASH_ATTENTION and not is_packed(args)
+    padded = length is not None and sequences > 1 and has_mask
+    with dry_run(Setup(model, autocast=_autocast(config), config=config, padded=padded)) as run:
         plan = budget_from_run(
             run,
-            args.per_device_train_batch_size * sequences_of_a_record(others),
+            sequences,
             None if length is None else length.tokens,
             parse_budget(config.memory_budget).on(device),
             optimizer=optimizer,

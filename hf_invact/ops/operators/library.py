@@ -17,6 +17,9 @@ except RuntimeError as error:
         f"this process. Import only one of the two, or restart Python. PyTorch says: {error}"
     ) from error
 
+KERNELS: dict[OpOverload, Callable[..., Any]] = {}
+"""What computes each operator, as `define` was given it."""
+
 
 def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], *tags: torch.Tag) -> OpOverload:
     """Register an operator, without derivatives.
@@ -32,4 +35,5 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], *t
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
     operator: OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
+    KERNELS[operator] = kernel
     return operator

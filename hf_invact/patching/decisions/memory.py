@@ -13,6 +13,8 @@ from ..config import InvActConfig
 from ..probing.signature import setting, signature
 from .planner import Decision
 
+_NOT_READ = ("use_cache", "problem_type")  # a Trainer turns caches off, and a classifier notes what its labels are
+
 
 class Memory:
     """Decisions by all that they depend on. A model of which nothing has changed is not measured again."""
@@ -48,8 +50,8 @@ def dependencies(model: nn.Module, obstacles: Mapping[Site, str | None], config:
 
 
 def _read(config: PretrainedConfig) -> dict[str, object]:
-    """What layers may read when they are measured: without caches, which a Trainer turns off."""
-    return {name: value for name, value in vars(config).items() if name != "use_cache"}
+    """What layers may read when they are measured."""
+    return {name: value for name, value in vars(config).items() if name not in _NOT_READ}
 
 
 def _device(model: nn.Module) -> str:

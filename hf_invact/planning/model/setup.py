@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from ...patching import InvActConfig
 from ...patching.config import AUTOCAST_DTYPES, SHORT_NAMES
+from ..errors import PlanningError
 from ..fake.flash_attention import FLASH_ATTENTION, check_flash_attention
 from ..fake.tensors import DEVICES
 from .lora import Lora
@@ -33,6 +34,7 @@ class Options(TypedDict, total=False):
     attention: str | None
     config: InvActConfig
     device: str | None
+    padded: bool
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Setup:
         attention: implementation, as for `hf_invact.plan_memory`.
         config: what to patch, and how, if the model is patched.
         device: "cuda" (the default), or "cpu" to predict a run on a CPU.
+        padded: whether sequences are of different lengths, so that some tokens are padding, and attention keeps a mask.
         facts: the dtype, the attention and the device that are planned.
 
     A model has its own dtype, adapters, quantization, attention and device. Only another device can be given.
@@ -65,6 +68,7 @@ class Setup:
     config: InvActConfig = field(default_factory=InvActConfig)
     device: str | None = None
     quantize: str | None = None
+    padded: bool = False
     facts: Facts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +91,10 @@ class Setup:
             check_choice("quantize", self.quantize, QUANTIZATIONS)
         if facts.attention == FLASH_ATTENTION:
             check_flash_attention(facts.dtype, bool(self.autocast), facts.device)
+            if self.padded:
+                raise PlanningError(
+                    "flash attention keeps no mask for padding, so padded changes nothing; leave it out"
+                )
         object.__setattr__(self, "facts", facts)
 
     @property

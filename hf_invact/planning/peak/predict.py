@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ...display.sizes import size
 from ...display.tables import table
 from .storages import LiveStorages
+from .workspace import workspace
 
 MOMENTS = ("forward", "backward", "optimizer step")
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "temporaries", "inputs")
@@ -68,6 +69,7 @@ def predict_peak(
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     *,
     accumulates: bool = False,
+    device: str = "cuda",
 ) -> Peak:
     """Predict the peak memory of a training step, as CUDA's allocator would count it (``max_memory_allocated``).
 
@@ -85,6 +87,8 @@ def predict_peak(
         forward_context: makes the context of each forward pass, such as autocast.
         accumulates: whether a step adds up the gradients of several batches. Then the peak is that of a later one, in
             whose forward pass there are gradients already.
+        device: whose kernels are planned. On a "cpu", the memory that this package's own take while they run is
+            counted; the tables that they look up stay, and are not.
 
     Raises:
         ValueError: no parameter is trainable, or the model returns no loss.
@@ -104,7 +108,7 @@ def predict_peak(
     if not weights:
         raise ValueError(f"{type(model).__name__} has no trainable parameter, so there is no training step to predict")
     model.zero_grad(set_to_none=True)
-    storages = LiveStorages()
+    storages = LiveStorages(workspace if device == "cpu" else None)
     with _fake_mode_of(weights[0]), storages:
         storages.mark([*model.parameters(), *model.buffers()], "parameters")
         storages.mark(_tensors(batch), "inputs")

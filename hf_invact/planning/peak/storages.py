@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,14 +31,18 @@ class LiveStorages(TorchDispatchMode):
     """Follows each storage that an operation returns inside the context, until it is released.
 
     A storage counts once, however many views or names it has. Fake and real tensors count the same. Memory that a
-    kernel allocates and frees while it runs is not counted.
+    kernel allocates and frees while it runs is counted where `workspace` tells it.
 
     `begin` divides the time inside into moments, each with a peak of its own. `mark` gives storages a category. It may
     follow the peak: a category holds for the whole life of a storage.
+
+    Args:
+        workspace: tells how many bytes an operation takes while it runs, from it and its arguments.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workspace: Callable[..., int] | None = None) -> None:
         super().__init__()
+        self._workspace = workspace
         self._alive: dict[int, tuple[weakref.ref[Any], _Block]] = {}
         self._blocks: list[_Block] = []
         self._tick = 0
@@ -64,6 +68,10 @@ class LiveStorages(TorchDispatchMode):
         else:
             for tensor in tensors:
                 self._block_of(tensor)
+        if self._workspace is not None and (taken := self._workspace(func, args, kwargs or {})):
+            block = _Block(taken)
+            self._allocate(block)
+            self._release(block)
         return output
 
     def begin(self, moment: str) -> None:
@@ -90,6 +98,12 @@ class LiveStorages(TorchDispatchMode):
         for tensor in tensors:
             self._release(self._block_of(tensor))
             self._follow(tensor, _Block(0))
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Never count tensors that were there before, unless they count already."""
+        for tensor in tensors:
+            if _key(tensor) not in self._alive:
+                self._follow(tensor, _Block(0))
 
     def peak(self, moment: str) -> dict[str | None, int]:
         """Bytes by category (None: without one) at the peak of a moment."""

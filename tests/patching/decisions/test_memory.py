@@ -54,6 +54,7 @@ UNCHANGED: dict[str, Callable[[Any], object]] = {
     "values of weights": lambda model: model.lm_head.weight.data.zero_(),
     "checkpointing": lambda model: setattr(model.model.layers[0], "gradient_checkpointing", True),
     "caches": lambda model: setattr(model.config, "use_cache", False),
+    "what a classifier notes": lambda model: setattr(model.config, "problem_type", "regression"),
     "the model's own forward": replace_forward,
 }
 CHANGED: dict[str, Callable[[Any], object]] = {

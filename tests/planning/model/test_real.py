@@ -79,7 +79,7 @@ def test_the_peaks_are_those_of_a_step(checkpointed: bool) -> None:
 
     def measured() -> Any:
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        return predict_peak(model, make_batch(model, SEQUENCES, TOKENS), make_optimizer("adamw", trained))
+        return predict_peak(model, make_batch(model, SEQUENCES, TOKENS), make_optimizer("adamw", trained), device="cpu")
 
     assert measured() == plan.plain_peak
     assert patch_model(model) == plan.report
