@@ -50,7 +50,7 @@ def forget() -> None:
     kept = (tables.number_table, tables.midpoint_table, tables.line_table, tables._cells_needed)
     for cached in (*kept, formula._cached_constants, compiler._compiled, compiler.lanes_of):
         cached.cache_clear()
-    lookup._last_used.key = ()
+    lookup._last_used.tables.clear()
 
 
 def assert_same_under(default: Default, compute: Callable[[], list[Tensor]]) -> None:

@@ -46,21 +46,26 @@ class _Table(Protocol):
 
 
 class _LastUsed(threading.local):
-    """The table that a thread used last, with its buffers of some MiB: allocating them takes a sixth of a lookup."""
+    """The tables that a thread used last, with their buffers of some MiB: allocating them takes a sixth of a lookup."""
 
-    key: tuple[Any, ...] = ()
-    table: _Table
+    def __init__(self) -> None:
+        self.tables: dict[tuple[Any, ...], _Table] = {}
 
 
+MOST_REUSED = 2  # for whole pieces, and for the rest at a tensor's end
 _last_used = _LastUsed()
 
 
 def _reused(kind: Callable[..., _Table], *arguments: Any) -> _Table:
-    if _last_used.key != (kind, *arguments):
+    key, tables = (kind, *arguments), _last_used.tables
+    table = tables.pop(key, None)
+    if table is None:
         with ordinary_cpu_tensors():
-            _last_used.table = kind(*arguments)
-        _last_used.key = (kind, *arguments)
-    return _last_used.table
+            table = kind(*arguments)
+    tables[key] = table  # the last one
+    if len(tables) > MOST_REUSED:
+        del tables[next(iter(tables))]
+    return table
 
 
 class _Sampler:

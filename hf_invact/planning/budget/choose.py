@@ -143,10 +143,15 @@ def budget_from_run(
     def peak_of(variant: TrainingVariant, batch_size: int = batch_size, seq_len: int | None = seq_len) -> Peak:
         return run.peak(variant, batch_size, seq_len, optimizer, accumulates=accumulates)
 
+    def lowest_peak(batch_size: int, seq_len: int | None) -> Peak:
+        return min(
+            (peak_of(each, batch_size, seq_len) for each in _with(len(layers))), key=lambda peak: peak.total_bytes
+        )
+
     variant = choose(peak_of, len(layers), budget_bytes - reserve)
     peak = peak_of(variant)
     if peak.total_bytes > budget_bytes - reserve:
-        raise PlanningError(why_not(run, peak_of, variant, (batch_size, seq_len), budget_bytes, reserve))
+        raise PlanningError(why_not(run, lowest_peak, len(layers), (batch_size, seq_len), budget_bytes, reserve))
     count = variant.checkpoint_layers or 0
     shares = run.forward_shares(batch_size, seq_len) if count else {}
     return BudgetPlan(
@@ -210,13 +215,18 @@ def choose(peak_of: Callable[[TrainingVariant], Peak], layers: int, limit: int) 
 
 def _lowest(peak_of: Callable[[TrainingVariant], Peak], count: int) -> TrainingVariant:
     """Of the variants with so many checkpointed layers, that with the lower peak."""
-    return min((mixed(count), mixed(count, patch_checkpointed=True)), key=lambda each: peak_of(each).total_bytes)
+    return min(_with(count), key=lambda each: peak_of(each).total_bytes)
+
+
+def _with(count: int) -> tuple[TrainingVariant, TrainingVariant]:
+    """The variants with so many checkpointed layers."""
+    return mixed(count), mixed(count, patch_checkpointed=True)
 
 
 def _fewest(fits: Callable[[TrainingVariant], bool], count: int) -> TrainingVariant:
     """The variant with as few checkpointed layers as fits, at most `count`; not patched in these if that fits too."""
     for fewer in (count - 1, count):
-        for variant in (mixed(fewer), mixed(fewer, patch_checkpointed=True)):
+        for variant in _with(fewer):
             if fewer >= 0 and fits(variant):
                 return _fewest(fits, fewer) if fewer < count else variant
     raise AssertionError(f"{count} checkpointed layers were found to fit")

@@ -92,9 +92,7 @@ class Setup:
         if facts.attention == FLASH_ATTENTION:
             check_flash_attention(facts.dtype, bool(self.autocast), facts.device)
             if self.padded:
-                raise PlanningError(
-                    "flash attention keeps no mask for padding, so padded changes nothing; leave it out"
-                )
+                raise PlanningError("flash attention keeps no mask for padding; plan without padded")
         object.__setattr__(self, "facts", facts)
 
     @property

@@ -17,7 +17,6 @@ from hf_invact.planning.peak.workspace import LARGEST, workspace
 from tests.helpers import threads
 
 ops = torch.ops.hf_invact
-WHOLE_PIECES = 3 * CPU_PIECE // 768
 BLOCKS = 8 * BLOCK_BYTES  # by which rounding to whole blocks differs
 
 
@@ -38,7 +37,7 @@ def adapter_input(dtype: torch.dtype, rows: int) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("made", [activation_backward, gate_backward, adapter_input])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rows", [1, WHOLE_PIECES, WHOLE_PIECES - 24])
+@pytest.mark.parametrize("rows", [1, 1000, 1024])
 def test_as_the_allocator_tells(made: Callable[..., tuple[Any, ...]], dtype: torch.dtype, rows: int) -> None:
     operator, *args = made(dtype, rows)
     results: list[Tensor] = []
@@ -53,9 +52,9 @@ def test_as_the_allocator_tells(made: Callable[..., tuple[Any, ...]], dtype: tor
     with threads(1):
         allocated = allocated_at_the_peak(act)
     kept = sum(result.numel() * result.element_size() for result in results)
-    assert expected >= allocated - kept - BLOCKS
-    if rows == WHOLE_PIECES:  # else the last piece has buffers of its own, and which there are before depends on it
-        assert 0 < expected <= allocated - kept + BLOCKS
+    # In half precision the mode that follows storages holds one buffer longer than the kernel does.
+    assert -BLOCKS < expected - (allocated - kept) < BLOCKS + 4 * CPU_PIECE
+    assert expected > 0 or rows == 1
 
 
 def test_of_others_nothing_is_known() -> None:
