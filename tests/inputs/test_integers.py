@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from hf_invact.inputs.integers import RealIntegers, RealSettings
+from hf_invact.inputs.integers import REAL_TOKENS, RealIntegers, RealSettings, padding_mask
 
 REAL: dict[str, Callable[[], Any]] = {
     "positions": lambda: torch.arange(4),
@@ -39,3 +39,11 @@ def test_numbers_have_no_values(make: Callable[[], Any]) -> None:
 def test_of_large_batches_positions_are_fake() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True), RealIntegers():
         assert isinstance(torch.arange(4), FakeTensor)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, REAL_TOKENS + 1)], ids=["few", "many"])
+def test_a_padding_mask_hides_something_also_among_fake_tensors(shape: tuple[int, int]) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True), RealIntegers():
+        mask = padding_mask(*shape)
+        assert mask.shape == shape
+        assert not mask.all()

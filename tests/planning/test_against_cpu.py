@@ -20,8 +20,8 @@ SEQUENCES, TOKENS = 2, 16
 FULL, LORA, DROPOUT = None, Lora(r=4), Lora(r=4, dropout=0.1)
 
 
-def parts_of(model: PreTrainedModel, *, autocast: bool) -> dict[str, int]:
-    batch = make_batch(model, SEQUENCES, TOKENS)
+def parts_of(model: PreTrainedModel, *, autocast: bool, padded: bool = False) -> dict[str, int]:
+    batch = make_batch(model, SEQUENCES, TOKENS, padded=padded)
     with SavedActivations(model) as saved, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         model(**batch)
     return by_part(saved, model)
@@ -79,6 +79,23 @@ def cases() -> Iterator[Any]:
 @pytest.mark.parametrize(("model_type", "autocast", "attention", "lora"), cases())
 def test_predicts_what_a_real_run_keeps(model_type: str, autocast: bool, attention: str, lora: Lora | None) -> None:
     check(model_type, "float32", autocast, attention, lora)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_predicts_what_attention_keeps_where_tokens_are_padding(model_type: str, attention: str) -> None:
+    padded, full = (
+        plan_memory(
+            *(small_config(model_type), SEQUENCES, TOKENS, "float32"), attention=attention, device="cpu", padded=each
+        )
+        for each in (True, False)
+    )
+    model = small_model(model_type, attention=attention)
+    assert padded.plain == parts_of(model, autocast=False, padded=True)
+    assert "Some tokens are padding, so attention keeps a mask." in padded.notes
+    assert not set(padded.notes) <= set(full.notes)
+    if (model_type, attention) == ("llama", "sdpa"):  # which otherwise needs no mask
+        assert padded.plain["attention"] > full.plain["attention"]
 
 
 ALL = InvActConfig().sites

@@ -18,6 +18,7 @@ from hf_invact.planning.budget.choose import budget_from_run
 from hf_invact.planning.dry_run import dry_run
 from hf_invact.planning.model.setup import Setup
 from hf_invact.planning.peak.storages import LiveStorages
+from hf_invact.planning.peak.workspace import workspace
 from hf_invact.trainer import budget
 from tests.models import tiny_model
 from tests.planning.small import small_model
@@ -99,7 +100,7 @@ class Peak(TrainerCallback):
     """Measures the last step, with what is there before it."""
 
     def __init__(self) -> None:
-        self.storages = LiveStorages()
+        self.storages = LiveStorages(workspace)
         self.bytes = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -120,7 +121,10 @@ class Peak(TrainerCallback):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_step_of_the_trainer_needs_what_is_planned(bf16: bool, tight: int, tmp_path: Path) -> None:
     peak = Peak()
-    _, callback, _ = trained(tmp_path, tight, None, None, peak, bf16=bf16, max_grad_norm=0)
+    data = records(12, TOKENS)
+    for record in data:
+        record["attention_mask"] = torch.tensor([1] * (TOKENS - 1) + [0])
+    _, callback, _ = trained(tmp_path, tight, None, data, peak, bf16=bf16, max_grad_norm=0)
     assert callback.planned is not None
     plan = callback.planned.plan
     assert len(plan.checkpointed) > 0
@@ -232,6 +236,14 @@ def test_the_measured_peak_is_logged_beside_the_predicted_one(
     assert caplog.text.count(line) == 1
     assert line.startswith("peak memory of the first 3 steps: 30.00 MiB measured, ")
     assert line.endswith("40.00 MiB allowed")
+
+
+def test_batches_of_several_sequences_may_be_padded(tmp_path: Path) -> None:
+    _, callback, _ = trained(tmp_path / "some", "1GiB", max_steps=1)
+    assert "some tokens are padding" in str(callback.planned).lower()
+    alone = arguments(tmp_path / "alone", per_device_train_batch_size=1)
+    planned = budget.plan_training(llama(), InvActConfig(memory_budget="1GiB", seq_len=TOKENS), alone, {})
+    assert "padding" not in str(planned)
 
 
 def test_images_have_no_length(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def _entry(model: BudgetModel) -> dict[str, Any]:
         return peaks[key]
 
     sequences, tokens = batch["input_ids"].shape
-    padded = not bool(batch["attention_mask"].all())
+    padded = "attention_mask" in batch and not bool(batch["attention_mask"].all())
     with dry_run(Setup(trained, padded=padded)) as planned:
         budgets = [*_budgets(planned, sequences, tokens)]
         plans = [budget_from_run(planned, sequences, tokens, budget, optimizer=OPTIMIZER) for budget in budgets]

@@ -113,6 +113,17 @@ class Setting:
 SHARED = Setting()
 
 
+def made_anew(default: int = 1) -> Callable[[], int]:
+    def made(x: int = default) -> int:
+        return x
+
+    return made
+
+
+def closure(x: int) -> Callable[[], int]:
+    return lambda: x
+
+
 @pytest.mark.parametrize(
     ("one", "other", "is_alike"),
     [
@@ -127,6 +138,9 @@ SHARED = Setting()
         (Colour.RED, Colour.RED, True),
         (function, function, True),
         (lambda: 1, lambda: 1, False),
+        (made_anew(), made_anew(), True),
+        (made_anew(1), made_anew(2), False),
+        (closure(1), closure(1), False),
         (functools.partial(function, 1), functools.partial(function, 1), True),
         (functools.partial(function, 1), functools.partial(function, 2), False),
         (SHARED, SHARED, True),
