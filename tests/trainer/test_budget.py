@@ -288,3 +288,13 @@ def test_what_else_is_held_is_left_room_for(monkeypatch: pytest.MonkeyPatch) -> 
         assert others == 5 * MIB - weights - buffers
         assert budget._held_by_others(run.model, torch.device("cpu")) == 0
     assert [plan.reserve_bytes for plan in plans] == [0, MIB]
+
+
+def test_several_processes_hold_copies_of_the_gradients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, config = llama(), InvActConfig(memory_budget="1GiB", seq_len=TOKENS)
+    args = arguments(tmp_path)
+    alone = budget.plan_training(model, config, args, {})
+    monkeypatch.setattr(type(args), "world_size", 2)
+    together = budget.plan_training(model, config, args, {})
+    gradients = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    assert together.plan.reserve_bytes - alone.plan.reserve_bytes == gradients

@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 
 from hf_invact import InvActConfig, Lora, MemoryPlan, PlanningError, patch_model, plan_memory
 from hf_invact.memory import SavedActivations, by_part
+from hf_invact.planning import make_optimizer, predict_peak
 from hf_invact.planning.batch import make_batch
 from tests.combinations.adapters import lora, with_adapters
 from tests.combinations.test_quantized import FOUR_BITS, loaded, needs_bitsandbytes, quantized
@@ -38,6 +39,23 @@ def test_a_quantized_model_keeps_what_is_planned(how: str) -> None:
     assert plan.plain == kept(model)
     assert plan.report == patch_model(model, InvActConfig(autocast_dtype=torch.bfloat16))
     assert plan.patched == kept(model)
+
+
+@each_quantization
+def test_a_quantized_model_leaves_behind_what_is_planned_also_where_no_hook_sees_it(how: str) -> None:
+    model: Any = quantized("llama", dropout=0.05, **OPTIONS[how]).get_base_model()
+    plan = plan_memory(model, SEQUENCES, TOKENS, autocast="bf16", optimizer="adamw")
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    model.config.use_cache = False
+    real = predict_peak(
+        *(model, make_batch(model, SEQUENCES, TOKENS), make_optimizer("adamw", trained)),
+        forward_context=lambda: torch.autocast("cpu", torch.bfloat16),
+        device="cpu",
+    )
+    assert plan.plain_peak is not None
+    planned = plan.plain_peak.by_moment["forward"]["activations"]
+    # In 8 bits a layer also keeps a number for each row, a block of 512 bytes here.
+    assert planned == pytest.approx(real.by_moment["forward"]["activations"], rel=0.04)
 
 
 @pytest.mark.parametrize(
