@@ -136,7 +136,7 @@ def test_further_questions_as_json(config: str, capsys: pytest.CaptureFixture[st
     assert printed["comparison"] == as_json(comparison)
     assert printed["fit"]["memory_bytes"] == 1024
     assert [variant["name"] for variant in printed["fit"]["variants"]] == [
-        *("plain", "inverted", "checkpointing", "checkpointing + inverted")
+        *("plain", "inverted", "1 layer checkpointed", "checkpointing", "checkpointing + inverted")
     ]
     assert printed["plain"] == printed["comparison"]["variants"][0]["saved"]
 

@@ -77,6 +77,18 @@ def _bytes(key: str, facts: Content, plain: Content) -> str:
     return f"{size(facts[key])}{less and f' ({less})'}"
 
 
+def _budget(found: Content) -> Iterator[Row]:
+    predicted, measured = found["predicted_bytes"], found["measured_bytes"]
+    yield [
+        f"{found['title']}, {found['sequences']}x{found['tokens']}, {found['dtype']}",
+        size(found["budget_bytes"]),
+        f"{found['checkpointed']} of {found['layers']}",
+        size(predicted),
+        f"{size(measured)} ({measured / predicted - 1:+.1%})",
+        size(found["used_bytes"]) if "used_bytes" in found else ABSENT,
+    ]
+
+
 def _counted(found: Content) -> Iterator[Row]:
     counted, measured = found["counted"].get("kept_bytes"), found["measured_bytes"]
     both = counted and measured
@@ -108,6 +120,7 @@ def _tests(found: Content) -> Iterator[Row]:
 RENDERED: Mapping[str, tuple[Row, Callable[[Content], Iterator[Row]]]] = {
     "smoke": (["operator, backend, dtype", "error of the output", "largest error of a gradient"], _smoke),
     "steps": (["model, batch, dtype: variant", "peak memory", "saved for backward", "step", "first loss"], _steps),
+    "budget": (["model, batch, dtype", "budget", "checkpointed", "predicted peak", "measured", "process"], _budget),
     "counted": (["model, batch, setting: variant", "counted", "measured", "difference"], _counted),
     "operators": (["operator, dtype, elements", "forward / backward, ms", "share of a copy's bandwidth"], _operators),
     "tests": (["file", "outcome"], _tests),

@@ -30,6 +30,7 @@ _MEASURES = "experiments.device.measures"
 STAGES = (
     Stage("smoke", "every backend runs and agrees with float64", f"{_MEASURES}.smoke", 3.0),
     Stage("steps", "whole training steps: memory, time and loss", f"{_MEASURES}.steps", 4.0),
+    Stage("budget", "memory budgets: predicted and measured peaks", f"{_MEASURES}.budget", 1.0),
     Stage("counted", "what the reproduction counts, measured", f"{_MEASURES}.counted", 2.0),
     Stage("operators", "operators: time and bandwidth", f"{_MEASURES}.operators", 1.5),
     Stage("tests", "the tests marked gpu", f"{_MEASURES}.gpu_tests", 1.5),

@@ -19,12 +19,20 @@ from .dry_run import DryRun, dry_run
 from .model.setup import Options, Setup
 from .peak import Peak
 from .search import largest_that_fits, static_bytes
-from .variants import BOTH, CHECKPOINTED, INVERTED, PAIRS, PLAIN, TrainingVariant, advice_to_leave_unpatched
+from .variants import (
+    BOTH,
+    CHECKPOINTED,
+    INVERTED,
+    PAIRS,
+    PLAIN,
+    TrainingVariant,
+    advice_to_leave_unpatched,
+    mixed,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-FITTED = (PLAIN, INVERTED, CHECKPOINTED, BOTH)
 TOKENS_STEP = 64
 MOST_TOKENS = 1 << 22
 """Tokens (or images) in a batch at which a search ends."""
@@ -101,7 +109,9 @@ def fit_memory(
     optimizer: str = "adamw_fused",
     **options: Unpack[Options],
 ) -> MemoryFit:
-    """Find the largest batch and the longest sequence whose predicted peak fits: plain, inverted, checkpointed, both.
+    """Find the largest batch and the longest sequence whose predicted peak fits.
+
+    Compared are plain, inverted, inverted with half of the layers checkpointed, checkpointed, and both.
 
     Args:
         model, batch_size, seq_len, options: as for `hf_invact.plan_memory` (but for gradient_checkpointing). Batches
@@ -132,7 +142,7 @@ def fit_from_run(
         raise ValueError(f"memory_bytes must be at least 1, got {memory_bytes}")
     seq_len = run.length(seq_len)
     plain_peak = run.peak(PLAIN, batch_size, seq_len, optimizer)
-    applying, notes = applying_variants(run, FITTED)
+    applying, notes = applying_variants(run, _fitted(len(checkpointable_layers(run.model))))
     variants = tuple(
         VariantFit(
             variant.name,
@@ -157,6 +167,11 @@ def fit_from_run(
             *_mix_notes(run, batch_size, seq_len, memory_bytes, optimizer),
         ),
     )
+
+
+def _fitted(layers: int) -> tuple[TrainingVariant, ...]:
+    """With half of the layers checkpointed, as for a memory budget, between those with none and all."""
+    return PLAIN, INVERTED, *([mixed(layers // 2)] if layers > 1 else []), CHECKPOINTED, BOTH
 
 
 def _largest_batch(

@@ -62,10 +62,14 @@ BOTH = TrainingVariant("checkpointing + inverted", patched=True, checkpointed=Tr
 
 
 def mixed(layers: int, *, patch_checkpointed: bool = False) -> TrainingVariant:
-    """The first layers checkpointed, and the others inverted."""
+    """The first layers checkpointed, and the others inverted.
+
+    >>> mixed(16).name, mixed(1, patch_checkpointed=True).name
+    ('16 layers checkpointed', '1 layer checkpointed and inverted')
+    """
     also = " and inverted" if patch_checkpointed else ""
     return TrainingVariant(
-        f"{layers} layers checkpointed{also}",
+        f"{layers} layer{'' if layers == 1 else 's'} checkpointed{also}",
         patched=True,
         checkpoint_layers=layers,
         patch_checkpointed=patch_checkpointed,

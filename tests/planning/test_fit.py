@@ -59,6 +59,13 @@ def test_the_longest_sequence_fits_and_the_next_does_not(llama: MemoryFit, index
     assert peaks(LLAMA, 3, found.size + 64, gradient_checkpointing=checkpointed)[index % 2] > MEMORY
 
 
+def test_half_of_the_layers_checkpointed_is_in_between() -> None:
+    fit = fit_memory(small_config("llama", num_hidden_layers=8), 2, 64, MEMORY)
+    sizes = {variant.name: variant.batch_size.size for variant in fit.variants}
+    assert [*sizes] == ["plain", "inverted", "4 layers checkpointed", "checkpointing", "checkpointing + inverted"]
+    assert sizes["inverted"] < sizes["4 layers checkpointed"] < sizes["checkpointing"]
+
+
 def fit_of(model_type: str, memory_bytes: int, **changes: Any) -> MemoryFit:
     return fit_memory(small_config(model_type, num_hidden_layers=1, **changes), 2, 32, memory_bytes)
 

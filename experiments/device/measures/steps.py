@@ -64,13 +64,9 @@ def cases(kind: str) -> list[Case]:
 
 def measure(trained: Trained, conditions: Conditions) -> dict[str, Any]:
     """What a model keeps, its peak, its loss and the time of a step, in each variant in turn."""
-    case, device, seed = trained.model, conditions.device, conditions.seed
-    model = build_model(case, DTYPES[case.dtype], device, seed)
-    batch = make_batch(case, model.config.vocab_size, device, seed)
-    if trained.lora:
-        model = _adapted(model, trained.lora)
+    case, training = trained.model, training_of(trained, conditions)
+    model = training.model
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    training = Training(model, batch, torch.optim.AdamW(weights, lr=0.0, fused=True), seed)
     patching = _patching(model)
     rounds, facts = compare_variants(training, VARIANTS, ROUNDS, conditions.deadline)
     for variant in facts.values():
@@ -90,6 +86,17 @@ def measure(trained: Trained, conditions: Conditions) -> dict[str, Any]:
         "rounds": rounds,
         "variants": facts,
     }
+
+
+def training_of(trained: Trained, conditions: Conditions) -> Training:
+    """A model with random weights, its batch and its optimizer."""
+    case, device, seed = trained.model, conditions.device, conditions.seed
+    model = build_model(case, DTYPES[case.dtype], device, seed)
+    batch = make_batch(case, model.config.vocab_size, device, seed)
+    if trained.lora:
+        model = _adapted(model, trained.lora)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return Training(model, batch, torch.optim.AdamW(weights, lr=0.0, fused=True), seed)
 
 
 def _adapted(model: PreTrainedModel, lora: Mapping[str, Any]) -> Any:

@@ -21,8 +21,7 @@ _MEASURED = """\
 Real training steps on a CPU, with budgets from what a step needs with nothing checkpointed down to what it needs with
 everything checkpointed. *Measured* is the peak by the events of PyTorch's allocator, with weights, gradients and
 optimizer state ({optimizer}). *One less* is the lower of the measured peaks with one checkpointed layer less: above the
-budget, or fewer layers would have been enough. On a CPU, activations and norms compute in pieces that take up to 6 MiB,
-which no prediction has: much beside a step of MiniLM, and nothing beside one of SmolLM2."""
+budget, or fewer layers would have been enough."""
 
 
 def section(results: Results) -> str:

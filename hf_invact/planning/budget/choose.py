@@ -7,6 +7,7 @@ nothing. Only where the peak falls while a layer is recomputed, checkpointed lay
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,16 @@ def budget_from_run(
 def reserve_bytes(budget_bytes: int, device: str) -> int:
     """What is left of a budget for what is not predicted."""
     return 0 if device == "cpu" else CONTEXT + int(RESERVED_SHARE * budget_bytes)
+
+
+def with_reserve(peak_bytes: int, device: str) -> int:
+    """The budget that leaves so much for the predicted peak.
+
+    >>> budget = with_reserve(10 * 2**30, "cuda")
+    >>> budget - reserve_bytes(budget, "cuda") - 10 * 2**30 in (0, 1)
+    True
+    """
+    return peak_bytes if device == "cpu" else math.ceil((peak_bytes + CONTEXT) / (1 - RESERVED_SHARE))
 
 
 def choose(peak_of: Callable[[TrainingVariant], Peak], layers: int, limit: int) -> TrainingVariant:

@@ -18,10 +18,11 @@ from torch import Tensor
 from experiments.benchmark.operators.measure import OPERATORS
 from experiments.benchmark.steps import measure as step_times
 from experiments.device.case import Conditions
-from experiments.device.measures import counted, gpu_tests, operators, smoke, steps
+from experiments.device.measures import budget, counted, gpu_tests, operators, smoke, steps
 from experiments.device.stages import STAGES
 from hf_invact import functional
 from hf_invact.ops import BACKENDS
+from tests.helpers import threads
 
 CPU = torch.device("cpu")
 CONDITIONS = Conditions(CPU, seed=0, deadline=math.inf)
@@ -106,6 +107,16 @@ def test_the_steps_of_a_model(trained: steps.Trained, monkeypatch: pytest.Monkey
     norms = {"norm-output": 4, "norm-input": 1} if trained.lora else {"norm-output": 5}  # a frozen head keeps no input
     assert plans == {"gate-output": 2, **norms}
     assert (found["trained_parameters"] < found["parameters"]) == bool(trained.lora)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # from PEFT
+@pytest.mark.parametrize("trained", steps.MODELS["cpu"][-2:], ids=lambda trained: trained.model.model)
+def test_a_step_within_a_budget_takes_what_is_predicted(trained: steps.Trained) -> None:
+    with threads(1):
+        found = budget.measure(trained, CONDITIONS)
+    assert 0 < found["checkpointed"] <= found["layers"]
+    assert found["predicted_bytes"] <= found["budget_bytes"]
+    assert found["measured_bytes"] == pytest.approx(found["predicted_bytes"], rel=0.05)  # in so small a model, blocks of 512 bytes count
 
 
 def test_a_loss_that_differs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,10 @@ STEPS = {
     "inverted": variant(102.0, 30, 15, equal_loss=False, ratio={"median": 1.024}),
     "checkpointing": {"unavailable": "out of memory: tried"},
 }
+BUDGET = {
+    **{"budget_bytes": 24 * GIB, "predicted_bytes": 20 * GIB, "measured_bytes": 21 * GIB, "used_bytes": 23 * GIB},
+    **{"layers": 32, "checkpointed": 7},
+}
 FIGURES = {"native": {"ms": 0.5, "copy_share": 0.91}, "liger": {"unavailable": "not installed"}}
 MEASURED = {
     "format": 1,
@@ -37,6 +41,7 @@ MEASURED = {
     "stages": [
         stage("smoke", case("gelu, triton, bf16", errors={"output": 0.0017, "gradient 1": 0.0027})),
         stage("steps", case("m", title="Model", sequences=4, tokens=8, dtype="bf16", variants=STEPS)),
+        stage("budget", case("b", title="Model", sequences=4, tokens=8, dtype="bf16", **BUDGET)),
         stage(
             "counted",
             case(
@@ -88,6 +93,7 @@ def test_what_a_gpu_has_measured() -> None:
         "| Model, 4x8, bf16: inverted | 30.00 GiB (-25.0%) | 15.00 GiB (-25.0%) | 1.02x | differs: 2.5 |",
         "| Model, 4x8, bf16: checkpointing | - | - | - | out of memory: tried |",
         "| Mistral-7B, LoRA: ours | 16.00 GiB | 17.00 GiB | +6.2% |",
+        "| Model, 4x8, bf16 | 24.00 GiB | 7 of 32 | 20.00 GiB | 21.00 GiB (+5.0%) | 23.00 GiB |",
         "| gelu, bf16, 1,048,576: native | 0.5 / 0.5 | 91% / 91% |",
         "| tests/test_a.py | 9 passed, 1 failed |",
         "- counted, d: it was killed by SIGKILL",

@@ -15,7 +15,6 @@ from experiments.reproduce.budget.run import BUDGETS, run
 from experiments.reproduce.budget.tables import largest_difference, section
 from tests.helpers import threads
 
-SCRATCH = 6 * 2**20  # what plain PyTorch's gate, activation and norms take at once on a CPU, which is not predicted
 COMMITTED = Path(__file__).parents[4] / "results" / "reproduction" / "budget.json"
 
 
@@ -38,8 +37,7 @@ def test_a_tiny_model(tmp_path: Path) -> None:
     (entry,) = results["entries"]
     assert len(entry["budgets"]) == BUDGETS
     for budget in entry["budgets"]:
-        # The scratch memory of plain PyTorch's gate is fixed, and large beside so small a model.
-        assert budget["measured_bytes"] == pytest.approx(budget["predicted_bytes"], rel=0.15)
+        assert budget["measured_bytes"] == pytest.approx(budget["predicted_bytes"], rel=0.03)
     (predicted,) = results["predicted"]
     assert (predicted["layers"], predicted["checkpointed"]) == (1, 0)
     text = section(results)
@@ -55,7 +53,7 @@ def each_committed() -> list[Any]:
 
 @pytest.mark.parametrize("budget", each_committed())
 def test_measured_peaks_are_within_the_budget_and_those_with_one_layer_less_are_not(budget: dict[str, Any]) -> None:
-    assert budget["predicted_bytes"] <= budget["budget_bytes"]
-    assert -0.001 * budget["predicted_bytes"] < budget["measured_bytes"] - budget["predicted_bytes"] < SCRATCH
+    assert max(budget["measured_bytes"], budget["predicted_bytes"]) <= budget["budget_bytes"]
+    assert budget["measured_bytes"] == pytest.approx(budget["predicted_bytes"], rel=1e-3)
     if budget["checkpointed"]:
         assert budget["one_less_measured_bytes"] > budget["budget_bytes"]
