@@ -73,8 +73,8 @@ def predict_peak(
 ) -> Peak:
     """Predict the peak memory of a training step, as CUDA's allocator would count it (``max_memory_allocated``).
 
-    If the optimizer has no state yet, runs two steps and reports the second. The model is left as before, without
-    gradients. Frozen parameters have neither gradients nor optimizer state.
+    If the optimizer has no state yet, it takes two steps, so that what is reported is a later one than the first. The
+    model is left as before, without gradients. Frozen parameters have neither gradients nor optimizer state.
 
     Not counted is memory that kernels allocate for themselves (workspaces of cuBLAS, sums of an unfused backward
     kernel), and what the allocator loses to fragmentation.
@@ -112,13 +112,20 @@ def predict_peak(
     with _fake_mode_of(weights[0]), storages:
         storages.mark([*model.parameters(), *model.buffers()], "parameters")
         storages.mark(_tensors(batch), "inputs")
-        steps = 1 if optimizer.state else 2
+        has_state = bool(optimizer.state)
         _mark_state(storages, optimizer)
-        for _ in range(steps):
-            for _ in range(2 if accumulates else 1):
-                _run_passes(storages, model, batch, forward_context)
-            _run_optimizer(storages, optimizer)
-    return Peak({moment: _categories(storages.peak(moment)) for moment in MOMENTS})
+        for _ in range(2 if accumulates else 1):
+            _run_passes(storages, model, batch, forward_context)
+        if not has_state:
+            storages.begin("first step")
+            optimizer.step()
+            _mark_state(storages, optimizer)
+        _run_optimizer(storages, optimizer)
+    moments = {moment: _categories(storages.peak(moment)) for moment in MOMENTS}
+    if not has_state:  # but from the second step on
+        for moment in MOMENTS[:-1]:
+            moments[moment]["optimizer"] += storages.held("optimizer")
+    return Peak(moments)
 
 
 def _run_passes(

@@ -115,6 +115,11 @@ class LiveStorages(TorchDispatchMode):
                 totals[block.category] = totals.get(block.category, 0) + block.bytes
         return totals
 
+    def held(self, category: str) -> int:
+        """Bytes of a category that are alive now."""
+        self._settle()
+        return sum(block.bytes for _, block in self._alive.values() if block.category == category)
+
     def _block_of(self, tensor: Tensor) -> _Block:
         key = _key(tensor)
         if key not in self._alive:

@@ -116,7 +116,7 @@ def test_a_step_within_a_budget_takes_what_is_predicted(trained: steps.Trained) 
         found = budget.measure(trained, CONDITIONS)
     assert 0 < found["checkpointed"] <= found["layers"]
     assert found["predicted_bytes"] <= found["budget_bytes"]
-    assert found["measured_bytes"] == pytest.approx(found["predicted_bytes"], rel=0.05)  # in so small a model, blocks of 512 bytes count
+    assert found["measured_bytes"] == pytest.approx(found["predicted_bytes"], rel=0.05)
 
 
 def test_a_loss_that_differs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
