@@ -109,7 +109,7 @@ def plan_budget(
     >>> size = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4}
     >>> plan = plan_budget(LlamaConfig(vocab_size=256, **size), 32, 128, "50MB", device="cpu")
     >>> len(plan.checkpointed), plan.config.checkpoint_layers
-    (4, 4)
+    (5, 5)
     """
     setup = Setup(model, **options)
     budget = parse_budget(memory_budget)
