@@ -18,7 +18,7 @@ from .compare import applying_variants
 from .dry_run import DryRun, dry_run
 from .model.setup import Options, Setup
 from .peak import Peak
-from .search import largest_that_fits, static_bytes
+from .search import TOKENS_STEP, largest_that_fits, static_bytes
 from .variants import (
     BOTH,
     CHECKPOINTED,
@@ -33,7 +33,6 @@ from .variants import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-TOKENS_STEP = 64
 MOST_TOKENS = 1 << 22
 """Tokens (or images) in a batch at which a search ends."""
 

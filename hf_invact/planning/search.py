@@ -10,6 +10,8 @@ from .peak import MOMENTS, Peak
 
 POINTS = 3
 PATIENCE = 8
+TOKENS_STEP = 64
+"""The step in which lengths of sequences are searched."""
 
 
 def largest_that_fits(

@@ -11,9 +11,10 @@ from ..display.sizes import common_unit, size
 from ..display.tables import cell_in_unit, saved_bytes_table, size_row, table
 from .batch import batch_in_words
 from .compare import Comparison, VariantMemory
-from .fit import POSITIONS, SEARCH, TOKENS_STEP, Largest, MemoryFit
+from .fit import POSITIONS, SEARCH, Largest, MemoryFit
 from .peak import CATEGORIES, Peak
 from .plan import MemoryPlan
+from .search import TOKENS_STEP
 from .variants import BOTH, INVERTED, advice_to_leave_unpatched
 
 # A relative change of the peak below this is reported as none: fragmentation in the allocator is larger.

@@ -244,6 +244,10 @@ def test_batches_of_several_sequences_may_be_padded(tmp_path: Path) -> None:
     alone = arguments(tmp_path / "alone", per_device_train_batch_size=1)
     planned = budget.plan_training(llama(), InvActConfig(memory_budget="1GiB", seq_len=TOKENS), alone, {})
     assert "padding" not in str(planned)
+    packed = arguments(tmp_path / "packed", per_device_train_batch_size=RECORDS)
+    packed.packing = True  # as TRL's arguments have it
+    planned = budget.plan_training(llama(), InvActConfig(memory_budget="1GiB", seq_len=TOKENS), packed, {})
+    assert "padding" not in str(planned)
 
 
 def test_images_have_no_length(tmp_path: Path) -> None:

@@ -82,9 +82,8 @@ def setting(value: Any, owner: nn.Module, depth: int = 0) -> object:
             return type(value), tuple((inner(key), inner(each)) for key, each in value.items())
         if isinstance(value, functools.partial):
             return functools.partial, inner(value.func), inner(value.args), inner(value.keywords)
-    if isinstance(value, types.FunctionType) and not (
-        value.__closure__ or vars(value)
-    ):  # made anew on each call, maybe
+    if isinstance(value, types.FunctionType) and not (value.__closure__ or vars(value)):
+        # Such a function may be made anew each time, as Transformers does for its hooks on embeddings.
         return value.__code__, value.__module__, inner(value.__defaults__), inner(value.__kwdefaults__)
     if isinstance(value, types.MethodType):
         return value.__func__, "own" if value.__self__ is owner else _Same(value.__self__)

@@ -9,9 +9,7 @@ from ...inputs.sizes import longest_sequence
 from ..batch import batch_in_words
 from ..dry_run import DryRun
 from ..peak import Peak
-from ..search import largest_that_fits, static_bytes
-
-TOKENS_STEP = 64
+from ..search import TOKENS_STEP, largest_that_fits, static_bytes
 
 
 def why_not(
